@@ -1,0 +1,155 @@
+"""Checkpoints: written atomically with a checksum inside, read as data and never as code.
+
+A checkpoint is a dict of tensors and plain Python values. Its key `checksum` is a digest of everything else in it,
+because torch does not notice a flipped byte in a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+from models import plain_keys
+
+CHECKSUM = "checksum"
+
+
+def digest(value: object) -> str:
+    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; independent of device and file format."""
+    sha = hashlib.sha256()
+    _feed(sha, value)
+    return sha.hexdigest()
+
+
+def _feed(sha, value: object) -> None:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+    elif isinstance(value, dict):
+        sha.update(f"dict {len(value)} ".encode())
+        for key, item in value.items():
+            _feed(sha, key)
+            _feed(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"sequence {len(value)} ".encode())
+        for item in value:
+            _feed(sha, item)
+    elif isinstance(value, float):
+        sha.update(b"float " + struct.pack("<d", value))
+    elif value is None or isinstance(value, bool | int | str):
+        sha.update(f"{type(value).__name__} {value!r} ".encode())
+    else:
+        raise TypeError(f"{type(value).__name__} in a checkpoint: tensors and plain Python values only")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` at once: at any moment the old or the new file is there, whole.
+
+    :raises OSError: if the folder is full or cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, content: dict, previous: Path | None = None) -> None:
+    """Write `content` with its checksum to `path`; what was there is kept as `previous`, if given.
+
+    :raises OSError: as `write_atomically`.
+    """
+    buffer = io.BytesIO()  # torch reports a full disk as RuntimeError; a plain write reports it as OSError
+    torch.save({**content, CHECKSUM: digest(content)}, buffer)
+    if previous is not None and path.exists():
+        # A second name first, then one replace each: `path` never goes missing.
+        link = previous.with_name(f".{previous.name}.tmp")
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        link.replace(previous)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict:
+    """The content of a checkpoint, on the CPU, without its checksum.
+
+    :raises UserError: if there is no such file, or it is damaged, not a checkpoint, or would run code.
+    """
+    try:
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror or error}): name another file") from None
+    except Exception as error:  # a damaged file fails anywhere in torch's reader
+        reason = "it asks to run code, which is refused" if "GLOBAL" in str(error) or "Unsupported" in str(error) else (
+            "truncated, damaged, or another kind of file")  # fmt: skip
+        raise UserError(f"checkpoint {path}: not tensors and plain values ({reason}): name another file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: name another file")
+    if CHECKSUM in content:
+        expected = content.pop(CHECKSUM)
+        try:
+            intact = digest(content) == expected
+        except TypeError:
+            intact = False
+        if not intact:
+            raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: name another file")
+    return content
+
+
+class ModelFile(NamedTuple):
+    """The weights in a checkpoint, ours or the reference's, and what comes with them."""
+
+    path: Path
+    sha256: str  # of the file
+    weights: dict  # state dict
+    config: dict | None  # of the training, in our checkpoints
+
+
+def load_model_file(name: str) -> ModelFile:
+    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, and a bare state dict.
+
+    :raises UserError: as `load`, and if no weights are in it.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model_best.pt"
+    content = load(path)
+    weights = content.get("model", content)
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
+    config = content.get("config")
+    return ModelFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), plain_keys(weights),
+                     config if isinstance(config, dict) else None)  # fmt: skip
+
+
+def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
+    """:raises UserError: naming the first tensor that is missing, too many or of another shape."""
+    own = model.state_dict()
+    for key in [*own, *weights]:
+        found, wanted = (tuple(d[key].shape) if key in d else None for d in (weights, own))
+        if found != wanted:
+            raise UserError(f"checkpoint {path}: of another network: {key} is {_shape(found)} there, {_shape(wanted)} "
+                            "in the network asked for: name the right --network or --dataset")  # fmt: skip
+    model.load_state_dict(weights)
+
+
+def _shape(shape: tuple | None) -> str:
+    return "absent" if shape is None else f"{'x'.join(map(str, shape)) or 'a number'}"

@@ -1,0 +1,348 @@
+"""Every hyper-parameter and flag, with unit and meaning; the published settings; the command lines made from them.
+
+Radii (`*eps*`) are in input units: images live in [0, 1], so 8/255 under Linf, 2.0 under L2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+from errors import UserError
+
+DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
+NORMS = ("Linf", "L2")
+LOSS_NAMES = ("xent", "cw", "lm", "slm")
+SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
+BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
+
+Schedule = tuple[tuple[int, float], ...]
+
+
+def number(text: str) -> float:
+    """`0.3` or `8/255`, finite."""
+    try:
+        value = float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
+    return value
+
+
+def schedule(text: str) -> Schedule:
+    """`1e-4`, or `0:0.3,20000:0.09`: learning rate from each step on; the first step is 0."""
+    try:
+        pairs = [part.split(":") for part in (text if ":" in text else f"0:{text}").split(",")]
+        steps = tuple((int(step), number(rate)) for step, rate in pairs)
+    except (ValueError, argparse.ArgumentTypeError):
+        steps = ()
+    in_order = all(a[0] < b[0] for a, b in zip(steps, steps[1:], strict=False))
+    if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
+    return steps
+
+
+def whole(text: str) -> int:
+    """A whole number >= 0."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
+    return int(text)
+
+
+PARSERS = {float: number, int: whole, Schedule: schedule, str: str}
+
+
+def opt(default, text: str, choices: Sequence[str] | None = None, parse=None):
+    return field(default=default, metadata={"help": text, "choices": choices, "parse": parse})
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. The defaults are MNIST's; `PRESETS` holds the published settings by data set and norm."""
+
+    dataset: str = opt("mnist", "data set", DATASETS)
+    norm: str = opt("Linf", "norm in which margins are measured", NORMS)
+    network: str = opt("lenet5", "lenet5, wrn28_4, or your own as package.module:callable")
+    seed: int = opt(0, "seed of every random draw")
+    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
+    deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
+
+    hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
+    clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 ordinary training")
+    clean_loss_fn: str = opt("xent", "loss on clean images, also on the wrong ones of the mixed batch", LOSS_NAMES)
+    margin_loss_fn: str = opt("xent", "loss at the boundary, on the right examples", LOSS_NAMES)
+    attack_loss_fn: str = opt("slm", "loss that PGD maximises", LOSS_NAMES)
+    search_loss_fn: str = opt("slm", "loss whose zero the bisection finds; < 0 also means right", SEARCH_LOSS_NAMES)
+    nb_iter: int = opt(40, "PGD steps N in training and in the per-epoch check")
+    eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
+    num_search_steps: int = opt(10, "halvings K of the bisection")
+    attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
+
+    batch_size: int = opt(50, "examples a step")
+    max_steps: int = opt(100_000, "optimizer steps of the whole run")
+    optimizer: str = opt("adam", "optimizer", ("adam", "sgd"))
+    lr: Schedule = opt(((0, 1e-4),), "learning rate, constant (1e-4) or by step (0:0.3,20000:0.09)")
+    momentum: float = opt(0.9, "momentum of sgd")
+    weight_decay: float = opt(0.0, "L2 penalty of the optimizer")
+    augment: bool = opt(False, "reflect-pad 4, random crop, horizontal flip of the training images")
+
+    test_eps: float = opt(0.3, "radius of the per-epoch check's PGD, and the evaluator's default")
+    test_eps_iter: float = opt(0.01, "step size of the per-epoch check's PGD")
+    train_size: int | None = opt(None, "training images used (default: all that are not validation)")
+    val_size: int | None = opt(5000, "validation images (default for image folders: 10 %% of the training images)")
+    test_size: int | None = opt(None, "test images of the per-epoch check (default: all; 0: no test check)")
+    eval_batch_size: int = opt(200, "images a batch in the per-epoch check")
+
+    pretrained: str | None = opt(None, "start from the weights of this checkpoint or run folder")
+    savepath: str | None = opt(None, "run folder (default: trained_models/<run name>)")
+    resume: bool = opt(False, "go on from the run folder's last.pt; start if it is empty; skip if finished")
+    disp_interval: int = opt(100, "steps between train rows in metrics.jsonl")
+    save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch")
+    tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder")
+
+    @property
+    def check_maxeps(self) -> float:
+        """d_max for the searches: `hinge_maxeps`, or the largest published one where training needs none."""
+        if self.hinge_maxeps is not None:
+            return self.hinge_maxeps
+        return max(PUBLISHED_MAXEPS[self.dataset, self.norm])
+
+    @property
+    def search_maxeps(self) -> float:
+        """eps_max = 1.05 d_max, the upper end of every bisection."""
+        return 1.05 * self.check_maxeps
+
+    @property
+    def method(self) -> str:
+        return {0.0: "OMMA", 1.0: "STD"}.get(self.clean_loss_coeff, "MMA")
+
+    @property
+    def run_name(self) -> str:
+        """`<dataset>-<norm>-<method>-<d_max>-sd<seed>`; d_max in 255ths for CIFAR-10 and image folders under Linf."""
+        parts = [self.dataset, self.norm, self.method]
+        if self.method != "STD":
+            in_255ths = self.norm == "Linf" and self.dataset in ("cifar10", "imagefolder")
+            parts.append(f"{self.check_maxeps * 255:.4g}" if in_255ths else str(self.check_maxeps))
+        return "-".join([*parts, f"sd{self.seed}"])
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 0."""
+        return [rate for start, rate in self.lr if start <= step][-1]
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Config:
+        """The config a checkpoint or config.json carries; fields it lacks take the preset's value.
+
+        :raises UserError: if the values are not those of a config.
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        try:
+            known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
+            config = replace(PRESETS[known["dataset"], known["norm"]], **known)
+            validate(config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"stored config: not a config of this program ({error!r}): use another file") from None
+        return config
+
+
+PUBLISHED_MAXEPS = {
+    ("digits", "Linf"): (0.3,),
+    ("digits", "L2"): (1.5,),
+    ("mnist", "Linf"): (0.45,),
+    ("mnist", "L2"): (2.0, 4.0, 6.0),
+    ("cifar10", "Linf"): (12 / 255, 20 / 255, 32 / 255),
+    ("cifar10", "L2"): (1.0, 2.0, 3.0),
+    ("imagefolder", "Linf"): (12 / 255, 20 / 255, 32 / 255),
+    ("imagefolder", "L2"): (1.0, 2.0, 3.0),
+}
+
+
+def _presets() -> dict[tuple[str, str], Config]:
+    mnist = Config()
+    digits = replace(mnist, dataset="digits", lr=((0, 1e-3),), max_steps=2000, nb_iter=10, val_size=200)
+    cifar10 = replace(
+        mnist, dataset="cifar10", network="wrn28_4", optimizer="sgd", weight_decay=2e-4, augment=True, nb_iter=10,
+        lr=((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)), batch_size=128, max_steps=50_000,
+    )  # fmt: skip
+    folder = replace(cifar10, dataset="imagefolder", val_size=None)
+    presets = {
+        ("mnist", "Linf"): replace(mnist, attack_mineps=0.1, test_eps=0.3, test_eps_iter=0.01),
+        ("mnist", "L2"): replace(mnist, norm="L2", attack_mineps=0.5, test_eps=2.0, test_eps_iter=0.125),
+        ("digits", "Linf"): replace(digits, attack_mineps=0.05, test_eps=0.2, test_eps_iter=0.05),
+        ("digits", "L2"): replace(digits, norm="L2", attack_mineps=0.25, test_eps=1.0, test_eps_iter=0.25),
+    }
+    for base in (cifar10, folder):
+        presets |= {
+            (base.dataset, "Linf"): replace(base, attack_mineps=0.005, test_eps=8 / 255, test_eps_iter=2 / 255),
+            (base.dataset, "L2"): replace(base, norm="L2", attack_mineps=0.5, test_eps=1.0, test_eps_iter=0.25),
+        }
+    return presets
+
+
+PRESETS = _presets()
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation by repeated white-box PGD."""
+
+    model: str = opt("", "checkpoint file or run folder")
+    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
+    deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
+    norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
+    network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
+    eps: tuple[float, ...] | None = opt(None, "one or more radii (default: the training's test radius)", parse=number)
+    eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
+    nb_iter: int = opt(100, "PGD steps a restart")
+    nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
+    test_size: int | None = opt(None, "test images (default: all)")
+    batch_size: int = opt(200, "images a batch")
+    seed: int = opt(0, "seed of the random starts")
+    data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
+    save_adv: bool = opt(False, "also save the adversarial images beside the model")
+
+
+def eval_step_size(dataset: str, norm: str, eps: float) -> float:
+    """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
+    return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for every mistake, with a suggestion where a flag is misspelt."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message if ": " in message else f"{message}: see --help")
+
+    def parse(self, argv: Sequence[str] | None) -> dict:
+        """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+        return vars(given)
+
+
+def build_parser(cls: type, description: str, default_text: str) -> Parser:
+    """An argument parser with one flag for each field of the dataclass `cls`."""
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind, meta = hints[f.name], dict(f.metadata)
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next(a for a in typing.get_args(kind) if a is not type(None))
+        text = meta["help"]
+        if f.default not in (None, "") and "default" not in text:
+            text += f" ({default_text}{_as_flag_value(f.default)})"
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(
+                f"--{f.name}", type=meta["parse"] or PARSERS[kind], choices=meta["choices"], help=text,
+                nargs="+" if meta["parse"] else None, metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
+            )  # fmt: skip
+    return parser
+
+
+def _as_flag_value(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{step}:{rate:g}" for step, rate in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
+    """Training flags on top of the preset of their data set and norm, and what the user should be told.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", "MNIST Linf: ")
+    given = parser.parse(argv)
+    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
+        if name not in given:
+            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    config = replace(PRESETS[given["dataset"], given["norm"]], **given)
+    notes = []
+    for name in ("hinge_maxeps", "attack_mineps", "test_eps"):
+        if name in given:
+            value, note = radius(getattr(config, name), config.dataset, config.norm, name)
+            config = replace(config, **{name: value})
+            notes += note
+    validate(config)
+    return config, notes
+
+
+def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
+    """Evaluation flags. What depends on the checkpoint stays None until it is read.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    given = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ").parse(argv)
+    if "eps" in given:
+        given["eps"] = tuple(given["eps"])
+    config = EvalConfig(**given)
+    if not config.model:
+        raise UserError("--model is missing: name a checkpoint file or a run folder")
+    _require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter"))
+    return config
+
+
+def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, list[str]]:
+    """`value` as a radius in input units, and a note if it was read as 255ths (CIFAR-10 under Linf only).
+
+    :raises UserError: for a radius that no image in [0, 1] can use.
+    """
+    if value <= 0:
+        raise UserError(f"--{flag} {value:g}: a radius must be above 0")
+    if norm != "Linf" or value <= 1:
+        return value, []
+    if dataset == "cifar10" and value <= 255:
+        return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
+    raise UserError(f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
+                    f"write {value:g}/255 if 255ths are meant")  # fmt: skip
+
+
+def validate(config: Config) -> None:
+    """:raises UserError: for values that contradict each other or mean nothing."""
+    _require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
+                               "eps_iter_scale", "attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size",
+                               "eval_batch_size", "save_interval"))  # fmt: skip
+    for name in ("momentum", "weight_decay"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
+    if not 0 <= config.clean_loss_coeff <= 1:
+        raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
+    if config.hinge_maxeps is None and config.clean_loss_coeff < 1:
+        published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
+        raise UserError(f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
+                        f"{config.norm} are {published}")  # fmt: skip
+    if config.norm == "Linf" and config.check_maxeps > 1:
+        raise UserError(f"--hinge_maxeps {config.check_maxeps:g}: an Linf radius above 1 means nothing on [0, 1]")
+    if config.clean_loss_coeff < 1 and config.attack_mineps > config.search_maxeps:
+        raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
+                        f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip
+    if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:
+        near = difflib.get_close_matches(config.network, BUILT_IN_NETWORKS, n=1)
+        raise UserError(f"--network {config.network}: " + (f"did you mean {near[0]}? " if near else "")
+                        + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable")  # fmt: skip
+
+
+def _require_positive(config, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        zero_means_none = name == "test_size" and isinstance(config, Config)
+        if value is not None and not zero_means_none and not value > 0:
+            raise UserError(f"--{name} {value:g}: must be above 0")

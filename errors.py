@@ -1,0 +1,25 @@
+"""What a user can put right: one line on standard error, exit status 2."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A wrong value, a missing file, a checkpoint that does not fit: `<what> <value>: <what to do>`."""
+
+
+def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
+    """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, without a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+
+    return wrapped

@@ -1,0 +1,295 @@
+"""MMA training (paper, algorithm 2): the step, the check after each epoch, and the loop around them.
+
+B batch, C classes, N training examples. Images in [0, 1]; eps is a radius in the same unit. The trainer prints nothing
+and touches no file: rows and states go to the `Recorder` it is handed.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from anpgd import anpgd, zero_crossing
+from config import Config
+from data import Batch, Dataset, Split, steps_per_epoch, train_batch
+from losses import LOSSES, logit_margin
+from pgd import pgd
+from utils import CHECK, GLOBAL, START, eval_mode, generator, mixed_seed, row_noise
+
+
+class StepResult(NamedTuple):
+    """What one step saw; tensors on the device. The gradient lies in the parameters."""
+
+    clean_loss: Tensor  # () mean over the batch
+    correct: Tensor  # () examples right by argmax in the clean forward
+    mma_loss: Tensor  # () L_mma; 0 in ordinary training
+    eps: Tensor  # (B,) the radius of each example to store; 0 where it is wrong
+
+
+def mma_step(model: nn.Module, batch: Batch, start_eps: Tensor, noise: Tensor | None, config: Config,
+             search_single_row: bool = True) -> StepResult:  # fmt: skip
+    """Add the gradient of (1 - alpha) L_mma + alpha L_clean to the parameters' (paper, eq. 8 and algorithm 2).
+
+    start_eps (B,): where AN-PGD starts in each row; noise (B, ...): uniform on [0, 1), for PGD's random start. The
+    model's mode is the caller's, train mode in training. search_single_row False: with one right example the search
+    runs in eval mode, for networks whose BatchNorm cannot work on one row.
+    """
+    x, y, _ = batch
+    alpha = config.clean_loss_coeff
+    clean_loss_fn, margin_loss_fn = LOSSES[config.clean_loss_fn], LOSSES[config.margin_loss_fn]
+    search_loss_fn = LOSSES[config.search_loss_fn]
+
+    with torch.enable_grad() if alpha > 0 else torch.no_grad():
+        logits = model(x)
+        clean_loss = clean_loss_fn(logits, y).mean()
+    if alpha > 0:
+        (alpha * clean_loss).backward()
+    logits = logits.detach()
+    correct = (logits.argmax(dim=1) == y).sum()
+    eps = torch.zeros_like(start_eps)
+    if alpha == 1:
+        return StepResult(clean_loss.detach(), correct, torch.zeros_like(clean_loss.detach()), eps)
+
+    confident = search_loss_fn(logits, y) < 0  # with SLM: p_y > 1/2
+    x_mixed = x.clone()
+    if (rows := confident.nonzero().squeeze(1)).numel():
+        with nullcontext() if search_single_row or len(rows) > 1 else eval_mode(model):
+            shortest = anpgd(
+                model, x[rows], y[rows], norm=config.norm, start_eps=start_eps[rows], max_eps=config.search_maxeps,
+                steps=config.nb_iter, step_scale=config.eps_iter_scale, search_steps=config.num_search_steps,
+                attack_loss_fn=LOSSES[config.attack_loss_fn], search_loss_fn=search_loss_fn,
+                noise=None if noise is None else noise[rows],
+            )  # fmt: skip
+        x_mixed[rows], eps[rows] = shortest
+
+    logits = model(x_mixed)
+    losses = torch.where(confident, margin_loss_fn(logits, y), clean_loss_fn(logits, y))
+    keep = ~confident | (eps < config.check_maxeps)  # the hinge: beyond d_max an example has no loss
+    mma_loss = torch.where(keep, losses, 0).sum() / len(x)
+    ((1 - alpha) * mma_loss).backward()
+    return StepResult(clean_loss.detach(), correct, mma_loss.detach(), eps)
+
+
+class Check(NamedTuple):
+    """A network's figures on one split."""
+
+    clean_acc: float
+    robust_acc: float  # against PGD at the fixed test radius
+    margins: Tensor  # (N,) radius of the zero crossing along PGD's direction; 0 where misclassified
+
+    @property
+    def mean_margin(self) -> float:
+        return float(self.margins.double().mean())
+
+
+def check_split(model: nn.Module, split: Split, config: Config, *key: int, stop: Callable[[], bool] = lambda: False) -> Check | None:
+    """PGD at `test_eps` from random starts keyed by (seed, `key`, image), then bisection on LM; in eval mode.
+
+    None if `stop()` became true on the way.
+    """
+    robust, margins = torch.zeros(len(split), dtype=torch.bool, device=split.labels.device), torch.zeros(len(split))
+    margins = margins.to(split.labels.device)
+    correct = 0
+    with eval_mode(model):
+        for rows in torch.arange(len(split)).split(config.eval_batch_size):
+            if stop():
+                return None
+            x, y, rows = split.batch(rows)
+            with torch.no_grad():
+                right = logit_margin(model(x), y) < 0
+            correct += int(right.sum())
+            x, y, rows = x[right], y[right], rows[right]
+            if not len(rows):
+                continue
+            noise = row_noise(split.numbers[rows], x.shape[1:], config.seed, CHECK, *key).to(x)
+            x_adv = pgd(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
+                        step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+            with torch.no_grad():
+                robust[rows] = logit_margin(model(x_adv), y) < 0
+            margins[rows] = zero_crossing(model, x, y, (x_adv - x) / config.test_eps, loss_fn=logit_margin,
+                                          start_eps=config.test_eps, max_eps=config.search_maxeps,
+                                          steps=config.num_search_steps)  # fmt: skip
+    return Check(correct / len(split), float(robust.double().mean()), margins)
+
+
+class Recorder(Protocol):
+    """Where the trainer's results go."""
+
+    def step(self, trainer: Trainer, result: StepResult) -> None: ...
+    def row(self, row: dict) -> None: ...
+    def best(self, trainer: Trainer, metrics: dict) -> None: ...
+    def margins(self, eps: Tensor, step: int) -> None: ...
+    def save(self, trainer: Trainer) -> None: ...
+
+
+class Sums:
+    """Sums over examples since the last train row, on the device in float64, so that nothing waits for them."""
+
+    NAMES = ("examples", "clean_loss", "correct", "mma_loss", "eps")
+
+    def __init__(self, device: torch.device):
+        self.values = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
+
+    def add(self, result: StepResult) -> None:
+        count = len(result.eps)
+        self.values += torch.stack([
+            torch.full_like(result.clean_loss, count), result.clean_loss * count, result.correct.to(result.clean_loss),
+            result.mma_loss * count, result.eps.sum(),
+        ]).double()  # fmt: skip
+
+    def means(self) -> dict[str, float]:
+        examples, *rest = self.values.tolist()
+        return dict(zip(self.NAMES[1:], [value / examples for value in rest], strict=True)) if examples else {}
+
+
+class Trainer:
+    """A run: network, optimizer, per-example radii and step number, and the loop that advances them."""
+
+    def __init__(self, config: Config, model: nn.Module, data: Dataset):
+        self.config, self.model, self.data = config, model, data
+        self.device = data.train.labels.device
+        self.optimizer = make_optimizer(config, model)
+        self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
+        self.search_single_row = works_on_a_single_row(model, data.train)
+        self.step = 0  # optimizer steps done
+        self.checked_step = 0  # the last step with a check
+        self.eps = torch.zeros(len(data.train), device=self.device)
+        self.best_margin = float("-inf")
+        self.sums = Sums(self.device)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step done, counted from 1."""
+        return max(self.step - 1, 0) // self.steps_per_epoch + 1
+
+    def state(self) -> dict:
+        """Everything a resumed run needs: tensors and plain values."""
+        return {
+            "step": self.step,
+            "checked_step": self.checked_step,
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "eps": self.eps,
+            "best_margin": self.best_margin,
+            "sums": self.sums.values.tolist(),
+            "config": self.config.to_dict(),
+        }
+
+    def restore(self, state: dict) -> None:
+        """Take up a state of a run with the same network and training set."""
+        self.step, self.checked_step, self.best_margin = state["step"], state["checked_step"], state["best_margin"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.eps.copy_(state["eps"])
+        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+
+    def train_step(self) -> StepResult:
+        """One optimizer step; every draw is a function of (seed, step)."""
+        config, step = self.config, self.step
+        torch.manual_seed(mixed_seed(config.seed, GLOBAL, step))  # dropout in people's own networks
+        batch = train_batch(self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment)
+        noise = None
+        if config.clean_loss_coeff < 1:
+            noise = torch.rand(batch.x.shape, generator=generator(config.seed, START, step)).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        start_eps = self.eps[batch.index].clamp(min=config.attack_mineps)
+        result = mma_step(self.model, batch, start_eps, noise, config, self.search_single_row)
+        self.optimizer.step()
+        self.eps[batch.index] = result.eps
+        self.sums.add(result)
+        self.step += 1
+        return result
+
+    def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
+        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
+
+        The state is saved every `save_interval` minutes, after each check, and when stopped.
+        """
+        config = self.config
+        saved_at = row_at = time.monotonic()
+        row_step = self.step
+        while True:
+            epoch_ends = self.step % self.steps_per_epoch == 0 or self.step >= config.max_steps
+            if epoch_ends and self.step > self.checked_step and not stop():
+                check_at = time.monotonic()
+                if self.check(recorder, stop):
+                    recorder.save(self)
+                    saved_at = time.monotonic()
+                row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
+            if stop():
+                recorder.save(self)
+                return False
+            if self.step >= config.max_steps:
+                return True
+            recorder.step(self, self.train_step())
+            if self.step % config.disp_interval == 0:
+                now = time.monotonic()
+                recorder.row(self._train_row((self.step - row_step) / (now - row_at)))
+                row_at, row_step = now, self.step
+            if time.monotonic() - saved_at > 60 * config.save_interval:
+                recorder.save(self)
+                saved_at = time.monotonic()
+
+    def _train_row(self, steps_per_second: float) -> dict:
+        means = self.sums.means()
+        self.sums = Sums(self.device)
+        attacked = self.config.clean_loss_coeff < 1
+        return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": self.config.lr_at(self.step - 1),
+                "clean_loss": means["clean_loss"], "clean_acc": means["correct"],
+                "mma_loss": means["mma_loss"] if attacked else None, "mean_eps": means["eps"] if attacked else None,
+                "steps_per_second": round(steps_per_second, 4)}  # fmt: skip
+
+    def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
+        """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
+
+        False if stopped on the way: then nothing was handed over.
+        """
+        splits = {"val": self.data.val, "test": self.data.test}
+        rows = []
+        for number, (name, split) in enumerate(splits.items()):
+            if not len(split):
+                continue
+            result = check_split(self.model, split, self.config, number, self.step, stop=stop)
+            if result is None:
+                return False
+            rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,
+                         "clean_acc": result.clean_acc, "robust_acc": result.robust_acc,
+                         "mean_margin": result.mean_margin})  # fmt: skip
+        if rows[0]["mean_margin"] > self.best_margin:
+            self.best_margin = rows[0]["mean_margin"]
+            recorder.best(self, {row["split"]: row for row in rows})
+        recorder.margins(self.eps, self.step)
+        for row in rows:
+            recorder.row(row)
+        self.checked_step = self.step
+        return True
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam, or SGD with momentum, at the first learning rate."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr_at(0), weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, lr=config.lr_at(0), momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def works_on_a_single_row(model: nn.Module, split: Split) -> bool:
+    """Whether a forward pass in train mode accepts one image; BatchNorm on vectors does not."""
+    probe = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            probe(split.batch(torch.zeros(1, dtype=torch.long)).x)
+    except ValueError:
+        return False
+    return True

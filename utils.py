@@ -1,0 +1,91 @@
+"""Small things used in several rooms: module modes, per-row arithmetic, seeded draws."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+
+# The streams of random draws. Each draw's generator is keyed by (seed, stream, step or epoch, …).
+ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL = range(7)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside; each gets its own flag back."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, …, 1) with as many dimensions as `like`."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """(B, ...) -> (B,): Euclidean norm of each row."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def mixed_seed(*key: int) -> int:
+    """One 63-bit seed from several whole numbers >= 0, by numpy's fixed SeedSequence arithmetic."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that is a function of `key` alone, so the same numbers come on every device."""
+    return torch.Generator().manual_seed(mixed_seed(*key))
+
+
+def row_noise(index: Tensor, shape: Sequence[int], *key: int) -> Tensor:
+    """(B,) -> (B, *shape) on the CPU: uniform on [0, 1), each row a function of (`key`, its index) alone."""
+    return torch.stack([torch.rand(*shape, generator=generator(*key, int(i))) for i in index.cpu()])
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether a forward pass in train mode updates running statistics."""
+    return any(getattr(module, "running_mean", None) is not None for module in model.modules())
+
+
+def use_device(name: str, deterministic: bool) -> torch.device:
+    """The device a `--device` flag means; sets up deterministic kernels if asked for.
+
+    :raises UserError: if there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: cannot be used ({reason}): leave it out, or choose cpu") from None
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return device
