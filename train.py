@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
                         val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
-    trainer = Trainer(config, new_model(config, data).to(device), data)
+    trainer = Trainer(config, new_model(config, data).to(device, memory_format=torch.channels_last), data)
     if len(data.train) % config.batch_size == 1 and not trainer.search_single_row:
         raise UserError(f"--batch_size {config.batch_size}: the last batch of an epoch would hold one image, on which this "
                         "network's BatchNorm cannot work: choose another")  # fmt: skip
