@@ -117,14 +117,14 @@ def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn,
 
 def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: Attacked, *, loss_fns: Sequence[LossFn],
                  margin_fn: LossFn, norm: str, eps: float, step_size: float, steps: int, seed: int, batch_size: int,
-                 on_batch: Callable[[int, int], None] = lambda attacked, robust: None) -> Attacked:  # fmt: skip
+                 on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None) -> Attacked:  # fmt: skip
     """One restart of PGD for each of `loss_fns`, each only on the images that still stand in `state`.
 
     x (N, ...), y (N,); index (N,): the images' numbers in their data set, which with (seed, restart) fix the random
     starts. margin_fn < 0 iff classified right; judged at the last step of each restart. Batches hold survivors from the
     whole set and are padded to `batch_size`, so that no result depends on how they are packed. What `state` (from
-    `clean_attacked`, or from a smaller eps) holds as broken stays broken. on_batch: called with the images just
-    attacked and the number that still stand.
+    `clean_attacked`, or from a smaller eps) holds as broken stays broken. on_batch: called with the restart's number,
+    how many images were just attacked, and how many of all still stand.
     """
     x_adv, margin = state.x_adv.clone(), state.margin.clone()
     for restart, loss_fn in enumerate(loss_fns):
@@ -138,7 +138,7 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
             stronger = found > margin[rows]
             x_adv[rows[stronger]] = attacked[: len(rows)][stronger]
             margin[rows[stronger]] = found[stronger]
-            on_batch(len(rows), int((margin < 0).sum()))
+            on_batch(restart, len(rows), int((margin < 0).sum()))
     return Attacked(x_adv, margin)
 
 

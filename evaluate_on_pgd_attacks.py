@@ -1,0 +1,124 @@
+"""Attack a trained network with repeated white-box PGD: `python evaluate_on_pgd_attacks.py --model PATH`.
+
+The reference's protocol: 100 steps, 10 random restarts, the first half on cross-entropy and the rest on the CW loss. An
+image is robust if it is classified right and no restart breaks it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import checkpoint
+from config import PRESETS, EvalConfig, eval_step_size, parse_eval, radius
+from errors import UserError, exits_on_user_error
+from evaluation import Subject, load_subject, result_row, wilson, write_result
+from losses import cross_entropy, cw_loss, logit_margin
+from pgd import Attacked, clean_attacked, repeated_pgd
+from utils import use_device
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, print and write the result. Returns the exit status."""
+    flags = parse_eval(argv)
+    device = use_device(flags.device, flags.deterministic)
+    subject = load_subject(flags, device)
+    radii, notes = radii_to_attack(flags, subject)
+    for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
+        print(note)
+
+    started = time.monotonic()
+    clean, found = attack_all(flags, subject, radii)
+    seconds = round(time.monotonic() - started, 1)
+
+    right = int(clean.robust.sum())
+    n = len(subject.test)
+    print(f"{subject.path}: {subject.dataset}, {n} test images, {subject.norm} PGD, {flags.nb_iter} steps, "
+          f"{flags.nb_restart} restarts, {seconds:g} s on {device}")  # fmt: skip
+    print(f"clean accuracy            {right / n:8.2%}   95 % interval [{_interval(wilson(right, n))}]")
+    results = [result_row(eps, state.robust) for eps, state in found.items()]
+    for row in results:
+        print(f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   95 % interval [{_interval(row['ci95'])}]")
+    settings = {
+        "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
+        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "batch_size": flags.batch_size,
+        "test_size": flags.test_size, "device": str(device), "overrides": subject.overrides,
+    }  # fmt: skip
+    path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
+                                         "settings": settings, "seconds": seconds, "results": results})  # fmt: skip
+    print(f"written: {path}")
+    if flags.save_adv:
+        print(f"written: {save_images(subject, found)}")
+    return 0
+
+
+def radii_to_attack(flags: EvalConfig, subject: Subject) -> tuple[list[float], list[str]]:
+    """The radii, ascending, and what the user should be told of them."""
+    if flags.eps is None:
+        preset = PRESETS[subject.dataset, subject.norm]
+        eps = subject.training.test_eps
+        return [eps], [f"--eps not given: {eps:.5g}, the test radius of " + ("the data set" if subject.training is preset else "its training")]
+    pairs = [radius(eps, subject.dataset, subject.norm, "eps") for eps in flags.eps]
+    return sorted({value for value, _ in pairs}), [note for _, notes in pairs for note in notes]
+
+
+def step_size(flags: EvalConfig, subject: Subject, eps: float) -> float:
+    """Step size of every restart at radius `eps`."""
+    return flags.eps_iter or eval_step_size(subject.dataset, subject.norm, eps)
+
+
+def restarts(flags: EvalConfig) -> list[tuple[str, object]]:
+    """(name, loss) of each restart."""
+    on_xent = -(-flags.nb_restart // 2)
+    return [("xent", cross_entropy)] * on_xent + [("cw", cw_loss)] * (flags.nb_restart - on_xent)
+
+
+def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> tuple[Attacked, dict[float, Attacked]]:
+    """The clean state, and the state after all restarts at each radius, ascending: what fell stays fallen."""
+    x, y, _ = subject.test.everything()
+    state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=flags.batch_size)
+    found = {}
+    standing = int(clean.robust.sum())
+    with tqdm(total=standing * flags.nb_restart * len(radii), unit="attack", dynamic_ncols=True) as bar:
+        for position, eps in enumerate(radii):
+            bar.set_description(f"eps {eps:.4g}")
+
+            def progress(restart: int, count: int, now_standing: int, later: int = len(radii) - position - 1) -> None:
+                nonlocal standing
+                bar.total -= (standing - now_standing) * (flags.nb_restart - restart - 1 + later * flags.nb_restart)
+                standing = now_standing
+                bar.set_postfix_str(f"accuracy so far {standing / len(y):.2%}")
+                bar.update(count)
+
+            state = found[eps] = repeated_pgd(
+                subject.model, x, y, subject.test.numbers, state, loss_fns=[loss for _, loss in restarts(flags)],
+                margin_fn=logit_margin, norm=subject.norm, eps=eps, step_size=step_size(flags, subject, eps),
+                steps=flags.nb_iter, seed=flags.seed, batch_size=flags.batch_size, on_batch=progress,
+            )  # fmt: skip
+    return clean, found
+
+
+def save_images(subject: Subject, found: dict[float, Attacked]) -> Path:
+    """Write `adv_pgd_<norm>.pt`: float32 images (N, C, H, W) by radius, labels, image numbers."""
+    path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
+    content = {"x_adv": {eps: state.x_adv.cpu().contiguous() for eps, state in found.items()},
+               "labels": subject.test.labels.cpu(), "numbers": subject.test.numbers.cpu(), "model_sha256": subject.sha256}  # fmt: skip
+    try:
+        checkpoint.save(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): make room") from None
+    return path
+
+
+def _interval(ci: Sequence[float]) -> str:
+    return f"{ci[0]:.2%}, {ci[1]:.2%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
