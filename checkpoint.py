@@ -29,7 +29,7 @@ def digest(value: object) -> str:
     return sha.hexdigest()
 
 
-def _feed(sha, value: object) -> None:
+def _feed(sha: hashlib._Hash, value: object) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())

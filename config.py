@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -44,7 +45,7 @@ def schedule(text: str) -> Schedule:
         steps = tuple((int(step), number(rate)) for step, rate in pairs)
     except (ValueError, argparse.ArgumentTypeError):
         steps = ()
-    in_order = all(a[0] < b[0] for a, b in zip(steps, steps[1:], strict=False))
+    in_order = all(a[0] < b[0] for a, b in itertools.pairwise(steps))
     if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
         raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
     return steps
@@ -60,7 +61,8 @@ def whole(text: str) -> int:
 PARSERS = {float: number, int: whole, Schedule: schedule, str: str}
 
 
-def opt(default, text: str, choices: Sequence[str] | None = None, parse=None):
+def opt(default: object, text: str, choices: Sequence[str] | None = None, parse: Callable | None = None) -> typing.Any:
+    """A field with its help text, its choices, and for a list of values the parser of one."""
     return field(default=default, metadata={"help": text, "choices": choices, "parse": parse})
 
 
@@ -258,7 +260,7 @@ def build_parser(cls: type, description: str, default_text: str) -> Parser:
     return parser
 
 
-def _as_flag_value(value) -> str:
+def _as_flag_value(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(f"{step}:{rate:g}" for step, rate in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -340,7 +342,7 @@ def validate(config: Config) -> None:
                         + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable")  # fmt: skip
 
 
-def _require_positive(config, names: Sequence[str]) -> None:
+def _require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:
     for name in names:
         value = getattr(config, name)
         zero_means_none = name == "test_size" and isinstance(config, Config)

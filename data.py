@@ -6,6 +6,7 @@ B batch, N images, C channels. Images are stored as (N, C, H, W) uint8 and given
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -141,7 +142,9 @@ def _stratified(labels: np.ndarray, size: int, flag: str, seed: int) -> tuple[np
         return tuple(train_test_split(np.arange(len(labels)), train_size=size, stratify=labels,
                                       random_state=seed % 2**32))  # fmt: skip
     except ValueError as error:
-        raise UserError(f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size") from None
+        raise UserError(
+            f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size"
+        ) from None
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def _cifar10(root: Path, part: str) -> Raw:
     return Raw(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64), 10)
 
 
-def _download_missing(paths: list[Path], download) -> None:
+def _download_missing(paths: list[Path], download: Callable[[], object]) -> None:
     missing = [path for path in paths if not path.exists()]
     if not missing:
         return
@@ -206,7 +209,9 @@ def _check_md5(path: Path, expected: str, expected_size: int | None) -> None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"data file {path.absolute()}: cannot be read ({error.strerror}): mend it, or choose another --data_root") from None
+        raise UserError(
+            f"data file {path.absolute()}: cannot be read ({error.strerror}): mend it, or choose another --data_root"
+        ) from None
     found = hashlib.md5(content).hexdigest()
     if found != expected:
         size = f", {len(content)} bytes instead of {expected_size}" if expected_size not in (None, len(content)) else ""
@@ -218,12 +223,18 @@ def _imagefolder(root: Path, part: str) -> Raw:
     """`<part>/<class>/*` of equal-sized images; grey if every one is grey, else RGB."""
     folder = root / part
     if not folder.is_dir():
-        raise UserError(f"image folder {folder.absolute()}: not there: --data_root must hold train/<class>/* and test/<class>/*")
+        raise UserError(
+            f"image folder {folder.absolute()}: not there: --data_root must hold train/<class>/* and test/<class>/*"
+        )
     try:
         listing = torchvision.datasets.ImageFolder(str(folder))
     except FileNotFoundError as error:
-        raise UserError(f"image folder {folder.absolute()}: {error}: put images into train/<class> and test/<class>") from None
-    others = {p.name for other in ("train", "test") if (root / other).is_dir() for p in (root / other).iterdir() if p.is_dir()}
+        raise UserError(
+            f"image folder {folder.absolute()}: {error}: put images into train/<class> and test/<class>"
+        ) from None
+    others = {
+        p.name for other in ("train", "test") if (root / other).is_dir() for p in (root / other).iterdir() if p.is_dir()
+    }
     if len(listing.classes) < 2 or others != set(listing.classes):
         odd = sorted(others ^ set(listing.classes)) or listing.classes
         raise UserError(f"image folder {folder.absolute()}: train and test need the same two or more classes, and "
@@ -251,7 +262,7 @@ def _read_image(path: Path) -> np.ndarray:
         raise UserError(f"image {path.absolute()}: cannot be read ({error}): mend or remove it") from None
 
 
-def _sizes(shape) -> str:
+def _sizes(shape: Sequence[int]) -> str:
     return "x".join(str(n) for n in shape)
 
 

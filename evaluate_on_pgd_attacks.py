@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"clean accuracy            {right / n:8.2%}   95 % interval [{_interval(wilson(right, n))}]")
     results = [result_row(eps, state.robust) for eps, state in found.items()]
     for row in results:
-        print(f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   95 % interval [{_interval(row['ci95'])}]")
+        print(
+            f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   95 % interval [{_interval(row['ci95'])}]"
+        )
     settings = {
         "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
         "eps_iter": [step_size(flags, subject, eps) for eps in radii], "batch_size": flags.batch_size,
@@ -63,7 +65,10 @@ def radii_to_attack(flags: EvalConfig, subject: Subject) -> tuple[list[float], l
     if flags.eps is None:
         preset = PRESETS[subject.dataset, subject.norm]
         eps = subject.training.test_eps
-        return [eps], [f"--eps not given: {eps:.5g}, the test radius of " + ("the data set" if subject.training is preset else "its training")]
+        return [eps], [
+            f"--eps not given: {eps:.5g}, the test radius of "
+            + ("the data set" if subject.training is preset else "its training")
+        ]
     pairs = [radius(eps, subject.dataset, subject.norm, "eps") for eps in flags.eps]
     return sorted({value for value, _ in pairs}), [note for _, notes in pairs for note in notes]
 

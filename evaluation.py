@@ -57,7 +57,9 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     load_weights(model, file.weights, file.path)
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}
-    overrides = {name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value}
+    overrides = {
+        name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value
+    }
     return Subject(model, file.path, file.sha256, test, training, dataset, norm, overrides)
 
 
@@ -70,7 +72,12 @@ def wilson(successes: int, count: int) -> list[float]:
 def result_row(eps: float, robust: Tensor) -> dict:
     """One entry of `results`: (N,) bool -> accuracy, its interval, and one character an example ("1": robust)."""
     flags = "".join("1" if flag else "0" for flag in robust.tolist())
-    return {"eps": eps, "robust_acc": flags.count("1") / len(flags), "ci95": wilson(flags.count("1"), len(flags)), "flags": flags}
+    return {
+        "eps": eps,
+        "robust_acc": flags.count("1") / len(flags),
+        "ci95": wilson(flags.count("1"), len(flags)),
+        "flags": flags,
+    }
 
 
 def write_result(subject: Subject, attack: str, content: dict) -> Path:
@@ -84,5 +91,7 @@ def write_result(subject: Subject, attack: str, content: dict) -> Path:
     try:
         write_atomically(path, (json.dumps({**head, **content}, indent=1) + "\n").encode())
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): copy the model into a folder of yours") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}): copy the model into a folder of yours"
+        ) from None
     return path

@@ -5,7 +5,6 @@ B batch, C classes. A *margin* here is a signed difference of logits; a distance
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -9,6 +9,7 @@ import importlib
 import math
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class LeNet5Madry(nn.Module):
     Pooling stands before ReLU: the same function, with a quarter of the ReLUs.
     """
 
-    def __init__(self, channels: int = 1, height: int = 28, width: int = 28, num_classes: int = 10):
+    def __init__(self, channels: int = 1, height: int = 28, width: int = 28, num_classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
@@ -50,7 +51,7 @@ class PerImageStandardize(nn.Module):
 class ConvGroupBlock(nn.Module):
     """Pre-activation residual block: BN-ReLU-conv, BN-ReLU-conv, plus the shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
@@ -68,7 +69,7 @@ class ConvGroupBlock(nn.Module):
 class ConvGroup(nn.Module):
     """`blocks` residual blocks, the first of which changes width and stride."""
 
-    def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         first = ConvGroupBlock(in_channels, out_channels, stride)
         self.layer = nn.Sequential(first, *(ConvGroupBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
@@ -80,7 +81,7 @@ class ConvGroup(nn.Module):
 class WideResNet(nn.Module):
     """Pre-activation WideResNet without dropout (Zagoruyko & Komodakis 2016); depth = 6 blocks + 4."""
 
-    def __init__(self, depth: int = 28, widen: int = 4, channels: int = 3, num_classes: int = 10):
+    def __init__(self, depth: int = 28, widen: int = 4, channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
         if (depth - 4) % 6:
             raise ValueError(f"depth {depth}: a WideResNet's depth is 6 n + 4")
@@ -130,7 +131,7 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
     return model
 
 
-def _import(network: str):
+def _import(network: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = network.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)

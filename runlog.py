@@ -24,7 +24,7 @@ from errors import UserError
 class RunFolder:
     """One training run on disk."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
@@ -47,7 +47,9 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(f"--savepath {self.path}: cannot be written ({error.strerror}): choose another folder") from None
+            raise UserError(
+                f"--savepath {self.path}: cannot be written ({error.strerror}): choose another folder"
+            ) from None
 
     def read_config(self) -> dict | None:
         """The stored config, or None.
@@ -59,7 +61,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath") from None
+            raise UserError(
+                f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath"
+            ) from None
 
     def write_config(self, config: dict, device: torch.device) -> None:
         """Every field of the config, plus package versions, device and git commit."""
@@ -108,7 +112,7 @@ class RunFolder:
 class TensorBoard:
     """The rows of metrics.jsonl as scalars, and the margins as a histogram."""
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -131,7 +135,9 @@ class TensorBoard:
 def environment(device: torch.device) -> dict:
     """Package versions, device and git commit of this program."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

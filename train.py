@@ -24,13 +24,22 @@ from trainer import StepResult, Trainer
 from utils import use_device
 
 # What may differ between a run and its continuation.
-FREE_ON_RESUME = {"max_steps", "device", "data_root", "disp_interval", "save_interval", "tensorboard", "resume", "savepath"}
+FREE_ON_RESUME = {
+    "max_steps",
+    "device",
+    "data_root",
+    "disp_interval",
+    "save_interval",
+    "tensorboard",
+    "resume",
+    "savepath",
+}
 
 
 class RunRecorder:
     """Writes what the trainer hands over into the run folder, and shows it."""
 
-    def __init__(self, folder: RunFolder, bar: tqdm, tensorboard: TensorBoard | None, reads_are_free: bool):
+    def __init__(self, folder: RunFolder, bar: tqdm, tensorboard: TensorBoard | None, reads_are_free: bool) -> None:
         self.folder, self.bar, self.tensorboard, self.reads_are_free = folder, bar, tensorboard, reads_are_free
         self.shown_at = 0.0
 
@@ -72,7 +81,7 @@ class RunRecorder:
 class StopSignals:
     """SIGINT and SIGTERM ask the run to stop after the step; a second one ends it at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: int | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
@@ -138,7 +147,9 @@ def open_run(folder: RunFolder, config: Config) -> dict | str | None:
     if not folder.holds_a_run():
         return None
     if not config.resume:
-        raise UserError(f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder")
+        raise UserError(
+            f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
+        )
     stored = folder.read_config()
     if stored is not None:
         refuse_differences(config, Config.from_dict(stored), folder)
@@ -185,15 +196,21 @@ def new_model(config: Config, data: Dataset) -> nn.Module:
         with torch.no_grad():
             shape = tuple(model.eval()(data.val.batch(torch.arange(2).clamp(max=len(data.val) - 1)).x.cpu()).shape)
     except RuntimeError as error:
-        raise UserError(f"--network {config.network}: fails on {config.dataset}'s images ({error}): choose another") from error
+        raise UserError(
+            f"--network {config.network}: fails on {config.dataset}'s images ({error}): choose another"
+        ) from error
     if shape != (2, data.num_classes):
-        raise UserError(f"--network {config.network}: gives {shape} for 2 images, not (2, {data.num_classes}) logits: mend it")
+        raise UserError(
+            f"--network {config.network}: gives {shape} for 2 images, not (2, {data.num_classes}) logits: mend it"
+        )
     if config.pretrained:
         source = checkpoint.load_model_file(config.pretrained)
         checkpoint.load_weights(model, source.weights, source.path)
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):
-                print(f"--pretrained: trained with {name} {source.config.get(name)}, going on with {getattr(config, name)}")
+                print(
+                    f"--pretrained: trained with {name} {source.config.get(name)}, going on with {getattr(config, name)}"
+                )
     return model
 
 

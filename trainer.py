@@ -88,7 +88,9 @@ class Check(NamedTuple):
         return float(self.margins.double().mean())
 
 
-def check_split(model: nn.Module, split: Split, config: Config, *key: int, stop: Callable[[], bool] = lambda: False) -> Check | None:
+def check_split(
+    model: nn.Module, split: Split, config: Config, *key: int, stop: Callable[[], bool] = lambda: False
+) -> Check | None:
     """PGD at `test_eps` from random starts keyed by (seed, `key`, image), then bisection on LM; in eval mode.
 
     None if `stop()` became true on the way.
@@ -133,7 +135,7 @@ class Sums:
 
     NAMES = ("examples", "clean_loss", "correct", "mma_loss", "eps")
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
 
     def add(self, result: StepResult) -> None:
@@ -151,7 +153,7 @@ class Sums:
 class Trainer:
     """A run: network, optimizer, per-example radii and step number, and the loop that advances them."""
 
-    def __init__(self, config: Config, model: nn.Module, data: Dataset):
+    def __init__(self, config: Config, model: nn.Module, data: Dataset) -> None:
         self.config, self.model, self.data = config, model, data
         self.device = data.train.labels.device
         self.optimizer = make_optimizer(config, model)
@@ -194,7 +196,9 @@ class Trainer:
         """One optimizer step; every draw is a function of (seed, step)."""
         config, step = self.config, self.step
         torch.manual_seed(mixed_seed(config.seed, GLOBAL, step))  # dropout in people's own networks
-        batch = train_batch(self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment)
+        batch = train_batch(
+            self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment
+        )
         noise = None
         if config.clean_loss_coeff < 1:
             noise = torch.rand(batch.x.shape, generator=generator(config.seed, START, step)).to(self.device)

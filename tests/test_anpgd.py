@@ -39,7 +39,9 @@ def problem(shape, batch, norm, seed=0):
     x = 0.5 + 0.02 * torch.randn(batch, *shape, generator=g, dtype=torch.float64)
     w = model.w.detach()
     dual, unit = (w.abs().sum(), w.sign()) if norm == "Linf" else (w.norm(), w / w.norm())
-    wanted = (0.01 + 0.11 * torch.rand(batch, generator=g, dtype=torch.float64)) * torch.where(torch.rand(batch, generator=g) < 0.5, -1, 1)
+    wanted = (0.01 + 0.11 * torch.rand(batch, generator=g, dtype=torch.float64)) * torch.where(
+        torch.rand(batch, generator=g) < 0.5, -1, 1
+    )
     shift = (wanted - model.score(x).detach() / dual).reshape(-1, *[1] * len(shape))
     x = x + shift * unit
     assert (x - 0.5).abs().max() < 0.5 - MAX_EPS
@@ -86,7 +88,9 @@ def test_zero_crossing_halves_the_bracket_and_returns_the_last_midpoint():
     direction = -model.w.detach().sign() * (2 * y - 1).double()[:, None]
     margin = model.margin(x, "Linf")
     for steps in range(1, 8):
-        eps = zero_crossing(model, x, y, direction, loss_fn=logit_margin, start_eps=MAX_EPS / 2, max_eps=MAX_EPS, steps=steps)
+        eps = zero_crossing(
+            model, x, y, direction, loss_fn=logit_margin, start_eps=MAX_EPS / 2, max_eps=MAX_EPS, steps=steps
+        )
         assert (eps - margin).abs().max() <= MAX_EPS / 2 ** (steps + 1) + 1e-12
         in_halves = eps / MAX_EPS * 2 ** (steps + 1)  # an odd number of them
         torch.testing.assert_close(in_halves, 2 * ((in_halves - 1) / 2).round() + 1)

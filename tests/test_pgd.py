@@ -1,16 +1,17 @@
 """PGD: projections, closed forms, advertorch's attack step for step, purity, restarts."""
 
+import itertools
 import warnings
 
 import pytest
 import torch
+from test_anpgd import Linear, problem
 from torch import nn
 
 from advertorch_compat import advertorch
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
 from models import LeNet5Madry
 from pgd import GEOMETRY, clean_attacked, pgd, project_l2, project_linf, repeated_pgd
-from test_anpgd import Linear, problem
 
 
 def norms(delta, norm):
@@ -99,7 +100,17 @@ def test_purity(norm):
     x, y = rand(5, 1, 8, 8), torch.arange(5)
     before = x.clone()
     with torch.no_grad():
-        x_adv = pgd(model, x, y, loss_fn=cross_entropy, norm=norm, eps=0.1, step_size=0.02, steps=3, noise=rand(*x.shape, seed=9))
+        x_adv = pgd(
+            model,
+            x,
+            y,
+            loss_fn=cross_entropy,
+            norm=norm,
+            eps=0.1,
+            step_size=0.02,
+            steps=3,
+            noise=rand(*x.shape, seed=9),
+        )
     assert not torch.equal(x_adv, x) and not x_adv.requires_grad
     assert torch.equal(x, before)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -133,7 +144,7 @@ def half_robust(n=40):
 def test_success_only_grows_with_restarts_and_with_eps():
     model, x, y = half_robust()
     robust = [attack(model, x, y, eps=0.02, restarts=r).robust for r in (1, 2, 4)]
-    for fewer, more in zip(robust, robust[1:], strict=False):
+    for fewer, more in itertools.pairwise(robust):
         assert not (more & ~fewer).any()
     weak = attack(model, x, y, eps=0.02, restarts=2)
     strong = attack(model, x, y, eps=0.05, restarts=2, state=weak)
@@ -187,7 +198,16 @@ def test_gradients_are_those_of_the_right_rows():
     eps = torch.linspace(0.02, 0.1, 6, dtype=torch.float64)
     whole = pgd(model, x, y, loss_fn=cross_entropy, norm="L2", eps=eps, step_size=eps / 4, steps=5)
     for i in range(6):
-        alone = pgd(model, x[i : i + 1], y[i : i + 1], loss_fn=cross_entropy, norm="L2", eps=eps[i], step_size=eps[i] / 4, steps=5)
+        alone = pgd(
+            model,
+            x[i : i + 1],
+            y[i : i + 1],
+            loss_fn=cross_entropy,
+            norm="L2",
+            eps=eps[i],
+            step_size=eps[i] / 4,
+            steps=5,
+        )
         torch.testing.assert_close(whole[i : i + 1], alone, rtol=0, atol=1e-12)
 
 
