@@ -79,12 +79,18 @@ class RunRecorder:
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask the run to stop after the step; a second one ends it at once."""
+    """Inside, SIGINT and SIGTERM ask the run to stop after the step; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+
+    def __enter__(self) -> StopSignals:
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         self.received = number
@@ -125,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{folder.path}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
           f"{device}; " + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
 
-    stop = StopSignals()
-    with tqdm(total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True) as bar:
+    bar = tqdm(total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
+    with bar, StopSignals() as stop:
         finished = trainer.run(RunRecorder(folder, bar, tensorboard, device.type == "cpu"), stop)
     if tensorboard:
         tensorboard.close()

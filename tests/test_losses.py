@@ -1,0 +1,65 @@
+"""Losses against closed forms and advertorch.loss."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from advertorch_compat import advertorch
+from config import LOSS_NAMES
+from losses import LOSSES, cross_entropy, cw_loss, logit_margin, soft_logit_margin
+
+LOGITS = 5 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.arange(50) % 7
+
+
+def test_closed_forms():
+    logits, y = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]], dtype=torch.float64), torch.tensor([1, 2])
+    expected = {
+        "lm": [2 - 3, 0.0],
+        "slm": [math.log(math.e + math.e**2) - 3, math.log(2)],
+        "cw": [49.0, 50.0],
+        "xent": [math.log(math.e + math.e**2 + math.e**3) - 3, math.log(3)],
+    }
+    assert set(expected) == set(LOSSES) == set(LOSS_NAMES)
+    for name, values in expected.items():
+        torch.testing.assert_close(LOSSES[name](logits, y), torch.tensor(values, dtype=torch.float64))
+
+
+def test_soft_margin_bounds_the_margin_and_means_probability_above_a_half():
+    slm, lm = soft_logit_margin(LOGITS, LABELS), logit_margin(LOGITS, LABELS)
+    assert (slm >= lm).all()
+    probability = LOGITS.softmax(1).gather(1, LABELS[:, None]).squeeze(1)
+    assert torch.equal(slm < 0, probability > 0.5)
+    assert torch.equal(lm < 0, LOGITS.argmax(1) == LABELS)
+    torch.testing.assert_close(slm, (1 / probability - 1).log())
+
+
+def test_cw_is_zero_where_the_true_class_leads_by_more_than_50():
+    logits = torch.tensor([[100.0, 0.0]])
+    assert cw_loss(logits, torch.tensor([0])).item() == 0
+    assert cw_loss(logits, torch.tensor([1])).item() == 150
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(logit_margin, "logit_margin_loss"), (soft_logit_margin, "soft_logit_margin_loss"), (cw_loss, "CWLoss")],
+)
+def test_equal_to_advertorch(ours, theirs):
+    import advertorch.loss as reference
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advertorch indexes with uint8
+        if theirs == "CWLoss":
+            expected = reference.CWLoss(reduction="none")(LOGITS, LABELS)
+        else:
+            expected = getattr(reference, theirs)(LOGITS, LABELS, reduction="none")
+    torch.testing.assert_close(ours(LOGITS, LABELS), expected)
+    assert advertorch.__version__ == "0.2.3"
+
+
+@pytest.mark.parametrize("loss", [logit_margin, soft_logit_margin, cw_loss, cross_entropy])
+def test_gradients(loss):
+    logits = LOGITS[:5].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, LABELS[:5]), logits)
