@@ -95,8 +95,9 @@ def check_split(
 
     None if `stop()` became true on the way.
     """
-    robust, margins = torch.zeros(len(split), dtype=torch.bool, device=split.labels.device), torch.zeros(len(split))
-    margins = margins.to(split.labels.device)
+    device = split.labels.device
+    robust = torch.zeros(len(split), dtype=torch.bool, device=device)
+    margins = torch.zeros(len(split), device=device)
     correct = 0
     with eval_mode(model):
         for rows in torch.arange(len(split)).split(config.eval_batch_size):
@@ -114,9 +115,11 @@ def check_split(
                         step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
             with torch.no_grad():
                 robust[rows] = logit_margin(model(x_adv), y) < 0
-            margins[rows] = zero_crossing(model, x, y, (x_adv - x) / config.test_eps, loss_fn=logit_margin,
-                                          start_eps=config.test_eps, max_eps=config.search_maxeps,
-                                          steps=config.num_search_steps)  # fmt: skip
+            direction = (x_adv - x) / config.test_eps
+            margins[rows] = zero_crossing(
+                model, x, y, direction, loss_fn=logit_margin, start_eps=config.test_eps, max_eps=config.search_maxeps,
+                steps=config.num_search_steps,
+            ).float()  # fmt: skip
     return Check(correct / len(split), float(robust.double().mean()), margins)
 
 

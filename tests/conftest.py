@@ -1,0 +1,33 @@
+"""Shared by the tests: the data that a machine may lack, and the command line in a subprocess."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """The folder that holds MNIST/raw; tests that need real MNIST are skipped where MMA_TEST_DATA does not name it."""
+    root = os.environ.get("MMA_TEST_DATA")
+    if not root:
+        pytest.skip("MMA_TEST_DATA is not set: no real MNIST here")
+    return root
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run `python SCRIPT ARGS…` in an empty folder: (exit status, standard output, standard error)."""
+
+    def run(script, *args, cwd=tmp_path, timeout=240):
+        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, capture_output=True,
+                              text=True, timeout=timeout, check=False)  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run

@@ -1,0 +1,184 @@
+"""Presets, flags and their errors, run names, schedules."""
+
+import json
+from dataclasses import asdict, fields
+
+import pytest
+
+from config import PRESETS, Config, EvalConfig, eval_step_size, parse_eval, parse_train, radius
+from errors import UserError
+
+MNIST = ["--dataset", "mnist", "--norm", "Linf"]
+MMA = [*MNIST, "--hinge_maxeps", "0.45"]
+
+
+def config(*flags):
+    return parse_train(list(flags))[0]
+
+
+def test_published_settings():
+    """The hyper-parameter table of the paper's runs."""
+    table = {
+        ("mnist", "Linf"): ("lenet5", "adam", 50, 100_000, 40, 0.1, 0.3, 0.01, False),
+        ("mnist", "L2"): ("lenet5", "adam", 50, 100_000, 40, 0.5, 2.0, 0.125, False),
+        ("cifar10", "Linf"): ("wrn28_4", "sgd", 128, 50_000, 10, 0.005, 8 / 255, 2 / 255, True),
+        ("cifar10", "L2"): ("wrn28_4", "sgd", 128, 50_000, 10, 0.5, 1.0, 0.25, True),
+    }
+    names = (
+        "network",
+        "optimizer",
+        "batch_size",
+        "max_steps",
+        "nb_iter",
+        "attack_mineps",
+        "test_eps",
+        "test_eps_iter",
+        "augment",
+    )
+    for key, values in table.items():
+        preset = PRESETS[key]
+        assert tuple(getattr(preset, name) for name in names) == values
+        assert (preset.val_size, preset.num_search_steps, preset.eps_iter_scale, preset.seed) == (5000, 10, 2.5, 0)
+        assert (preset.attack_loss_fn, preset.search_loss_fn, preset.clean_loss_fn, preset.margin_loss_fn) == (
+            "slm",
+            "slm",
+            "xent",
+            "xent",
+        )
+        assert preset.clean_loss_coeff == 1 / 3
+    assert [PRESETS["mnist", "L2"].lr_at(s) for s in (0, 99_999)] == [1e-4, 1e-4]
+    cifar = PRESETS["cifar10", "Linf"]
+    assert [cifar.lr_at(s) for s in (0, 19_999, 20_000, 30_000, 39_999, 40_000)] == [0.3, 0.3, 0.09, 0.03, 0.03, 0.009]
+    assert (cifar.momentum, cifar.weight_decay) == (0.9, 2e-4)
+
+
+def test_evaluation_steps():
+    assert eval_step_size("mnist", "Linf", 0.3) == 0.3 / 40
+    assert eval_step_size("mnist", "L2", 2.0) == 0.5
+    assert eval_step_size("cifar10", "Linf", 8 / 255) == 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (MMA, "mnist-Linf-MMA-0.45-sd0"),
+        (
+            ["--dataset", "mnist", "--norm", "L2", "--hinge_maxeps", "4", "--clean_loss_coeff", "0"],
+            "mnist-L2-OMMA-4.0-sd0",
+        ),
+        (
+            ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "32/255", "--seed", "3"],
+            "cifar10-Linf-MMA-32-sd3",
+        ),
+        (["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "0.1255"], "cifar10-Linf-MMA-32-sd0"),
+        (["--dataset", "cifar10", "--norm", "L2", "--hinge_maxeps", "1"], "cifar10-L2-MMA-1.0-sd0"),
+        ([*MNIST, "--clean_loss_coeff", "1"], "mnist-Linf-STD-sd0"),
+    ],
+)
+def test_run_names(flags, name):
+    assert config(*flags).run_name == name
+
+
+def test_fractions_and_overrides():
+    parsed = config(*MMA, "--clean_loss_coeff", "1/4", "--lr", "0:0.1,50:1e-3", "--augment", "--val_size", "100")
+    assert (parsed.clean_loss_coeff, parsed.lr, parsed.augment, parsed.val_size) == (
+        0.25,
+        ((0, 0.1), (50, 1e-3)),
+        True,
+        100,
+    )
+    assert not config("--dataset", "cifar10", "--norm", "L2", "--hinge_maxeps", "1", "--no-augment").augment
+    assert config(*MMA, "--max_steps", "5", "--max_steps", "7").max_steps == 7  # scripts append the user's flags
+
+
+def test_the_end_of_the_search():
+    assert config(*MMA).search_maxeps == pytest.approx(0.4725)
+    assert config("--dataset", "mnist", "--norm", "L2", "--clean_loss_coeff", "1").search_maxeps == pytest.approx(6.3)
+    assert config("--dataset", "digits", "--norm", "L2", "--clean_loss_coeff", "1").search_maxeps == pytest.approx(
+        1.575
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["--dataset is missing"]),
+        (["--dataset", "mnist"], ["--norm is missing"]),
+        (["--dataset", "mnits", "--norm", "L2"], ["mnits", "mnist"]),
+        (MNIST, ["--hinge_maxeps is missing", "0.45"]),
+        ([*MNIST, "--hinge_maxeps", "0"], ["--hinge_maxeps 0", "above 0"]),
+        ([*MNIST, "--hinge_maxeps", "-0.1"], ["--hinge_maxeps -0.1"]),
+        ([*MNIST, "--hinge_maxeps", "2"], ["--hinge_maxeps 2", "[0, 1]"]),
+        ([*MNIST, "--hinge_maxeps", "nan"], ["nan", "8/255"]),
+        ([*MNIST, "--hinge_maxeps", "1/0"], ["1/0"]),
+        ([*MMA, "--hinge_maxesp", "1"], ["--hinge_maxesp", "--hinge_maxeps"]),
+        ([*MMA, "--seed", "x"], ["--seed", "'x'"]),
+        ([*MMA, "--seed", "-1"], ["--seed"]),
+        ([*MMA, "--attack_mineps", "0.5"], ["--attack_mineps 0.5", "0.4725"]),
+        ([*MMA, "--clean_loss_coeff", "1.5"], ["--clean_loss_coeff 1.5"]),
+        ([*MMA, "--search_loss_fn", "xent"], ["search_loss_fn", "slm"]),
+        ([*MMA, "--network", "lenet"], ["lenet", "lenet5"]),
+        ([*MMA, "--batch_size", "0"], ["--batch_size 0"]),
+        ([*MMA, "--lr", "5:0.1"], ["--lr", "0:0.3,20000:0.09"]),
+        ([*MMA, "--lr", "-1"], ["--lr"]),
+        ([*MMA, "--resume", "yes"], ["yes"]),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, parts):
+    with pytest.raises(UserError) as error:
+        parse_train(flags)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--model", "x", "--eps", "a"], ["--model", "x", "--nb_iter", "0"], ["--model"], ["--modle", "x"]]
+)
+def test_wrong_evaluation_flags(flags):
+    with pytest.raises(UserError):
+        parse_eval(flags)
+
+
+def test_several_radii():
+    assert parse_eval(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
+
+
+def test_an_eps_above_one():
+    value, notes = radius(8, "cifar10", "Linf", "eps")
+    assert value == 8 / 255 and "8/255" in notes[0]
+    assert radius(8, "cifar10", "L2", "eps") == (8, []) and radius(1.0, "mnist", "Linf", "eps") == (1.0, [])
+    for dataset, value in (("mnist", 8), ("imagefolder", 8), ("cifar10", 256)):
+        with pytest.raises(UserError, match="Linf radius above 1"):
+            radius(value, dataset, "Linf", "eps")
+
+
+def test_configs_survive_json():
+    for parsed in (
+        config(*MMA, "--lr", "0:0.1,7:0.01"),
+        config("--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "2"),
+    ):
+        assert Config.from_dict(json.loads(json.dumps(asdict(parsed)))) == parsed
+    older = {k: v for k, v in asdict(config(*MMA)).items() if k != "eval_batch_size"}
+    assert Config.from_dict({**older, "environment": {}}) == config(*MMA)
+    for broken in (
+        {},
+        {"dataset": "mnist"},
+        {**older, "lr": 3},
+        {**older, "batch_size": "many"},
+        {**older, "norm": []},
+    ):
+        with pytest.raises(UserError):
+            Config.from_dict(broken)
+
+
+def test_every_field_says_what_it_is():
+    for cls in (Config, EvalConfig):
+        assert all(len(f.metadata["help"]) > 3 for f in fields(cls))
+
+
+def test_help_exits_without_an_error(capsys):
+    for parse in (parse_train, parse_eval):
+        with pytest.raises(SystemExit) as stop:
+            parse(["--help"])
+        assert stop.value.code == 0
+        assert "--norm" in capsys.readouterr().out

@@ -1,0 +1,209 @@
+"""Data sets: splits, batches, augmentation, and what happens to damaged or missing files."""
+
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from data import MNIST_FILES, crop_and_flip, load_dataset, load_test, train_batch
+from errors import UserError
+from utils import AUGMENT, generator
+
+CPU = torch.device("cpu")
+
+
+def load(name, root=".", seed=0, train_size=None, val_size=None, test_size=None):
+    return load_dataset(
+        name, str(root), seed=seed, train_size=train_size, val_size=val_size, test_size=test_size, device=CPU
+    )
+
+
+def test_digits():
+    data = load("digits", val_size=200)
+    assert (len(data.train), len(data.val), len(data.test), data.num_classes) == (1200, 200, 397, 10)
+    assert data.train.images.dtype == torch.uint8 and data.train.shape == (1, 8, 8)
+    for split in (data.train, data.val, data.test):
+        share = torch.bincount(split.labels, minlength=10) / len(split)
+        assert (share - 0.1).abs().max() < 0.02  # stratified
+    everything = torch.cat([s.images.flatten(1) for s in (data.train, data.val, data.test)])
+    assert everything.max() == 255 and everything.min() == 0 and len(everything) == 1797
+    again = load("digits", val_size=200, seed=5)
+    assert torch.equal(again.val.images, data.val.images)  # fixed: does not depend on the seed
+    assert len(load("digits", val_size=200, train_size=30, test_size=20).train) == 30
+
+
+def images(count, size, seed=0, mode="RGB"):
+    shape = (count, size, size) if mode == "L" else (count, size, size, 3)
+    return [Image.fromarray(a, mode) for a in np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 10 training and 4 test images, 12x12 RGB, as PNG."""
+    for part, count in (("train", 10), ("test", 4)):
+        for i, name in enumerate(("ant", "bee", "cat")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for j, image in enumerate(images(count, 12, seed=i + 10 * (part == "test"))):
+                image.save(tmp_path / part / name / f"{j:03}.png")
+    return tmp_path
+
+
+def test_image_folder(folder):
+    data = load("imagefolder", folder)
+    assert (len(data.train), len(data.val), len(data.test), data.num_classes) == (27, 3, 12, 3)
+    assert data.train.shape == (3, 12, 12)
+    assert torch.bincount(data.val.labels).tolist() == [1, 1, 1]
+    assert sorted(torch.cat([data.train.numbers, data.val.numbers]).tolist()) == list(range(30))
+    first = np.asarray(Image.open(folder / "test" / "ant" / "000.png")).transpose(2, 0, 1)
+    assert np.array_equal(data.test.images[0].numpy(), first)
+    assert torch.equal(load("imagefolder", folder).val.numbers, data.val.numbers)
+    seeds = [load("imagefolder", folder, seed=s, val_size=6).val.numbers.sort().values.tolist() for s in range(4)]
+    assert len({tuple(s) for s in seeds}) > 1  # drawn by seed
+    part = load_test("imagefolder", str(folder), test_size=6, device=CPU).split
+    assert torch.bincount(part.labels).tolist() == [2, 2, 2]
+    assert torch.equal(part.images, data.test.images[part.numbers])
+
+
+def test_grey_image_folder_has_one_channel(folder):
+    for path in folder.rglob("*.png"):
+        images(1, 12, mode="L")[0].save(path)
+    assert load("imagefolder", folder).train.shape == (1, 12, 12)
+    images(1, 12)[0].save(folder / "test" / "cat" / "001.png")
+    with pytest.raises(UserError, match="must be alike"):
+        load("imagefolder", folder)
+
+
+def damage_size(folder):
+    images(1, 13)[0].save(folder / "train" / "bee" / "003.png")
+    return "003.png"
+
+
+def damage_content(folder):
+    path = folder / "train" / "ant" / "001.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return "001.png"
+
+
+def damage_kind(folder):
+    (folder / "test" / "ant" / "002.png").write_text("<html>")
+    return "002.png"
+
+
+def damage_classes(folder):
+    shutil.rmtree(folder / "test" / "cat")
+    return "cat"
+
+
+def damage_empty_class(folder):
+    (folder / "train" / "dog").mkdir()
+    (folder / "test" / "dog").mkdir()
+    return "dog"
+
+
+def damage_missing(folder):
+    shutil.rmtree(folder / "test")
+    return "test"
+
+
+def damage_one_class(folder):
+    for name in ("bee", "cat"):
+        shutil.rmtree(folder / "train" / name)
+        shutil.rmtree(folder / "test" / name)
+    return "ant"
+
+
+def damage_test_size(folder):
+    for path in (folder / "test").rglob("*.png"):
+        images(1, 14)[0].save(path)
+    return "must be alike"
+
+
+@pytest.mark.parametrize("damage", [damage_size, damage_content, damage_kind, damage_classes, damage_empty_class,
+                                    damage_missing, damage_one_class, damage_test_size])  # fmt: skip
+def test_damaged_image_folders_are_named(folder, damage):
+    with pytest.raises(UserError, match=damage(folder)) as error:
+        load("imagefolder", folder)
+    assert "\n" not in " ".join(str(error.value).split())
+
+
+@pytest.mark.parametrize(("sizes", "flag"), [({"val_size": 1400}, "--val_size"), ({"val_size": 200, "train_size": 1201}, "--train_size"),
+                                             ({"val_size": 200, "test_size": 398}, "--test_size"), ({"val_size": 3}, "--val_size")])  # fmt: skip
+def test_sizes_that_do_not_fit(sizes, flag):
+    with pytest.raises(UserError, match=flag):
+        load("digits", **sizes)
+
+
+def test_mnist_missing_and_not_to_be_had(tmp_path, monkeypatch):
+    import torchvision
+
+    def no_network(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.*MNIST/raw.*--data_root"):
+        load("mnist", tmp_path, val_size=5000)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", no_network)
+    with pytest.raises(UserError, match=r"data_batch_1.*--data_root"):
+        load("cifar10", tmp_path, val_size=5000)
+
+
+def test_mnist_damaged(tmp_path):
+    """Files of the right names with other content, or cut short: named, with both checksums and sizes."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for files in MNIST_FILES.values():
+        for name in files:
+            (raw / name).write_bytes(struct.pack(">iiii", 2051, 0, 28, 28))
+    with pytest.raises(
+        UserError, match=r"train-images-idx3-ubyte: truncated or changed .*16 bytes instead of 47040016"
+    ):
+        load("mnist", tmp_path, val_size=5000)
+
+
+def test_real_mnist(mnist_root):
+    data = load("mnist", mnist_root, val_size=5000)
+    assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
+    # The validation set is the first 5000 training images.
+    assert data.val.numbers.tolist() == list(range(5000)) and data.train.numbers[0] == 5000
+    assert data.val.labels[:5].tolist() == [5, 0, 4, 1, 9] and data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    batch = data.train.batch(torch.tensor([0, 7]))
+    assert batch.x.shape == (2, 1, 28, 28) and batch.x.min() >= 0 and batch.x.max() <= 1
+
+
+def explicit_crop(x, top, left, flip):
+    padded = F.pad(x[None], (4, 4, 4, 4), mode="reflect")[0]
+    out = padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return out.flip(2) if flip else out
+
+
+def test_augmentation_is_reflect_pad_crop_flip():
+    x = torch.rand(64, 3, 12, 10)
+    out = crop_and_flip(x, generator(0, AUGMENT, 0))
+    found = []
+    for i in range(64):
+        matches = [(t, left, f) for t in range(9) for left in range(9) for f in (False, True)
+                   if torch.equal(explicit_crop(x[i], t, left, f), out[i])]  # fmt: skip
+        assert len(matches) == 1
+        found += matches
+    tops, lefts, flips = zip(*found, strict=True)
+    assert set(tops) == set(range(9)) == set(lefts) and 20 < sum(flips) < 44
+
+
+def test_augmented_batches_are_a_function_of_seed_and_step(folder):
+    split = load("imagefolder", folder).train
+
+    def batch(step, seed=0, augment=True):
+        return train_batch(split, step, batch_size=9, seed=seed, augment=augment)
+
+    assert torch.equal(batch(4).x, batch(4).x)
+    assert not torch.equal(batch(4).x, batch(4, augment=False).x)
+    assert torch.equal(batch(4).index, batch(4, augment=False).index)
+    assert not torch.equal(batch(4).index, batch(4, seed=1).index)
+    plain = batch(4, augment=False)
+    assert torch.equal(plain.x, split.images[plain.index].float() / 255) and torch.equal(
+        plain.y, split.labels[plain.index]
+    )

@@ -1,0 +1,66 @@
+"""Which room may import which; walks the imports of the modules."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ENTRY_POINTS = {"train", "evaluate_on_pgd_attacks"}
+LOW = {"errors", "utils"}
+# What each room may import of ours.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "losses": set(),
+    "utils": {"errors"},
+    "models": {"errors"},
+    "data": LOW,
+    "pgd": {"utils"},
+    "anpgd": {"pgd", "utils"},
+    "trainer": {"anpgd", "pgd", "losses", "data", "config", "utils"},
+    "checkpoint": {"models", *LOW},
+    "runlog": {"checkpoint", *LOW},
+    "evaluation": {"checkpoint", "config", "data", "models", *LOW},
+    "advertorch_compat": set(),
+    "train": {"checkpoint", "config", "data", "models", "runlog", "trainer", *LOW},
+    "evaluate_on_pgd_attacks": {"checkpoint", "config", "data", "evaluation", "losses", "models", "pgd", *LOW},
+}
+FILES = {path.stem: path for path in ROOT.glob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_module_has_a_row():
+    assert set(FILES) == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_direction(name):
+    ours = imported(FILES[name]) & set(FILES)
+    assert ours <= MAY_IMPORT[name]
+    assert not ours & ENTRY_POINTS
+
+
+def test_config_needs_the_standard_library_only():
+    import sys
+
+    assert imported(FILES["config"]) - {"errors"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - ENTRY_POINTS))
+def test_only_entry_points_print(name):
+    calls = [
+        n.func.id
+        for n in ast.walk(ast.parse(FILES[name].read_text()))
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
+    assert name == "errors" or "print" not in calls
