@@ -104,7 +104,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch, write):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="x.pt"):
+    with pytest.raises(UserError, match=r"x\.pt"):
         checkpoint.load(path)
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path / "absent.pt")

@@ -1,0 +1,392 @@
+"""The command lines for real: train, stop, resume, attack; and every refusal in one line with status 2."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import checkpoint
+import evaluate_on_pgd_attacks
+import train
+
+SMALL = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",
+         "--val_size", "30", "--test_size", "20", "--nb_iter", "3", "--disp_interval", "2"]  # fmt: skip
+ATTACK = ["--device", "cpu", "--nb_iter", "5", "--nb_restart", "2", "--test_size", "60"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train.main([*SMALL, "--max_steps", "30", "--savepath", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def rows(folder, without_speed=True):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not (without_speed and k == "steps_per_second")} for r in found]
+
+
+def fails(capsys, main, argv, *parts):
+    """Status 2 and one line that holds every part."""
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    for part in parts:
+        assert str(part) in error
+
+
+def test_the_run_folder(trained):
+    assert {"config.json", "metrics.jsonl", "last.pt", "last.prev.pt", "model_best.pt", "margins.npy"} == set(
+        files(trained)
+    )
+    config = json.loads((trained / "config.json").read_text())
+    assert config["hinge_maxeps"] == 0.3 and config["environment"]["torch"] == torch.__version__
+    train_rows = [r for r in rows(trained, False) if r["kind"] == "train"]
+    assert [r["step"] for r in train_rows] == list(range(2, 31, 2))
+    assert set(train_rows[0]) == {
+        "kind",
+        "step",
+        "epoch",
+        "lr",
+        "clean_loss",
+        "clean_acc",
+        "mma_loss",
+        "mean_eps",
+        "steps_per_second",
+    }
+    checks = [r for r in rows(trained) if r["kind"] == "eval"]
+    assert [(r["split"], r["step"]) for r in checks] == [
+        (s, n) for n in (*range(4, 29, 4), 30) for s in ("val", "test")
+    ]
+    assert set(checks[0]) == {"kind", "split", "step", "epoch", "clean_acc", "robust_acc", "mean_margin"}
+    margins = np.load(trained / "margins.npy")
+    assert margins.shape == (8, 200) and margins.dtype == np.float16
+    best = torch.load(trained / "model_best.pt", weights_only=True)
+    assert {"epoch", "model", "config", "metrics"} <= set(best)
+    assert best["metrics"]["val"]["mean_margin"] == max(r["mean_margin"] for r in checks if r["split"] == "val")
+
+
+def test_finished_runs_are_skipped_and_full_folders_refused(run, capsys):
+    before = files(run)
+    argv = [*SMALL, "--max_steps", "30", "--savepath", str(run)]
+    assert train.main([*argv, "--resume"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    fails(capsys, train.main, argv, run, "--resume")
+    fails(capsys, train.main, [*argv, "--resume", "--seed", "1"], "--seed 1 here, 0 there")
+    fails(capsys, train.main, [*argv, "--resume", "--max_steps", "20"], "--max_steps 20 here, 30 there")
+    fails(capsys, train.main, [*argv, "--resume", "--norm", "L2"], "--norm L2 here, Linf there")
+    assert files(run) == before
+    for name in ("last.pt", "last.prev.pt", "margins.npy"):  # as it is committed
+        (run / name).unlink()
+    assert train.main([*argv, "--resume"]) == 0
+    fails(capsys, train.main, [*argv, "--resume", "--max_steps", "40"], "last.pt", "another folder")
+
+
+def test_more_steps_continue_a_finished_run(run, tmp_path):
+    """30 steps, then 40: the same weights as 40 at once, and a row for each step."""
+    assert train.main([*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]) == 0
+    whole = tmp_path / "whole"
+    assert train.main([*SMALL, "--max_steps", "40", "--savepath", str(whole)]) == 0
+    a, b = (checkpoint.load(folder / "last.pt") for folder in (run, whole))
+    assert checkpoint.digest(a["model"]) == checkpoint.digest(b["model"]) and torch.equal(a["eps"], b["eps"])
+    assert [r for r in rows(run) if r["step"] != 30 or r["kind"] == "train"] == rows(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
+    """In mid-epoch, in processes of their own: bit for bit the same state, rows, margins and best model."""
+    argv = [sys.executable, str(ROOT / "train.py"), *SMALL, "--train_size", "600", "--max_steps", "60"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    subprocess.run([*argv, "--savepath", str(whole)], check=True, capture_output=True, timeout=120)
+    process = subprocess.Popen(
+        [*argv, "--savepath", str(part)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((part / "metrics.jsonl").exists() and len(rows(part)) >= 2):
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "go on with: python" in out and "--resume" in out
+    stopped_at = checkpoint.load(part / "last.pt")["step"]
+    assert 0 < stopped_at < 60
+    subprocess.run([*argv, "--savepath", str(part), "--resume"], check=True, capture_output=True, timeout=120)
+    a, b = (checkpoint.load(folder / "last.pt") for folder in (whole, part))
+    for key in set(a) - {"config"}:
+        assert checkpoint.digest(a[key]) == checkpoint.digest(b[key]), key
+    assert rows(whole) == rows(part)
+    assert np.array_equal(np.load(whole / "margins.npy"), np.load(part / "margins.npy"))
+    best = [checkpoint.load(folder / "model_best.pt") for folder in (whole, part)]
+    assert checkpoint.digest(best[0]["model"]) == checkpoint.digest(best[1]["model"])
+
+
+def test_resume_cuts_back_what_was_written_after_the_last_save(run):
+    """Rows, margins and half a line beyond last.pt, as after a kill, are forgotten and written anew."""
+    expected = rows(run)
+    shutil.copy(run / "last.prev.pt", run / "last.pt")  # the save before the last: step 28
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert checkpoint.load(run / "last.pt")["step"] == 28
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(
+        "".join(line for line in metrics.splitlines(True) if '"step": 30, "epoch": 8, "clean_acc"' not in line)
+    )
+    assert train.main([*SMALL, "--max_steps", "30", "--resume", "--savepath", str(run)]) == 0
+    assert rows(run) == expected
+    assert np.load(run / "margins.npy").shape == (8, 200)
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>", None])
+def test_resume_falls_back_to_the_previous_checkpoint(run, capsys, damage):
+    expected, model = rows(run), checkpoint.load(run / "last.pt")["model"]
+    good = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(good[: len(good) // 2] if damage is None else damage)
+    metrics = [line for line in (run / "metrics.jsonl").read_text().splitlines(True) if '"step": 30' not in line]
+    (run / "metrics.jsonl").write_text("".join(metrics))
+    assert train.main([*SMALL, "--max_steps", "30", "--resume", "--savepath", str(run)]) == 0
+    assert "warning" in capsys.readouterr().err
+    assert rows(run) == expected
+    assert checkpoint.digest(checkpoint.load(run / "last.pt")["model"]) == checkpoint.digest(model)
+
+
+def test_attack(run, capsys):
+    assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK, "--eps", "0.2", "1/20", "--save_adv"]) == 0
+    out = capsys.readouterr().out
+    result = json.loads((run / "eval_pgd_Linf.json").read_text())
+    assert {
+        "attack",
+        "model_sha256",
+        "dataset",
+        "norm",
+        "n",
+        "clean_acc",
+        "seed",
+        "settings",
+        "seconds",
+        "results",
+    } <= set(result)
+    assert [r["eps"] for r in result["results"]] == [0.05, 0.2] and result["n"] == 60
+    assert result["settings"]["eps_iter"] == [0.0125, 0.05]
+    for row in result["results"]:
+        assert len(row["flags"]) == 60 and row["robust_acc"] == row["flags"].count("1") / 60
+        assert row["ci95"][0] <= row["robust_acc"] <= row["ci95"][1]
+        assert f"{row['robust_acc']:.2%}" in out
+    assert result["results"][0]["robust_acc"] > result["results"][1]["robust_acc"]
+    saved = checkpoint.load(run / "adv_pgd_Linf.pt")
+    from data import load_test
+
+    clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
+    from config import parse_eval
+    from evaluation import load_subject
+
+    model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
+    for row in result["results"]:
+        x_adv = saved["x_adv"][row["eps"]]
+        assert (x_adv - clean.x).abs().max() <= row["eps"] + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+        assert "".join("1" if ok else "0" for ok in (model(x_adv).argmax(1) == clean.y)) == row["flags"]
+
+
+def test_attack_gives_the_same_flags_again_and_reads_the_references_format(run, tmp_path, capsys):
+    assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK]) == 0
+    first = json.loads((run / "eval_pgd_Linf.json").read_text())
+    theirs = tmp_path / "theirs" / "model.pt"
+    theirs.parent.mkdir()
+    torch.save(
+        {"epoch": 3, "model": torch.load(run / "model_best.pt", weights_only=True)["model"]},
+        theirs,
+        _use_new_zipfile_serialization=False,
+    )
+    fails(capsys, evaluate_on_pgd_attacks.main, ["--model", theirs, *ATTACK], "--dataset is missing")
+    assert evaluate_on_pgd_attacks.main(["--model", str(theirs), *ATTACK, "--dataset", "digits", "--norm", "Linf"]) == 0
+    second = json.loads((theirs.parent / "eval_pgd_Linf.json").read_text())
+    assert first["results"] == second["results"] and first["results"][0]["eps"] == 0.2
+
+
+def test_attack_in_another_norm_is_said_and_recorded(run, capsys):
+    assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK, "--norm", "L2"]) == 0
+    assert "--norm: L2 instead of the checkpoint's Linf" in capsys.readouterr().out
+    result = json.loads((run / "eval_pgd_L2.json").read_text())
+    assert result["norm"] == "L2" and result["results"][0]["eps"] == 1.0 and "norm" in result["settings"]["overrides"]
+
+
+def test_models_that_cannot_be_attacked(run, tmp_path, capsys):
+    main = evaluate_on_pgd_attacks.main
+    fails(capsys, main, ["--model", tmp_path / "nothing.pt"], "nothing.pt")
+    fails(capsys, main, ["--model", run, "--network", "wrn28_4"], "of another network")
+    fails(capsys, main, ["--model", run, "--device", "gpu"], "--device gpu")
+    fails(capsys, main, ["--model", run, "--device", "cuda:7"], "--device cuda:7")
+    fails(capsys, main, ["--model", run, "--eps", "2"], "--eps 2")
+    fails(capsys, main, ["--model", run, "--test_size", "1000"], "--test_size 1000")
+    (run / "model_best.pt").write_bytes((run / "model_best.pt").read_bytes()[:9000])
+    fails(capsys, main, ["--model", run], "model_best.pt")
+    assert not list(run.glob("eval_*"))
+
+
+NET = """
+import torch
+def net(channels, height, width, num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * height * width, num_classes))
+def bad_shape(*_):
+    return torch.nn.Flatten()
+"""
+
+
+def test_ones_own_network(tmp_path, capsys, monkeypatch):
+    """Trained by name, stored by name, and only run again where the user names it."""
+    (tmp_path / "my_nets.py").write_text(NET)
+    folder = tmp_path / "own"
+    argv = [*SMALL, "--max_steps", "8", "--savepath", str(folder), "--network", "my_nets:net"]
+    assert train.main(argv) == 0
+    capsys.readouterr()
+    fails(capsys, evaluate_on_pgd_attacks.main, ["--model", folder, *ATTACK], "--network my_nets:net")
+    assert evaluate_on_pgd_attacks.main(["--model", str(folder), *ATTACK, "--network", "my_nets:net"]) == 0
+    fails(
+        capsys,
+        train.main,
+        [*SMALL, "--savepath", tmp_path / "no", "--network", "my_nets:bad_shape"],
+        "(2, 64)",
+        "logits",
+    )
+    assert not (tmp_path / "no").exists()
+
+
+def test_pretrained(run, tmp_path, capsys):
+    folder = tmp_path / "tuned"
+    argv = [
+        *SMALL,
+        "--norm",
+        "L2",
+        "--hinge_maxeps",
+        "1.5",
+        "--max_steps",
+        "1",
+        "--lr",
+        "1e-9",
+        "--savepath",
+        str(folder),
+    ]
+    assert train.main([*argv, "--pretrained", str(run)]) == 0
+    assert "norm Linf" in capsys.readouterr().out
+    a, b = (checkpoint.load(f / "model_best.pt")["model"]["linear2.weight"] for f in (run, folder))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    assert train.main([*SMALL, "--max_steps", "8", "--savepath", str(folder), "--tensorboard"]) == 0
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"train/clean_loss", "train/mean_eps", "val/mean_margin", "test/robust_acc"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["histograms"] == ["train/margins"]
+    expected = [r["clean_loss"] for r in rows(folder) if r["kind"] == "train"]
+    assert [e.value for e in events.Scalars("train/clean_loss")] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--dataset", "digits", "--norm", "Linf", "--clean_loss_coeff", "1", "--lr", "1e-3"],
+        ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1.5", "--clean_loss_coeff", "0"],
+        ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--network", "wrn28_4", "--augment"],
+        ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1.5", "--optimizer", "sgd", "--deterministic"],
+    ],
+)
+def test_combinations(flags, tmp_path):
+    small = [
+        "--max_steps",
+        "3",
+        "--train_size",
+        "40",
+        "--val_size",
+        "12",
+        "--test_size",
+        "0",
+        "--batch_size",
+        "16",
+        "--nb_iter",
+        "2",
+    ]
+    try:
+        assert (
+            train.main([*flags, *small, "--device", "cpu", "--disp_interval", "1", "--savepath", str(tmp_path / "run")])
+            == 0
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    found = rows(tmp_path / "run")
+    assert [r["step"] for r in found if r["kind"] == "train"] == [1, 2, 3]
+    assert {r["split"] for r in found if r["kind"] == "eval"} == {"val"}
+    if "1e-3" in flags:
+        assert found[0]["mma_loss"] is None and found[0]["mean_eps"] is None
+
+
+def test_image_folder_from_the_command_line(tmp_path, capsys):
+    from test_data import images
+
+    for part, count in (("train", 12), ("test", 6)):
+        for name in ("ant", "bee"):
+            (tmp_path / "pictures" / part / name).mkdir(parents=True)
+            for i, image in enumerate(images(count, 16, seed=i_seed(part, name))):
+                image.save(tmp_path / "pictures" / part / name / f"{i}.png")
+    argv = ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1", "--data_root", "pictures", "--device", "cpu",
+            "--network", "lenet5", "--max_steps", "3", "--batch_size", "8", "--nb_iter", "2"]  # fmt: skip
+    assert train.main([*argv, "--savepath", "mine"]) == 0
+    assert (
+        evaluate_on_pgd_attacks.main(["--model", "mine", "--nb_iter", "2", "--nb_restart", "2", "--device", "cpu"]) == 0
+    )
+    assert json.loads((tmp_path / "mine" / "eval_pgd_L2.json").read_text())["n"] == 12
+    capsys.readouterr()
+    fails(capsys, train.main, [*argv, "--data_root", "nowhere", "--savepath", "other"], "nowhere", "--data_root")
+    assert not (tmp_path / "other").exists()
+
+
+def i_seed(part, name):
+    return {"train": 0, "test": 10}[part] + {"ant": 1, "bee": 2}[name]
+
+
+def test_from_another_folder_as_a_newcomer_would(command, tmp_path):
+    """Through the interpreter: an error is one line without a traceback, --help works."""
+    status, out, err = command("train.py", "--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "-3")
+    assert (status, out) == (2, "") and err.startswith("error: --hinge_maxeps -3") and err.count("\n") == 1
+    status, out, err = command("evaluate_on_pgd_attacks.py", "--help")
+    assert status == 0 and "--save_adv" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    fails(capsys, train.main, [*SMALL, "--savepath", folder / "run"], "locked")
+
+
+def test_a_folder_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    fails(capsys, train.main, [*SMALL, "--savepath", tmp_path / "file" / "run"], "file")

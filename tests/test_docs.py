@@ -1,0 +1,90 @@
+"""Every command in the README and in scripts/*.sh parses; the README's Python snippets run; its figures have a source."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from config import parse_eval, parse_train
+
+PARSERS = {"train.py": parse_train, "evaluate_on_pgd_attacks.py": parse_eval}
+SHELL_FILES = sorted((ROOT / "scripts").glob("*.sh"))
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(text):
+    """(program, arguments) of each `python PROGRAM …` of ours, with shell variables and line continuations resolved."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        line = line.replace('"$@"', "").replace("$root/", "").split(" #")[0]
+        match = re.search(r"python\S* (\S*?)(train\.py|evaluate_on_pgd_attacks\.py)\b\"?(.*)", line)
+        if match and not line.lstrip().startswith("#"):
+            found.append((match[2], shlex.split(match[3])))
+    return found
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda p: p.name)
+def test_shell_scripts(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    for program, argv in commands(path.read_text()):
+        PARSERS[program](argv)
+
+
+@pytest.mark.parametrize(("name", "count"), [("run_mnist_training", 8), ("run_cifar10_training", 12)])
+def test_published_runs_stand_under_their_names(name, count):
+    """The name of each run folder is the one its flags give."""
+    found = commands((ROOT / "scripts" / f"{name}.sh").read_text())
+    names = []
+    for _, argv in found:
+        config, _ = parse_train(argv)
+        assert config.savepath == f"trained_models/{config.run_name}" and config.resume
+        names.append(config.run_name)
+    assert len(set(names)) == count
+    attacked = re.findall(
+        r"trained_models/(\S+?)\"",
+        (ROOT / "scripts" / name.replace("run", "attack").replace("training", "models.sh")).read_text(),
+    )
+    assert attacked == names
+
+
+def test_extra_arguments_reach_every_command():
+    for path in SHELL_FILES:
+        for line in path.read_text().splitlines():
+            if "--savepath" in line or "--model " in line:
+                assert line.rstrip().endswith('"$@"')
+
+
+def test_readme_commands():
+    found = [c for block in blocks("bash") for c in commands(block)]
+    assert len(found) >= 5
+    for program, argv in found:
+        PARSERS[program](argv)
+    for script in re.findall(r"bash (scripts/\S+\.sh)", README):
+        assert (ROOT / script).exists(), script
+    for script in re.findall(r"python (scripts/\S+\.py)", README):
+        assert (ROOT / script).exists(), script
+
+
+def test_readme_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert blocks("python")
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_readme_names_every_file():
+    listed = README[README.index("## Files") :]
+    for path in [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.*")]:
+        assert path.name in listed, path.name
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target

@@ -1,0 +1,73 @@
+"""A recorded loss curve: ten MMA steps on the digits with a small network, on the CPU in float32.
+
+The values were printed by this file run as a program (`python tests/test_recorded_curve.py`), torch 2.15.0. Torch
+versions differ in the last bits: 1e-3 relative.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import PRESETS
+from data import load_dataset
+from trainer import Trainer
+
+
+def curve(norm):
+    """(clean loss, L_mma, mean eps) of each step."""
+    config = replace(
+        PRESETS["digits", norm], hinge_maxeps=0.3 if norm == "Linf" else 1.5, batch_size=100, lr=((0, 0.02),)
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Softplus(), nn.Linear(32, 10))
+    data = load_dataset("digits", ".", seed=0, train_size=None, val_size=200, test_size=0, device=torch.device("cpu"))
+    trainer = Trainer(config, model, data)
+    results = [trainer.train_step() for _ in range(10)]
+    return [[float(r.clean_loss), float(r.mma_loss), float(r.eps.mean())] for r in results]
+
+
+RECORDED = {
+    "Linf": [
+        [2.42561, 2.42561, 0],
+        [1.94267, 1.94267, 0],
+        [1.69271, 1.69271, 0],
+        [1.53169, 1.53169, 4.88281e-07],
+        [1.26262, 1.26262, 3.41797e-06],
+        [1.22522, 1.22744, 0.00156538],
+        [1.092, 1.09614, 0.00255737],
+        [0.942637, 0.956066, 0.00948023],
+        [0.909335, 0.948813, 0.0207846],
+        [0.863705, 0.930137, 0.0324148],
+    ],
+    "L2": [
+        [2.42561, 2.42561, 0],
+        [1.94267, 1.94267, 0],
+        [1.69271, 1.69271, 0],
+        [1.53169, 1.53169, 2.44141e-06],
+        [1.26262, 1.26262, 1.70898e-05],
+        [1.22522, 1.2271, 0.0101006],
+        [1.09196, 1.09585, 0.0144949],
+        [0.942595, 0.95364, 0.0547205],
+        [0.909391, 0.943798, 0.113583],
+        [0.863646, 0.931604, 0.194776],
+    ],
+}
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_recorded_curve(norm):
+    torch.testing.assert_close(torch.tensor(curve(norm)), torch.tensor(RECORDED[norm]), rtol=1e-3, atol=1e-6)
+
+
+if __name__ == "__main__":
+    for each in ("Linf", "L2"):
+        print(f'    "{each}": [')
+        for row in curve(each):
+            print("        [" + ", ".join(f"{v:.6g}" for v in row) + "],")
+        print("    ],")
