@@ -1,6 +1,6 @@
 """Draw docs/idea.png: on a toy problem in the plane, one radius for all examples against each example's own margin.
 
-    python scripts/plot_idea.py
+python scripts/plot_idea.py
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ def toy() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 def main() -> int:
     model, x, y = toy()
-    shown = torch.arange(0, 200, 8)
-    noise = torch.rand(len(shown), 2, generator=torch.Generator().manual_seed(0))
-    margins = anpgd(model, x[shown], y[shown], norm="L2", start_eps=0.1, max_eps=0.4, steps=40, step_scale=2.5,
-                    search_steps=12, attack_loss_fn=soft_logit_margin, search_loss_fn=soft_logit_margin, noise=noise)  # fmt: skip
+    shown = torch.arange(0, 200, 13)
+    margins = anpgd(model, x[shown], y[shown], norm="L2", start_eps=0.15, max_eps=0.4, steps=40, step_scale=2.5,
+                    search_steps=12, attack_loss_fn=soft_logit_margin, search_loss_fn=soft_logit_margin)  # fmt: skip
     side = torch.linspace(0, 1, 300)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     with torch.no_grad():
@@ -57,13 +56,17 @@ def main() -> int:
         panel.contourf(side, side, score > 0, levels=[-0.5, 0.5, 1.5], colors=["0.93", "0.8"])
         panel.contour(side, side, score, levels=[0], colors="black", linewidths=2)
         for label, marker, colour in ((0, "o", "white"), (1, "^", "0.25")):
-            panel.scatter(*x[y == label].T, s=9, marker=marker, facecolor=colour, edgecolor="black", linewidth=0.4, alpha=0.5)
-            panel.scatter(*x[shown][y[shown] == label].T, s=26, marker=marker, facecolor=colour, edgecolor="black", zorder=3)
+            panel.scatter(
+                *x[y == label].T, s=9, marker=marker, facecolor=colour, edgecolor="black", linewidth=0.4, alpha=0.5
+            )
+            panel.scatter(
+                *x[shown][y[shown] == label].T, s=26, marker=marker, facecolor=colour, edgecolor="black", zorder=3
+            )
         for point, radius in zip(x[shown], radii, strict=True):
             panel.add_patch(plt.Circle(point, radius, fill=False, color="0.1", linewidth=0.8, linestyle="--"))
         if radii is margins.eps:
             ends = margins.x_adv
-            panel.plot(*torch.stack([x[shown], ends], dim=2).transpose(0, 1), color="0.1", linewidth=0.8)
+            panel.plot(*torch.stack([x[shown], ends], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)
             panel.scatter(*ends.T, marker="x", s=18, color="0.1", linewidth=1, zorder=3)
         panel.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     (ROOT / "docs").mkdir(exist_ok=True)
