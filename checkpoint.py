@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,10 +89,11 @@ def save(path: Path, content: dict, previous: Path | None = None) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict:
+def load(path: Path, needed: Sequence[str] = ()) -> dict:
     """The content of a checkpoint, on the CPU, without its checksum.
 
-    :raises UserError: if there is no such file, or it is damaged, not a checkpoint, or would run code.
+    :raises UserError: if there is no such file, or it is damaged, not a checkpoint, lacks a key of `needed`, or would
+        run code.
     """
     try:
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
@@ -111,6 +113,8 @@ def load(path: Path) -> dict:
             intact = False
         if not intact:
             raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: name another file")
+    if missing := [key for key in needed if key not in content]:
+        raise UserError(f"checkpoint {path}: not the state of a run, it has no {missing[0]!r}: name another file")
     return content
 
 

@@ -71,7 +71,10 @@ class Raw(NamedTuple):
     num_classes: int
 
     def split(self, rows: np.ndarray, device: torch.device) -> Split:
-        images, labels = torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
+        """These rows as tensors on `device`."""
+        # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
+        images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format)
+        labels = torch.from_numpy(self.labels[rows])
         return Split(images.to(device), labels.to(device), torch.from_numpy(rows).to(device))
 
 

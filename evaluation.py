@@ -55,7 +55,7 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     test, num_classes = load_test(dataset, data_root, test_size=flags.test_size, device=device)
     model = build_model(network, *test.shape, num_classes)
     load_weights(model, file.weights, file.path)
-    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}
     overrides = {
         name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value

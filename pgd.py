@@ -128,7 +128,8 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
     """
     x_adv, margin = state.x_adv.clone(), state.margin.clone()
     for restart, loss_fn in enumerate(loss_fns):
-        for rows in (margin < 0).nonzero().squeeze(1).split(batch_size):
+        survivors = (margin < 0).nonzero().squeeze(1)
+        for rows in survivors.split(batch_size) if len(survivors) else ():
             padded = _pad(rows, batch_size)
             noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, restart).to(x)
             attacked = pgd(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,

@@ -20,7 +20,7 @@ from data import Dataset, load_dataset
 from errors import UserError, exits_on_user_error
 from models import build_model
 from runlog import RunFolder, TensorBoard
-from trainer import StepResult, Trainer
+from trainer import STATE_KEYS, StepResult, Trainer
 from utils import use_device
 
 # What may differ between a run and its continuation.
@@ -118,12 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
                         val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
-    trainer = Trainer(config, new_model(config, data).to(device, memory_format=torch.channels_last), data)
+    trainer = Trainer(config, new_model(config, data).to(device), data)
     if len(data.train) % config.batch_size == 1 and not trainer.search_single_row:
         raise UserError(f"--batch_size {config.batch_size}: the last batch of an epoch would hold one image, on which this "
                         "network's BatchNorm cannot work: choose another")  # fmt: skip
     if state:
-        trainer.restore(state)
+        restore(trainer, state, folder)
     folder.prepare()
     tensorboard = TensorBoard(folder.path, trainer.step) if config.tensorboard else None
     folder.cut_back(trainer.step, trainer.checked_step)
@@ -161,22 +161,38 @@ def open_run(folder: RunFolder, config: Config) -> dict | str | None:
         refuse_differences(config, Config.from_dict(stored), folder)
     if config.max_steps in folder.checked_steps():
         return "finished"
+    state = usable_state(folder)
+    if state is not None:
+        refuse_differences(config, Config.from_dict(state["config"]), folder)
+        return state
+    if stored is not None and stored["max_steps"] in folder.checked_steps():
+        raise UserError(f"--savepath {folder.path}: finished after {stored['max_steps']} steps, but without its last.pt "
+                        "it cannot go on: choose another folder")  # fmt: skip
+    return None
+
+
+def usable_state(folder: RunFolder) -> dict | None:
+    """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
+
+    :raises UserError: if what there is cannot be used.
+    """
+    damage = None
     for path in (folder.last, folder.previous):
         if not path.exists():
             continue
         try:
-            state = checkpoint.load(path)
-            refuse_differences(config, Config.from_dict(state["config"]), folder)
-            if path == folder.previous:
-                print(f"warning: going on from {path.name}", file=sys.stderr)
-            return state
+            state = checkpoint.load(path, needed=STATE_KEYS)
         except UserError as error:
-            if path == folder.previous or "differ" in str(error) or not folder.previous.exists():
-                raise
+            damage = damage or error
             print(f"warning: {error}", file=sys.stderr)
-    if stored is not None and stored["max_steps"] in folder.checked_steps():
-        raise UserError(f"--savepath {folder.path}: finished after {stored['max_steps']} steps, but without its last.pt "
-                        "it cannot go on: choose another folder")  # fmt: skip
+            continue
+        if path == folder.previous:
+            print(f"warning: going on from {path}, at step {state['step']}", file=sys.stderr)
+        return state
+    if damage:
+        raise UserError(
+            f"--resume: no whole checkpoint in {folder.path}: remove its last.pt to start again, or choose another folder"
+        )
     return None
 
 
@@ -192,6 +208,15 @@ def refuse_differences(config: Config, stored: Config, folder: RunFolder) -> Non
     if differences:
         raise UserError(f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
                         "give its flags, or choose another --savepath")  # fmt: skip
+
+
+def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
+    """:raises UserError: if network or training set are not those of the state, though the flags are."""
+    if state["eps"].shape != trainer.eps.shape:
+        raise UserError(f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
+                        f"{len(trainer.eps)} now: restore the data, or choose another --savepath")  # fmt: skip
+    checkpoint.load_weights(trainer.model, state["model"], folder.last)
+    trainer.restore(state)
 
 
 def new_model(config: Config, data: Dataset) -> nn.Module:

@@ -153,6 +153,9 @@ class Sums:
         return dict(zip(self.NAMES[1:], [value / examples for value in rest], strict=True)) if examples else {}
 
 
+STATE_KEYS = ("step", "checked_step", "epoch", "model", "optimizer", "eps", "best_margin", "sums", "config")
+
+
 class Trainer:
     """A run: network, optimizer, per-example radii and step number, and the loop that advances them."""
 
@@ -174,7 +177,7 @@ class Trainer:
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
     def state(self) -> dict:
-        """Everything a resumed run needs: tensors and plain values."""
+        """Everything a resumed run needs, under `STATE_KEYS`: tensors and plain values."""
         return {
             "step": self.step,
             "checked_step": self.checked_step,

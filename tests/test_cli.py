@@ -248,8 +248,13 @@ def test_models_that_cannot_be_attacked(run, tmp_path, capsys):
 
 NET = """
 import torch
-def net(channels, height, width, num_classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * height * width, num_classes))
+class net(torch.nn.Module):
+    def __init__(self, channels, height, width, num_classes):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, 4, 3, padding=1)
+        self.linear = torch.nn.Linear(4 * height * width, num_classes)
+    def forward(self, x):
+        return self.linear(self.conv(x).view(len(x), -1))  # needs the plain memory order
 def bad_shape(*_):
     return torch.nn.Flatten()
 """
