@@ -27,7 +27,7 @@ from losses import cross_entropy, logit_margin
 from pgd import pgd
 from utils import generator
 
-EPS, STEP, STEPS = 0.3, 0.01, 40
+EPS, STEP, STEPS, BATCH = 0.3, 0.01, 40, 100
 
 
 def wheel_network(name: str) -> nn.Module:
@@ -73,6 +73,7 @@ def main() -> int:
     batch = load_test(
         "mnist", flags.data_root, test_size=flags.test_size, device=torch.device("cpu")
     ).split.everything()
+    parts = list(zip(batch.x.split(BATCH), batch.y.split(BATCH), strict=True))
     print(f"MNIST, first {flags.test_size} test images, Linf {EPS}, {STEPS} steps of {STEP}: robust accuracy")
     print(f"{'network':12}{'start':>8}{'clean':>9}{'ours':>9}{'advertorch':>12}{'flags that differ':>19}")
     for name in ("advtrained", "clntrained"):
@@ -81,7 +82,8 @@ def main() -> int:
             clean = (logit_margin(model(batch.x), batch.y) < 0).double().mean()
         for random_start in (False, True):
             ours, theirs = (
-                attack(model, batch.x, batch.y, random_start) for attack in (robust_by_ours, robust_by_advertorch)
+                torch.cat([attack(model, *part, random_start) for part in parts])
+                for attack in (robust_by_ours, robust_by_advertorch)
             )
             shares = "".join(f"{f.double().mean():>{w}.2%}" for f, w in ((ours, 9), (theirs, 12)))
             print(

@@ -226,6 +226,6 @@ def test_advertorch_import_warns_of_nothing_else():
 
 
 def test_nothing_left_to_attack():
-    model, x, y = half_robust()
+    model, x, _y = half_robust()
     result = attack(model, x, (model(x).argmax(1) + 1) % 10, restarts=2)
     assert torch.equal(result.x_adv, x) and not result.robust.any()
