@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from models import plain_keys
+from utils import write_atomically
 
 CHECKSUM = "checksum"
 
@@ -52,27 +53,6 @@ def _feed(sha: hashlib._Hash, value: object) -> None:
         raise TypeError(f"{type(value).__name__} in a checkpoint: tensors and plain Python values only")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` at once: at any moment the old or the new file is there, whole.
-
-    :raises OSError: if the folder is full or cannot be written; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def save(path: Path, content: dict, previous: Path | None = None) -> None:
     """Write `content` with its checksum to `path`; what was there is kept as `previous`, if given.
 
@@ -84,9 +64,24 @@ def save(path: Path, content: dict, previous: Path | None = None) -> None:
         # A second name first, then one replace each: `path` never goes missing.
         link = previous.with_name(f".{previous.name}.tmp")
         link.unlink(missing_ok=True)
-        os.link(path, link)
+        try:
+            os.link(path, link)
+        except OSError:  # file systems without hard links
+            shutil.copy2(path, link)
         link.replace(previous)
     write_atomically(path, buffer.getvalue())
+
+
+STATE_PREFIXES = ("module.", "_orig_mod.")
+
+
+def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that DataParallel and torch.compile put before every key."""
+    keys = list(state)
+    for prefix in STATE_PREFIXES * 2:
+        if keys and all(key.startswith(prefix) for key in keys):
+            keys = [key.removeprefix(prefix) for key in keys]
+    return dict(zip(keys, state.values(), strict=True))
 
 
 def load(path: Path, needed: Sequence[str] = ()) -> dict:
@@ -95,10 +90,19 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
     :raises UserError: if there is no such file, or it is damaged, not a checkpoint, lacks a key of `needed`, or would
         run code.
     """
+    return _parse(_read(path), path, needed)
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror or error}): name another file") from None
+
+
+def _parse(raw: bytes, path: Path, needed: Sequence[str] = ()) -> dict:
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails anywhere in torch's reader
         reason = "it asks to run code, which is refused" if "GLOBAL" in str(error) or "Unsupported" in str(error) else (
             "truncated, damaged, or another kind of file")  # fmt: skip
@@ -135,12 +139,14 @@ def load_model_file(name: str) -> ModelFile:
     path = Path(name)
     if path.is_dir():
         path = path / "model_best.pt"
-    content = load(path)
+    raw = _read(path)
+    content = _parse(raw, path)
     weights = content.get("model", content)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if (not isinstance(weights, dict) or not weights or not all(isinstance(k, str) for k in weights)
+            or not all(isinstance(v, Tensor) for v in weights.values())):  # fmt: skip
         raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
     config = content.get("config")
-    return ModelFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), plain_keys(weights),
+    return ModelFile(path, hashlib.sha256(raw).hexdigest(), plain_keys(weights),
                      config if isinstance(config, dict) else None)  # fmt: skip
 
 

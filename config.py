@@ -31,7 +31,7 @@ def number(text: str) -> float:
     """`0.3` or `8/255`, finite."""
     try:
         value = float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
@@ -154,10 +154,25 @@ class Config:
         try:
             known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
             config = replace(PRESETS[known["dataset"], known["norm"]], **known)
+            _check_types(config)
             validate(config)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"stored config: not a config of this program ({error!r}): use another file") from None
+            raise UserError(f"stored config: not one of this program ({error!r}): use another file") from None
         return config
+
+
+def _check_types(config: Config) -> None:
+    """:raises ValueError: naming a field whose value its flag could not have."""
+    hints = typing.get_type_hints(Config)
+    for f in dataclasses.fields(Config):
+        value, kinds = getattr(config, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
+        choices = f.metadata["choices"]
+        of_kind = isinstance(value, bool) == (bool in kinds) and (
+            (float in kinds and isinstance(value, int | float))
+            or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+        )
+        if f.name != "lr" and (not of_kind or (choices and value not in choices)):
+            raise ValueError(f"{f.name} = {value!r}")
 
 
 PUBLISHED_MAXEPS = {
@@ -215,6 +230,7 @@ class EvalConfig:
     batch_size: int = opt(200, "images a batch")
     seed: int = opt(0, "seed of the random starts")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
+    resume: bool = opt(False, "skip it if the JSON beside the model holds this very evaluation")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
 
 
@@ -278,7 +294,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
     config = replace(PRESETS[given["dataset"], given["norm"]], **given)
     notes = []
-    for name in ("hinge_maxeps", "attack_mineps", "test_eps"):
+    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
         if name in given:
             value, note = radius(getattr(config, name), config.dataset, config.norm, name)
             config = replace(config, **{name: value})
@@ -331,8 +347,11 @@ def validate(config: Config) -> None:
         published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
         raise UserError(f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
                         f"{config.norm} are {published}")  # fmt: skip
-    if config.norm == "Linf" and config.check_maxeps > 1:
-        raise UserError(f"--hinge_maxeps {config.check_maxeps:g}: an Linf radius above 1 means nothing on [0, 1]")
+    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
+        if config.norm == "Linf" and (getattr(config, name) or 0) > 1:
+            raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
+    if not config.lr or config.lr[0][0] != 0:
+        raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
     if config.clean_loss_coeff < 1 and config.attack_mineps > config.search_maxeps:
         raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
                         f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip

@@ -88,7 +88,7 @@ def load_dataset(name: str, root: str, *, seed: int, train_size: int | None, val
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    raw = READERS[name](Path(root), "train")
+    raw = READERS[name](Path(root).expanduser(), "train")
     count = len(raw.labels)
     val_size = round(count / 10) if val_size is None else val_size
     if val_size >= count:
@@ -122,7 +122,7 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
 
     :raises UserError: as `load_dataset`.
     """
-    raw = READERS[name](Path(root), "test")
+    raw = READERS[name](Path(root).expanduser(), "test")
     rows = np.arange(len(raw.labels))
     if test_size is not None and test_size > len(rows):
         raise UserError(f"--test_size {test_size}: {name} has {len(rows)} test images")
@@ -146,7 +146,7 @@ def _stratified(labels: np.ndarray, size: int, flag: str, seed: int) -> tuple[np
                                       random_state=seed % 2**32))  # fmt: skip
     except ValueError as error:
         raise UserError(
-            f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size"
+            f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size, or add images to the smallest class"
         ) from None
 
 
@@ -164,31 +164,26 @@ def _digits(root: Path, part: str) -> Raw:
 
 # md5 and size of MNIST's files, unpacked.
 MNIST_FILES = {
-    "train": {
-        "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 47_040_016),
-        "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", 60_008),
-    },
-    "test": {
-        "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 7_840_016),
-        "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_008),
-    },
+    "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 47_040_016),
+    "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", 60_008),
+    "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 7_840_016),
+    "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_008),
 }
 
 
 def _mnist(root: Path, part: str) -> Raw:
     folder = root / "MNIST" / "raw"
-    files = {folder / name: md5 for name, (md5, _) in MNIST_FILES[part].items()}
-    _download_missing(list(files), lambda: torchvision.datasets.MNIST(root, download=True))
-    for path, md5 in files.items():
-        _check_md5(path, md5, MNIST_FILES[part][path.name][1])
+    _download_missing([folder / name for name in MNIST_FILES], lambda: torchvision.datasets.MNIST(root, download=True))
+    for name, (md5, size) in MNIST_FILES.items():
+        _check_md5(folder / name, md5, size)
     data = torchvision.datasets.MNIST(root, train=part == "train")
     return Raw(data.data.numpy()[:, None], data.targets.numpy(), 10)
 
 
 def _cifar10(root: Path, part: str) -> Raw:
     kind = torchvision.datasets.CIFAR10
-    files = kind.train_list if part == "train" else kind.test_list
-    files = {root / kind.base_folder / name: md5 for name, md5 in [*files, [kind.meta["filename"], kind.meta["md5"]]]}
+    listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    files = {root / kind.base_folder / name: md5 for name, md5 in listed}
     _download_missing(list(files), lambda: kind(str(root), download=True))
     for path, md5 in files.items():
         _check_md5(path, md5, None)
@@ -260,7 +255,9 @@ def _read_image(path: Path) -> np.ndarray:
     """(H, W) for a grey image, else (H, W, 3)."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+            if image.mode[0] in "IF":
+                raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path.absolute()}: cannot be read ({error}): mend or remove it") from None
 
@@ -305,7 +302,8 @@ def crop_and_flip(x: Tensor, draws: torch.Generator) -> Tensor:
     rows, columns = rows.to(x.device), columns.to(x.device)
     examples = torch.arange(count, device=x.device)
     # Indexed dimensions come first where a slice stands between them: (B, H, W, C).
-    return x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    cropped = x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return cropped.clone(memory_format=torch.contiguous_format)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

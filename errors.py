@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, without a traceback."""
+    """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, Ctrl-C 130; no traceback."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -21,5 +21,8 @@ def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return wrapped

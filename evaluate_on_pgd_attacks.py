@@ -10,14 +10,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 import checkpoint
-from config import PRESETS, EvalConfig, eval_step_size, parse_eval, radius
+from config import EvalConfig, eval_step_size, parse_eval, radius
 from errors import UserError, exits_on_user_error
-from evaluation import Subject, load_subject, result_row, wilson, write_result
+from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
 from losses import cross_entropy, cw_loss, logit_margin
 from pgd import Attacked, clean_attacked, repeated_pgd
 from utils import use_device
@@ -29,9 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse_eval(argv)
     device = use_device(flags.device, flags.deterministic)
     subject = load_subject(flags, device)
-    radii, notes = radii_to_attack(flags, subject)
+    flags, radii, notes = settle_radii(flags, subject)
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
         print(note)
+    settings = {
+        "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
+        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "overrides": subject.overrides,
+    }  # fmt: skip
+    if flags.resume and is_done(subject, "pgd", {"seed": flags.seed, "settings": settings}, radii):
+        print(f"{subject.result_file('pgd')}: already done")
+        return 0
+    refuse_to_shrink(subject, "pgd")
 
     started = time.monotonic()
     clean, found = attack_all(flags, subject, radii)
@@ -47,11 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   95 % interval [{_interval(row['ci95'])}]"
         )
-    settings = {
-        "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
-        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "batch_size": flags.batch_size,
-        "test_size": flags.test_size, "device": str(device), "overrides": subject.overrides,
-    }  # fmt: skip
+    settings |= {"batch_size": flags.batch_size, "device": str(device)}
     path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
                                          "settings": settings, "seconds": seconds, "results": results})  # fmt: skip
     print(f"written: {path}")
@@ -60,17 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def radii_to_attack(flags: EvalConfig, subject: Subject) -> tuple[list[float], list[str]]:
-    """The radii, ascending, and what the user should be told of them."""
-    if flags.eps is None:
-        preset = PRESETS[subject.dataset, subject.norm]
-        eps = subject.training.test_eps
-        return [eps], [
-            f"--eps not given: {eps:.5g}, the test radius of "
-            + ("the data set" if subject.training is preset else "its training")
-        ]
-    pairs = [radius(eps, subject.dataset, subject.norm, "eps") for eps in flags.eps]
-    return sorted({value for value, _ in pairs}), [note for _, notes in pairs for note in notes]
+def settle_radii(flags: EvalConfig, subject: Subject) -> tuple[EvalConfig, list[float], list[str]]:
+    """The flags with radii in input units, the radii to attack, ascending, and what the user should be told."""
+    notes = []
+
+    def settle(value: float, flag: str) -> float:
+        settled, said = radius(value, subject.dataset, subject.norm, flag)
+        notes.extend(said)
+        return settled
+
+    if flags.eps_iter is not None:
+        flags = replace(flags, eps_iter=settle(flags.eps_iter, "eps_iter"))
+    if flags.eps is not None:
+        return flags, sorted({settle(eps, "eps") for eps in flags.eps}), notes
+    eps = subject.training.test_eps
+    return flags, [eps], [*notes, f"--eps not given: {eps:.5g}, the test radius of its training"]
 
 
 def step_size(flags: EvalConfig, subject: Subject, eps: float) -> float:

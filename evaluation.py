@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from checkpoint import load_model_file, load_weights, write_atomically
+from checkpoint import load_model_file, load_weights
 from config import BUILT_IN_NETWORKS, PRESETS, Config, EvalConfig
 from data import Split, load_test
 from errors import UserError
 from models import build_model
+from utils import write_atomically
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     if network not in BUILT_IN_NETWORKS and flags.network is None:
         raise UserError(f"checkpoint {file.path}: names the network {network}, which is code: "
                         f"add --network {network} if you trust it")  # fmt: skip
-    data_root = flags.data_root or (stored.data_root if stored and stored.dataset == dataset else "data")
+    own_root = stored.data_root if stored and stored.dataset == dataset and Path(stored.data_root).is_dir() else "data"
+    data_root = flags.data_root or own_root
     test, num_classes = load_test(dataset, data_root, test_size=flags.test_size, device=device)
     model = build_model(network, *test.shape, num_classes)
     load_weights(model, file.weights, file.path)
@@ -78,6 +81,36 @@ def result_row(eps: float, robust: Tensor) -> dict:
         "ci95": wilson(flags.count("1"), len(flags)),
         "flags": flags,
     }
+
+
+def stored_result(subject: Subject, attack: str) -> dict:
+    """What the JSON beside the model says of this very checkpoint file; {} if nothing."""
+    try:
+        result = json.loads(subject.result_file(attack).read_text())
+        return result if result["model_sha256"] == subject.sha256 and result["dataset"] == subject.dataset else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def is_done(subject: Subject, attack: str, wanted: dict, radii: Sequence[float]) -> bool:
+    """Whether that JSON holds an evaluation of the same images at these radii with what `wanted` lists."""
+
+    def agrees(found: object, value: object) -> bool:
+        if isinstance(value, dict):
+            return isinstance(found, dict) and all(agrees(found.get(k), v) for k, v in value.items())
+        return found == value
+
+    result = stored_result(subject, attack)
+    return (agrees(result, wanted) and result.get("n") == len(subject.test)
+            and [row["eps"] for row in result["results"]] == list(radii))  # fmt: skip
+
+
+def refuse_to_shrink(subject: Subject, attack: str) -> None:
+    """:raises UserError: if this evaluation would replace one of the same checkpoint on more images."""
+    before = stored_result(subject, attack).get("n", 0)
+    if before > len(subject.test):
+        raise UserError(f"--test_size {len(subject.test)}: {subject.result_file(attack)} holds this network's result on {before} "
+                        "images: move it away first, or leave --test_size out")  # fmt: skip
 
 
 def write_result(subject: Subject, attack: str, content: dict) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,36 +121,28 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
     try:
         factory = NETWORKS[network] if network in NETWORKS else _import(network)
         model = factory(channels, height, width, num_classes)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
+        with torch.no_grad():
+            shape = tuple(model.eval()(torch.zeros(2, channels, height, width)).shape)
+        if shape != (2, num_classes):
+            raise ValueError(f"it gives {shape} for 2 images instead of (2, {num_classes}) logits")
     except UserError:
         raise
     except Exception as error:  # anyone's own code
-        raise UserError(f"--network {network}: could not be built for {channels}x{height}x{width} images and "
-                        f"{num_classes} classes ({type(error).__name__}: {error}): choose another, or mend it") from error  # fmt: skip
-    if not isinstance(model, nn.Module):
-        raise UserError(f"--network {network}: gave a {type(model).__name__}: it must return a torch.nn.Module")
+        raise UserError(f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} "
+                        f"classes ({type(error).__name__}: {error}): choose another, or mend it") from error  # fmt: skip
+    model.train()
     return model.to(memory_format=torch.channels_last) if network in NETWORKS else model
 
 
 def _import(network: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = network.partition(":")
     here = str(Path.cwd())
-    sys.path.insert(0, here)
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--network {network}: cannot be imported ({error}): the form is package.module:callable, "
                         f"looked for in {here} and the installed packages") from None  # fmt: skip
-    finally:
-        sys.path.remove(here)
-
-
-STATE_PREFIXES = ("module.", "_orig_mod.")
-
-
-def plain_keys(state: dict) -> OrderedDict:
-    """A state dict without the prefixes that DataParallel and torch.compile put before every key."""
-    keys = list(state)
-    for prefix in STATE_PREFIXES:
-        while keys and all(key.startswith(prefix) for key in keys):
-            keys = [key.removeprefix(prefix) for key in keys]
-    return OrderedDict(zip(keys, state.values(), strict=True))

@@ -19,7 +19,9 @@ LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,
 
 def as_rows(value: float | Tensor, x: Tensor) -> Tensor:
     """A scalar or (B,) radius -> (B,) in the dtype and on the device of x (B, ...)."""
-    return torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(x.shape[0])
+    if isinstance(value, Tensor):
+        return value.to(x).expand(x.shape[0])
+    return torch.full((x.shape[0],), value, dtype=x.dtype, device=x.device)
 
 
 def project_linf(delta: Tensor, eps: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class Attacked(NamedTuple):
 
     @property
     def robust(self) -> Tensor:
-        """(N,) bool: classified right, and no restart breaks it."""
+        """(N,) bool: classified right, and no restart breaks it. NaN is not robust."""
         return self.margin < 0
 
 
@@ -136,7 +138,7 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
                            steps=steps, noise=noise)  # fmt: skip
             with eval_mode(model), torch.no_grad():
                 found = margin_fn(model(attacked), y[padded])[: len(rows)].float()
-            stronger = found > margin[rows]
+            stronger = ~(found <= margin[rows])  # an output that is not a number counts as broken
             x_adv[rows[stronger]] = attacked[: len(rows)][stronger]
             margin[rows[stronger]] = found[stronger]
             on_batch(restart, len(rows), int((margin < 0).sum()))

@@ -1,24 +1,28 @@
 """The run folder: config.json, metrics.jsonl, margins.npy, TensorBoard; where the checkpoints lie.
 
-`metrics.jsonl` holds one JSON object a line (DESIGN in the README); `margins.npy` the per-example radii, float16,
+`metrics.jsonl` holds one JSON object a line; `margins.npy` the per-example radii, float16,
 (checks, training examples), one row for each per-epoch check.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
+import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 import torchvision
 
-from checkpoint import write_atomically
 from errors import UserError
+from utils import write_atomically
 
 
 class RunFolder:
@@ -29,23 +33,40 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self.margins_file = path / "margins.npy"
+        self._lock: TextIO | None = None
         self.last, self.previous, self.best = path / "last.pt", path / "last.prev.pt", path / "model_best.pt"
 
     def holds_a_run(self) -> bool:
         return any(f.exists() for f in (self.config_file, self.metrics_file, self.last, self.previous, self.best))
 
-    def prepare(self) -> None:
-        """Make the folder, and remove what an interrupted write left.
+    def lock(self) -> None:
+        """Keep other processes out of this folder, which must be there, for as long as this one lives.
 
-        :raises UserError: if it cannot be made or written.
+        :raises UserError: if another process trains here.
+        """
+        if self._lock is not None:
+            return
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise UserError(f"--savepath {self.path}: another process trains here ({self._lock.read().strip()}): "
+                            "wait for it, or choose another folder") from None  # fmt: skip
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}")
+        self._lock.flush()
+
+    def prepare(self) -> None:
+        """Make and lock the folder, and remove what an interrupted write left.
+
+        :raises UserError: if it cannot be made or written, or another process trains here.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for stray in self.path.glob(".*.tmp"):
-                stray.unlink()
-            probe = self.path / ".probe.tmp"
-            probe.touch()
-            probe.unlink()
+            self.lock()
+            for file in (self.config_file, self.metrics_file, self.margins_file, self.last, self.previous, self.best):
+                file.with_name(f".{file.name}.tmp").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"--savepath {self.path}: cannot be written ({error.strerror}): choose another folder"
@@ -57,7 +78,10 @@ class RunFolder:
         :raises UserError: if the file is not JSON.
         """
         try:
-            return json.loads(self.config_file.read_text())
+            config = json.loads(self.config_file.read_text())
+            if not isinstance(config, dict):
+                raise ValueError("not a JSON object")
+            return config
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -71,37 +95,58 @@ class RunFolder:
         write_atomically(self.config_file, (json.dumps(content, indent=2) + "\n").encode())
 
     def rows(self) -> list[dict]:
-        """The rows of metrics.jsonl, without a half-written last line."""
+        """The rows of metrics.jsonl, without a half-written last line.
+
+        :raises UserError: if another line is damaged.
+        """
+        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
         rows = []
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if not {"kind", "step"} <= set(row):
+                    raise ValueError("not a row")
+                rows.append(row)
+            except (ValueError, TypeError):
+                if number < len(lines):
+                    raise UserError(
+                        f"{self.metrics_file}: line {number} is damaged: mend it, or choose another --savepath"
+                    ) from None
         return rows
 
     def checked_steps(self) -> set[int]:
-        """Steps at which a check on the validation set was made."""
+        """Steps at which the network was checked."""
         return {row["step"] for row in self.rows() if row["kind"] == "eval" and row["split"] == "val"}
 
-    def append(self, row: dict) -> None:
-        """One more line of metrics.jsonl; values that are not finite become null, as JSON has none."""
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    def append(self, rows: Sequence[dict]) -> None:
+        """More lines of metrics.jsonl, in one write; values that are not finite become null, as JSON has none."""
+        clean = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
+        ]
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write("".join(json.dumps(row) + "\n" for row in clean))
+            file.flush()
+            os.fsync(file.fileno())
 
     def append_margins(self, eps: np.ndarray) -> None:
         """One more row (training examples,) of margins.npy."""
-        row = eps.astype(np.float16)[None]
-        self._write_margins(np.concatenate([np.load(self.margins_file), row]) if self.margins_file.exists() else row)
+        self._write_margins(np.concatenate([self._read_margins(len(eps)), eps.astype(np.float16)[None]]))
 
     def cut_back(self, step: int, checked_step: int) -> None:
         """Forget every row after `step`, and every check after `checked_step`."""
         kept = [row for row in self.rows() if row["step"] <= (checked_step if row["kind"] == "eval" else step)]
         write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         if self.margins_file.exists():
-            self._write_margins(np.load(self.margins_file)[: len(self.checked_steps())])
+            self._write_margins(self._read_margins(0)[: len(self.checked_steps())])
+
+    def _read_margins(self, count: int) -> np.ndarray:
+        """The rows so far; (0, count) where there are none."""
+        if not self.margins_file.exists():
+            return np.empty((0, count), np.float16)
+        try:
+            return np.load(self.margins_file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{self.margins_file}: damaged ({error}): remove it; only this record is lost") from None
 
     def _write_margins(self, margins: np.ndarray) -> None:
         buffer = io.BytesIO()
@@ -135,14 +180,23 @@ class TensorBoard:
 def environment(device: torch.device) -> dict:
     """Package versions, device and git commit of this program."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "device": f"{device.type} ({name}, {torch.get_num_threads()} threads)",
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": git_commit(),
     }
+
+
+def git_commit() -> str | None:
+    """The commit this program was run from, with -dirty if it was changed; None outside a clone or without git."""
+    here = Path(__file__).resolve().parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None

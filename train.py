@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import signal
 import sys
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 import checkpoint
 from config import Config, parse_train
-from data import Dataset, load_dataset
+from data import AUGMENT_PAD, Dataset, load_dataset
 from errors import UserError, exits_on_user_error
 from models import build_model
 from runlog import RunFolder, TensorBoard
@@ -39,11 +40,22 @@ FREE_ON_RESUME = {
 class RunRecorder:
     """Writes what the trainer hands over into the run folder, and shows it."""
 
-    def __init__(self, folder: RunFolder, bar: tqdm, tensorboard: TensorBoard | None, reads_are_free: bool) -> None:
-        self.folder, self.bar, self.tensorboard, self.reads_are_free = folder, bar, tensorboard, reads_are_free
+    def __init__(self, folder: RunFolder, trainer: Trainer, device: torch.device) -> None:
+        self.folder = folder
+        self.tensorboard = TensorBoard(folder.path, trainer.step) if trainer.config.tensorboard else None
+        self.reads_are_free = device.type == "cpu"
         self.shown_at = 0.0
+        self.total, self.done = trainer.config.max_steps, trainer.step
 
-    def step(self, trainer: Trainer, result: StepResult) -> None:
+    def __enter__(self) -> None:
+        self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+    def step(self, result: StepResult) -> None:
         self.bar.update(1)
         # On a GPU reading a value waits for the device: there the bar follows the train rows only.
         if self.reads_are_free and time.monotonic() - self.shown_at > 0.5:
@@ -51,15 +63,18 @@ class RunRecorder:
             count = len(result.eps)
             self._show(float(result.clean_loss), int(result.correct) / count, float(result.eps.mean()))
 
-    def row(self, row: dict) -> None:
-        self.folder.append(row)
-        if self.tensorboard:
-            self.tensorboard.row(row)
-        if row["kind"] == "eval":
-            tqdm.write(f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
-                       f"mean margin {row['mean_margin']:.4f}")  # fmt: skip
-        elif not self.reads_are_free:
-            self._show(row["clean_loss"], row["clean_acc"], row["mean_eps"] or 0.0)
+    def rows(self, rows: list[dict]) -> None:
+        self.folder.append(rows)
+        for row in rows:
+            if self.tensorboard:
+                self.tensorboard.row(row)
+            if row["kind"] == "eval":
+                tqdm.write(
+                    f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
+                    f"mean margin {row['mean_margin']:.4f}"
+                )
+            elif not self.reads_are_free:
+                self._show(row["clean_loss"], row["clean_acc"], row["mean_eps"] or 0.0)
 
     def best(self, trainer: Trainer, metrics: dict) -> None:
         checkpoint.save(self.folder.best, {"epoch": trainer.epoch, "model": trainer.model.state_dict(),
@@ -96,7 +111,7 @@ class StopSignals:
         self.received = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        tqdm.write("stopping after this step; once more ends at once", file=sys.stderr)
+        os.write(2, b"\nstopping after this step; once more ends at once\n")  # safe within a signal handler
 
     def __call__(self) -> bool:
         return self.received is not None
@@ -109,39 +124,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, notes = parse_train(argv)
     device = use_device(config.device, config.deterministic)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
+    try:
+        return run(config, folder, device, argv, notes)
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
+        ) from None
+
+
+def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str]) -> int:
+    """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
+    if folder.path.is_dir():
+        folder.lock()
     state = open_run(folder, config)
     if state == "finished":
         print(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
     for note in notes:
         print(note)
-
     data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
                         val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
-    trainer = Trainer(config, new_model(config, data).to(device), data)
-    if len(data.train) % config.batch_size == 1 and not trainer.search_single_row:
-        raise UserError(f"--batch_size {config.batch_size}: the last batch of an epoch would hold one image, on which this "
-                        "network's BatchNorm cannot work: choose another")  # fmt: skip
+    trainer = Trainer(config, new_model(config, data, pretrained=None if state else config.pretrained).to(device), data)
+    check_batches(trainer)
     if state:
         restore(trainer, state, folder)
     folder.prepare()
-    tensorboard = TensorBoard(folder.path, trainer.step) if config.tensorboard else None
+    recorder = RunRecorder(folder, trainer, device)
+    if state is None:
+        recorder.save(trainer)  # from here on --resume finds a state
     folder.cut_back(trainer.step, trainer.checked_step)
     folder.write_config(config.to_dict(), device)
     print(f"{folder.path}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
           f"{device}; " + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
 
-    bar = tqdm(total=config.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
-    with bar, StopSignals() as stop:
-        finished = trainer.run(RunRecorder(folder, bar, tensorboard, device.type == "cpu"), stop)
-    if tensorboard:
-        tensorboard.close()
+    try:
+        with recorder, StopSignals() as stop:
+            finished = trainer.run(recorder, stop)
+    except FloatingPointError as error:
+        print(f"error: {error}: nothing of it was saved; lower --lr, then start in another --savepath", file=sys.stderr)
+        return 3
     if not finished:
-        again = argv if "--resume" in argv else [*argv, "--resume"]
-        print(f"stopped after step {trainer.step}, state saved; go on with: python {shlex.join([sys.argv[0], *again])}")
+        again = [os.path.relpath(__file__), *argv, *([] if "--resume" in argv else ["--resume"])]
+        print(f"stopped after step {trainer.step}, state saved; go on with: python {shlex.join(again)}")
         return 128 + stop.received
+    evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
     print(f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
-          f"python evaluate_on_pgd_attacks.py --model {shlex.quote(str(folder.path))}")  # fmt: skip
+          f"python {shlex.join([evaluator, '--model', str(folder.path)])}")  # fmt: skip
     return 0
 
 
@@ -164,35 +192,38 @@ def open_run(folder: RunFolder, config: Config) -> dict | str | None:
     state = usable_state(folder)
     if state is not None:
         refuse_differences(config, Config.from_dict(state["config"]), folder)
-        return state
-    if stored is not None and stored["max_steps"] in folder.checked_steps():
-        raise UserError(f"--savepath {folder.path}: finished after {stored['max_steps']} steps, but without its last.pt "
-                        "it cannot go on: choose another folder")  # fmt: skip
-    return None
+    elif folder.best.exists() or folder.checked_steps():
+        raise UserError(f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
+                        "--savepath, or remove that folder to start again")  # fmt: skip
+    return state
 
 
 def usable_state(folder: RunFolder) -> dict | None:
     """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
 
+    A damaged last.pt is set aside, so that it cannot become the previous one.
+
     :raises UserError: if what there is cannot be used.
     """
-    damage = None
+    damage = []
     for path in (folder.last, folder.previous):
         if not path.exists():
             continue
         try:
             state = checkpoint.load(path, needed=STATE_KEYS)
         except UserError as error:
-            damage = damage or error
-            print(f"warning: {error}", file=sys.stderr)
+            damage.append(error)
             continue
         if path == folder.previous:
-            print(f"warning: going on from {path}, at step {state['step']}", file=sys.stderr)
+            print(
+                f"warning: {damage[0] if damage else 'no last.pt'}; going on from {path} at step {state['step']}",
+                file=sys.stderr,
+            )
+            if damage:
+                folder.last.replace(folder.path / "last.damaged.pt")
         return state
     if damage:
-        raise UserError(
-            f"--resume: no whole checkpoint in {folder.path}: remove its last.pt to start again, or choose another folder"
-        )
+        raise UserError(f"--resume: {damage[0]}, and there is no earlier one: remove {folder.path} to start again")
     return None
 
 
@@ -219,23 +250,24 @@ def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
     trainer.restore(state)
 
 
-def new_model(config: Config, data: Dataset) -> nn.Module:
-    """The network at its initialisation by `seed`, or with the weights of `--pretrained`."""
+def check_batches(trainer: Trainer) -> None:
+    """:raises UserError: if a batch would hold one image, and the network's BatchNorm cannot work on one."""
+    size = trainer.config.batch_size
+    if not trainer.search_single_row and (len(trainer.data.train) - 1) % size == 0:
+        raise UserError(f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
+                        "BatchNorm cannot work: choose another")  # fmt: skip
+
+
+def new_model(config: Config, data: Dataset, pretrained: str | None) -> nn.Module:
+    """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
-    try:
-        with torch.no_grad():
-            shape = tuple(model.eval()(data.val.batch(torch.arange(2).clamp(max=len(data.val) - 1)).x.cpu()).shape)
-    except RuntimeError as error:
-        raise UserError(
-            f"--network {config.network}: fails on {config.dataset}'s images ({error}): choose another"
-        ) from error
-    if shape != (2, data.num_classes):
-        raise UserError(
-            f"--network {config.network}: gives {shape} for 2 images, not (2, {data.num_classes}) logits: mend it"
-        )
-    if config.pretrained:
-        source = checkpoint.load_model_file(config.pretrained)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"--network {config.network}: has no parameter to train: mend it")
+    if config.augment and min(data.train.shape[1:]) <= AUGMENT_PAD:
+        raise UserError(f"--augment: images must be larger than {AUGMENT_PAD} pixels: give --no-augment")
+    if pretrained:
+        source = checkpoint.load_model_file(pretrained)
         checkpoint.load_weights(model, source.weights, source.path)
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):

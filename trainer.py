@@ -7,6 +7,7 @@ and touches no file: rows and states go to the `Recorder` it is handed.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -126,8 +127,8 @@ def check_split(
 class Recorder(Protocol):
     """Where the trainer's results go."""
 
-    def step(self, trainer: Trainer, result: StepResult) -> None: ...
-    def row(self, row: dict) -> None: ...
+    def step(self, result: StepResult) -> None: ...
+    def rows(self, rows: list[dict]) -> None: ...
     def best(self, trainer: Trainer, metrics: dict) -> None: ...
     def margins(self, eps: Tensor, step: int) -> None: ...
     def save(self, trainer: Trainer) -> None: ...
@@ -224,7 +225,9 @@ class Trainer:
     def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
 
-        The state is saved every `save_interval` minutes, after each check, and when stopped.
+        The state is saved every `save_interval` minutes, before and after each check, and when stopped.
+
+        :raises FloatingPointError: before a row or a save, if a loss or a weight is not finite; the last save is whole.
         """
         config = self.config
         saved_at = row_at = time.monotonic()
@@ -232,27 +235,36 @@ class Trainer:
         while True:
             epoch_ends = self.step % self.steps_per_epoch == 0 or self.step >= config.max_steps
             if epoch_ends and self.step > self.checked_step and not stop():
+                self._save(recorder)  # a check may take long
                 check_at = time.monotonic()
                 if self.check(recorder, stop):
-                    recorder.save(self)
+                    self._save(recorder)
                     saved_at = time.monotonic()
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
             if stop():
-                recorder.save(self)
+                self._save(recorder)
                 return False
             if self.step >= config.max_steps:
                 return True
-            recorder.step(self, self.train_step())
+            recorder.step(self.train_step())
             if self.step % config.disp_interval == 0:
                 now = time.monotonic()
-                recorder.row(self._train_row((self.step - row_step) / (now - row_at)))
+                recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
                 row_at, row_step = now, self.step
             if time.monotonic() - saved_at > 60 * config.save_interval:
-                recorder.save(self)
+                self._save(recorder)
                 saved_at = time.monotonic()
+
+    def _save(self, recorder: Recorder) -> None:
+        weights = [p for p in self.model.state_dict().values() if p.is_floating_point()]
+        if not all(bool(torch.isfinite(w).all()) for w in weights):
+            raise FloatingPointError(f"a weight is not finite at step {self.step}")
+        recorder.save(self)
 
     def _train_row(self, steps_per_second: float) -> dict:
         means = self.sums.means()
+        if not all(math.isfinite(value) for value in means.values()):
+            raise FloatingPointError(f"a loss is not finite at step {self.step} or before")
         self.sums = Sums(self.device)
         attacked = self.config.clean_loss_coeff < 1
         return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": self.config.lr_at(self.step - 1),
@@ -280,8 +292,7 @@ class Trainer:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})
         recorder.margins(self.eps, self.step)
-        for row in rows:
-            recorder.row(row)
+        recorder.rows(rows)
         self.checked_step = self.step
         return True
 

@@ -1,10 +1,11 @@
-"""Small things used in several rooms: module modes, per-row arithmetic, seeded draws."""
+"""Small things used in several rooms: module modes, per-row arithmetic, seeded draws, atomic writes, the device."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,27 @@ from errors import UserError
 
 # The streams of random draws. Each draw's generator is keyed by (seed, stream, step or epoch, …).
 ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL = range(7)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` at once: at any moment the old or the new file is there, whole.
+
+    :raises OSError: if the folder is full or cannot be written; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -79,11 +101,14 @@ def use_device(name: str, deterministic: bool) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if name.split(":")[0] not in ("cpu", "cuda"):
+            raise RuntimeError("neither cpu nor cuda")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: cannot be used ({reason}): leave it out, or choose cpu") from None
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch's default is TF32 in convolutions
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

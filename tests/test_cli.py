@@ -60,9 +60,8 @@ def fails(capsys, main, argv, *parts):
 
 
 def test_the_run_folder(trained):
-    assert {"config.json", "metrics.jsonl", "last.pt", "last.prev.pt", "model_best.pt", "margins.npy"} == set(
-        files(trained)
-    )
+    names = {"config.json", "metrics.jsonl", "last.pt", "last.prev.pt", "model_best.pt", "margins.npy", ".lock"}
+    assert set(files(trained)) == names
     config = json.loads((trained / "config.json").read_text())
     assert config["hinge_maxeps"] == 0.3 and config["environment"]["torch"] == torch.__version__
     train_rows = [r for r in rows(trained, False) if r["kind"] == "train"]
@@ -103,7 +102,7 @@ def test_finished_runs_are_skipped_and_full_folders_refused(run, capsys):
     for name in ("last.pt", "last.prev.pt", "margins.npy"):  # as it is committed
         (run / name).unlink()
     assert train.main([*argv, "--resume"]) == 0
-    fails(capsys, train.main, [*argv, "--resume", "--max_steps", "40"], "last.pt", "another folder")
+    fails(capsys, train.main, [*argv, "--resume", "--max_steps", "40"], "last.pt", "another --savepath")
 
 
 def test_more_steps_continue_a_finished_run(run, tmp_path):
@@ -147,13 +146,13 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
 def test_resume_cuts_back_what_was_written_after_the_last_save(run):
     """Rows, margins and half a line beyond last.pt, as after a kill, are forgotten and written anew."""
     expected = rows(run)
-    shutil.copy(run / "last.prev.pt", run / "last.pt")  # the save before the last: step 28
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')
-    assert checkpoint.load(run / "last.pt")["step"] == 28
-    metrics = (run / "metrics.jsonl").read_text()
+    shutil.copy(run / "last.prev.pt", run / "last.pt")  # the save before the last check
+    state = checkpoint.load(run / "last.pt")
+    assert (state["step"], state["checked_step"]) == (30, 28)
+    lines = (run / "metrics.jsonl").read_text().splitlines(True)
+    half_a_line = '{"kind": "train", "st'
     (run / "metrics.jsonl").write_text(
-        "".join(line for line in metrics.splitlines(True) if '"step": 30, "epoch": 8, "clean_acc"' not in line)
+        "".join([*lines[:-2], lines[-3].replace('"step": 30', '"step": 31'), half_a_line])
     )
     assert train.main([*SMALL, "--max_steps", "30", "--resume", "--savepath", str(run)]) == 0
     assert rows(run) == expected
@@ -165,8 +164,8 @@ def test_resume_falls_back_to_the_previous_checkpoint(run, capsys, damage):
     expected, model = rows(run), checkpoint.load(run / "last.pt")["model"]
     good = (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(good[: len(good) // 2] if damage is None else damage)
-    metrics = [line for line in (run / "metrics.jsonl").read_text().splitlines(True) if '"step": 30' not in line]
-    (run / "metrics.jsonl").write_text("".join(metrics))
+    lines = (run / "metrics.jsonl").read_text().splitlines(True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-2]))  # killed before the rows of the last check
     assert train.main([*SMALL, "--max_steps", "30", "--resume", "--savepath", str(run)]) == 0
     assert "warning" in capsys.readouterr().err
     assert rows(run) == expected
@@ -395,3 +394,128 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
 def test_a_folder_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     fails(capsys, train.main, [*SMALL, "--savepath", tmp_path / "file" / "run"], "file")
+
+
+def test_two_processes_do_not_train_in_one_folder(run, capsys):
+    from runlog import RunFolder
+
+    before = files(run)
+    other = subprocess.Popen([sys.executable, "-c", f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
+                              f"from runlog import RunFolder; folder = RunFolder(Path({str(run)!r})); folder.lock(); print('locked', flush=True); time.sleep(60)"],
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert other.stdout.readline() == "locked\n"
+        fails(
+            capsys,
+            train.main,
+            [*SMALL, "--max_steps", "40", "--resume", "--savepath", run],
+            "another process",
+            str(other.pid),
+        )
+    finally:
+        other.kill()
+        other.wait()
+    (run / ".lock").unlink()
+    assert files(run) == before
+    RunFolder(run).lock()
+
+
+def test_a_damaged_checkpoint_never_becomes_the_previous_one(run, monkeypatch):
+    good = (run / "last.prev.pt").read_bytes()
+    (run / "last.pt").write_bytes(b"damaged")
+    monkeypatch.setattr(
+        checkpoint, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    assert train.main([*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]) == 2
+    assert (run / "last.prev.pt").read_bytes() == good
+    assert (run / "last.damaged.pt").read_bytes() == b"damaged"
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_save(run, capsys, monkeypatch):
+    before = checkpoint.digest(checkpoint.load(run / "last.pt"))
+    monkeypatch.setattr(
+        checkpoint, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    assert train.main([*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]) == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.digest(checkpoint.load(run / "last.pt")) == before
+
+
+def test_a_network_without_its_state_is_not_overwritten(run, capsys):
+    """A model put there by hand, or a committed unfinished run: refused, nothing changed."""
+    (run / "last.pt").unlink()
+    (run / "last.prev.pt").unlink()
+    before = files(run)
+    fails(capsys, train.main, [*SMALL, "--max_steps", "40", "--resume", "--savepath", run], "last.pt", "--savepath")
+    for name in ("config.json", "metrics.jsonl", "margins.npy"):
+        (run / name).unlink()
+    fails(capsys, train.main, [*SMALL, "--max_steps", "40", "--resume", "--savepath", run], "last.pt")
+    assert (run / "model_best.pt").read_bytes() == before["model_best.pt"]
+
+
+def test_a_run_that_diverges_stops_with_status_3_and_saves_nothing_of_it(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert (
+        train.main([*SMALL, "--max_steps", "30", "--lr", "1e30", "--optimizer", "sgd", "--savepath", str(folder)]) == 3
+    )
+    assert "not finite" in capsys.readouterr().err
+    assert all(torch.isfinite(v).all() for v in checkpoint.load(folder / "last.pt")["model"].values())
+
+
+def test_more_refusals_before_training(tmp_path, capsys):
+    (tmp_path / "nets2.py").write_text(
+        "import torch\n"
+        "def pair(c, h, w, n):\n    class P(torch.nn.Linear):\n        def forward(self, x): return super().forward(x.flatten(1)), 1\n    return P(c * h * w, n)\n"
+        "def frozen(c, h, w, n): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(c * h * w, n)).requires_grad_(False)\n"
+        "def bn(c, h, w, n): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(c * h * w, n), torch.nn.BatchNorm1d(n))\n"
+    )
+    for name, *parts in (("pair", "nets2:pair"), ("frozen", "no parameter")):
+        fails(capsys, train.main, [*SMALL, "--savepath", tmp_path / "no", "--network", f"nets2:{name}"], *parts)
+    for size in ("1", "199"):
+        fails(
+            capsys,
+            train.main,
+            [*SMALL, "--savepath", tmp_path / "no", "--network", "nets2:bn", "--batch_size", size],
+            "BatchNorm",
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_damaged_side_files_are_named(run, capsys):
+    argv = [*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("[]\n" + lines)
+    fails(capsys, train.main, argv, "metrics.jsonl", "line 1")
+    (run / "metrics.jsonl").write_text(lines)
+    (run / "margins.npy").write_bytes(b"")
+    fails(capsys, train.main, argv, "margins.npy")
+    (run / "config.json").write_text("[]")
+    fails(capsys, train.main, argv, "config.json")
+
+
+def test_attack_again(run, capsys):
+    """--resume skips what is done; a smaller evaluation does not replace a larger one."""
+    argv = ["--model", str(run), *ATTACK, "--eps", "0.1", "--resume"]
+    assert evaluate_on_pgd_attacks.main(argv) == 0
+    result = (run / "eval_pgd_Linf.json").read_text()
+    capsys.readouterr()
+    assert evaluate_on_pgd_attacks.main(argv) == 0
+    assert "already done" in capsys.readouterr().out and (run / "eval_pgd_Linf.json").read_text() == result
+    fails(capsys, evaluate_on_pgd_attacks.main, [*argv, "--test_size", "30"], "60 images", "--test_size")
+    assert evaluate_on_pgd_attacks.main([*argv, "--nb_iter", "6"]) == 0
+    assert json.loads((run / "eval_pgd_Linf.json").read_text())["settings"]["nb_iter"] == 6
+
+
+def test_pretrained_is_not_needed_to_go_on(run, tmp_path):
+    folder = tmp_path / "tuned"
+    argv = [*SMALL, "--lr", "1e-4", "--savepath", str(folder), "--pretrained", str(run)]
+    assert train.main([*argv, "--max_steps", "2"]) == 0
+    shutil.rmtree(run)
+    assert train.main([*argv, "--max_steps", "4", "--resume"]) == 0
+
+
+def test_without_git(monkeypatch):
+    import runlog
+
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert runlog.git_commit() is None

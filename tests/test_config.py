@@ -152,6 +152,15 @@ def test_an_eps_above_one():
             radius(value, dataset, "Linf", "eps")
 
 
+def test_steps_in_255ths():
+    parsed, notes = parse_train(
+        ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "32", "--test_eps", "8", "--test_eps_iter", "2"]
+    )
+    assert (parsed.hinge_maxeps, parsed.test_eps, parsed.test_eps_iter) == (32 / 255, 8 / 255, 2 / 255) and len(
+        notes
+    ) == 3
+
+
 def test_configs_survive_json():
     for parsed in (
         config(*MMA, "--lr", "0:0.1,7:0.01"),

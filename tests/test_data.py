@@ -125,9 +125,8 @@ def damage_test_size(folder):
 @pytest.mark.parametrize("damage", [damage_size, damage_content, damage_kind, damage_classes, damage_empty_class,
                                     damage_missing, damage_one_class, damage_test_size])  # fmt: skip
 def test_damaged_image_folders_are_named(folder, damage):
-    with pytest.raises(UserError, match=damage(folder)) as error:
+    with pytest.raises(UserError, match=damage(folder)):
         load("imagefolder", folder)
-    assert "\n" not in " ".join(str(error.value).split())
 
 
 @pytest.mark.parametrize(("sizes", "flag"), [({"val_size": 1400}, "--val_size"), ({"val_size": 200, "train_size": 1201}, "--train_size"),
@@ -155,9 +154,8 @@ def test_mnist_damaged(tmp_path):
     """Files of the right names with other content, or cut short: named, with both checksums and sizes."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for files in MNIST_FILES.values():
-        for name in files:
-            (raw / name).write_bytes(struct.pack(">iiii", 2051, 0, 28, 28))
+    for name in MNIST_FILES:
+        (raw / name).write_bytes(struct.pack(">iiii", 2051, 0, 28, 28))
     with pytest.raises(
         UserError, match=r"train-images-idx3-ubyte: truncated or changed .*16 bytes instead of 47040016"
     ):
@@ -207,3 +205,24 @@ def test_augmented_batches_are_a_function_of_seed_and_step(folder):
     assert torch.equal(plain.x, split.images[plain.index].float() / 255) and torch.equal(
         plain.y, split.labels[plain.index]
     )
+
+
+def test_grey_batches_have_the_plain_memory_order():
+    """Also augmented: a network that calls `view` after a convolution must work on them."""
+    split = load("digits", val_size=200).train
+    for augment in (False, True):
+        batch = train_batch(split, 0, batch_size=8, seed=0, augment=augment)
+        assert batch.x.stride() == (64, 64, 8, 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "LA", "1", "P", "RGBA"])
+def test_image_modes(folder, mode):
+    """More than 8 bits a pixel is refused; everything else is grey or RGB."""
+    path = folder / "train" / "bee" / "004.png"
+    image = Image.fromarray(np.full((12, 12), 700, np.uint16)) if mode == "I;16" else images(1, 12)[0].convert(mode)
+    image.save(path, format="TIFF" if mode == "F" else "PNG")
+    if mode in ("I;16", "F"):
+        with pytest.raises(UserError, match=r"004\.png.*8 bits"):
+            load("imagefolder", folder)
+    else:
+        assert load("imagefolder", folder).train.shape == (3, 12, 12)

@@ -1,4 +1,4 @@
-"""Every command in the README and in scripts/*.sh parses; the README's Python snippets run; its figures have a source."""
+"""Every command in the README and in scripts/*.sh parses; the README's Python snippets run."""
 
 import re
 import shlex

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from advertorch_compat import advertorch
+from checkpoint import plain_keys
 from errors import UserError
-from models import LeNet5Madry, PerImageStandardize, build_model, plain_keys, wrn28_4
+from models import LeNet5Madry, PerImageStandardize, build_model, wrn28_4
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """PGD: projections, closed forms, advertorch's attack step for step, purity, restarts."""
 
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -219,10 +218,14 @@ def test_linear_model_of_the_tests_is_what_it_claims():
     torch.testing.assert_close(soft_logit_margin(model(x), y), expected)
 
 
-def test_advertorch_import_warns_of_nothing_else():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert advertorch.attacks.PGDAttack
+def test_an_output_that_is_not_a_number_is_not_robust():
+    class Fragile(nn.Module):
+        def forward(self, x):
+            logits = torch.stack([1 + 0 * x.flatten(1)[:, 0], x.flatten(1)[:, 0] - 0.5], dim=1)
+            return torch.where(x.flatten(1).amax(1, keepdim=True) > 0.55, logits * float("nan"), logits)
+
+    x = torch.full((4, 1, 8, 8), 0.5)
+    assert not attack(Fragile(), x, torch.zeros(4, dtype=torch.long), eps=0.2).robust.any()
 
 
 def test_nothing_left_to_attack():

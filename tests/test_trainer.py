@@ -205,13 +205,13 @@ class Memory:
     """A recorder that keeps everything."""
 
     def __init__(self):
-        self.rows, self.states, self.bests, self.radii, self.steps = [], [], [], [], 0
+        self.lines, self.states, self.bests, self.radii, self.steps = [], [], [], [], 0
 
-    def step(self, trainer, result):
+    def step(self, result):
         self.steps += 1
 
-    def row(self, row):
-        self.rows.append(row)
+    def rows(self, rows):
+        self.lines += rows
 
     def best(self, trainer, metrics):
         self.bests.append((trainer.step, metrics))
@@ -238,9 +238,9 @@ def test_loop_rows_checks_and_schedule():
     trainer, memory = tiny_trainer(), Memory()
     assert trainer.run(memory, lambda: False)
     assert trainer.steps_per_epoch == 4 and memory.steps == 10  # 23 images, the last batch has 5
-    train_rows = [r for r in memory.rows if r["kind"] == "train"]
+    train_rows = [r for r in memory.lines if r["kind"] == "train"]
     assert [(r["step"], r["epoch"], r["lr"]) for r in train_rows] == [(3, 1, 0.01), (6, 2, 0.002), (9, 3, 0.002)]
-    checks = [(r["split"], r["step"], r["epoch"]) for r in memory.rows if r["kind"] == "eval"]
+    checks = [(r["split"], r["step"], r["epoch"]) for r in memory.lines if r["kind"] == "eval"]
     assert checks == [(s, n, e) for n, e in ((4, 1), (8, 2), (10, 3)) for s in ("val", "test")]
     assert set(train_rows[0]) == {
         "kind",
@@ -253,10 +253,17 @@ def test_loop_rows_checks_and_schedule():
         "mean_eps",
         "steps_per_second",
     }
-    margins = [r["mean_margin"] for r in memory.rows if r.get("split") == "val"]
+    margins = [r["mean_margin"] for r in memory.lines if r.get("split") == "val"]
     best_so_far = [(4, 8, 10)[i] for i, m in enumerate(margins) if m > max(margins[:i], default=-1)]
     assert [step for step, _ in memory.bests] == best_so_far
-    assert [s["step"] for s in memory.states] == [4, 8, 10]
+    assert [(s["step"], s["checked_step"]) for s in memory.states] == [
+        (4, 0),
+        (4, 4),
+        (8, 4),
+        (8, 8),
+        (10, 8),
+        (10, 10),
+    ]
 
 
 def test_every_example_is_visited_once_an_epoch():
@@ -294,7 +301,7 @@ def test_stopped_and_resumed_equals_uninterrupted(stop_at):
     def without_speed(rows):
         return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
 
-    assert without_speed(straight.rows) == without_speed(memory.rows)
+    assert without_speed(straight.lines) == without_speed(memory.lines)
 
 
 def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
@@ -303,11 +310,11 @@ def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
     first, memory = tiny_trainer(4), Memory()
     asked = iter([False] * 6 + [True] * 99)  # before each step, then within the check
     assert not first.run(memory, lambda: next(asked))
-    assert first.step == 4 and not [r for r in memory.rows if r["kind"] == "eval"] and not memory.bests
+    assert first.step == 4 and not [r for r in memory.lines if r["kind"] == "eval"] and not memory.bests
     second = tiny_trainer(4)
     second.restore(memory.states[-1])
     assert second.run(memory, lambda: False)
-    assert [r for r in memory.rows if r["kind"] == "eval"] == [r for r in straight.rows if r["kind"] == "eval"]
+    assert [r for r in memory.lines if r["kind"] == "eval"] == [r for r in straight.lines if r["kind"] == "eval"]
 
 
 def test_per_example_radii_start_the_next_attack():
