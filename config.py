@@ -1,20 +1,15 @@
-"""Every hyper-parameter and flag, with unit and meaning; the published settings; the command lines made from them.
+"""Every hyper-parameter, with unit and meaning; the published settings; what values are refused.
 
 Radii (`*eps*`) are in input units: images live in [0, 1], so 8/255 under Linf, 2.0 under L2.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import itertools
-import math
-import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 
 from errors import UserError
 
@@ -27,43 +22,9 @@ BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
 Schedule = tuple[tuple[int, float], ...]
 
 
-def number(text: str) -> float:
-    """`0.3` or `8/255`, finite."""
-    try:
-        value = float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
-    return value
-
-
-def schedule(text: str) -> Schedule:
-    """`1e-4`, or `0:0.3,20000:0.09`: learning rate from each step on; the first step is 0."""
-    try:
-        pairs = [part.split(":") for part in (text if ":" in text else f"0:{text}").split(",")]
-        steps = tuple((int(step), number(rate)) for step, rate in pairs)
-    except (ValueError, argparse.ArgumentTypeError):
-        steps = ()
-    in_order = all(a[0] < b[0] for a, b in itertools.pairwise(steps))
-    if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
-    return steps
-
-
-def whole(text: str) -> int:
-    """A whole number >= 0."""
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
-    return int(text)
-
-
-PARSERS = {float: number, int: whole, Schedule: schedule, str: str}
-
-
-def opt(default: object, text: str, choices: Sequence[str] | None = None, parse: Callable | None = None) -> typing.Any:
-    """A field with its help text, its choices, and for a list of values the parser of one."""
-    return field(default=default, metadata={"help": text, "choices": choices, "parse": parse})
+def opt(default: object, text: str, choices: Sequence[str] | None = None) -> typing.Any:
+    """A field with the help text and the choices of its flag."""
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -222,7 +183,7 @@ class EvalConfig:
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
-    eps: tuple[float, ...] | None = opt(None, "one or more radii (default: the training's test radius)", parse=number)
+    eps: tuple[float, ...] | None = opt(None, "one or more radii (default: the training's test radius)")
     eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
@@ -237,85 +198,6 @@ class EvalConfig:
 def eval_step_size(dataset: str, norm: str, eps: float) -> float:
     """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
     return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4
-
-
-class Parser(argparse.ArgumentParser):
-    """One line for every mistake, with a suggestion where a flag is misspelt."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(message if ": " in message else f"{message}: see --help")
-
-    def parse(self, argv: Sequence[str] | None) -> dict:
-        """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
-        given, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
-        return vars(given)
-
-
-def build_parser(cls: type, description: str, default_text: str) -> Parser:
-    """An argument parser with one flag for each field of the dataclass `cls`."""
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind, meta = hints[f.name], dict(f.metadata)
-        if typing.get_origin(kind) in (types.UnionType, typing.Union):
-            kind = next(a for a in typing.get_args(kind) if a is not type(None))
-        text = meta["help"]
-        if f.default not in (None, "") and "default" not in text:
-            text += f" ({default_text}{_as_flag_value(f.default)})"
-        if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(
-                f"--{f.name}", type=meta["parse"] or PARSERS[kind], choices=meta["choices"], help=text,
-                nargs="+" if meta["parse"] else None, metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
-            )  # fmt: skip
-    return parser
-
-
-def _as_flag_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate:g}" for step, rate in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
-    """Training flags on top of the preset of their data set and norm, and what the user should be told.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", "MNIST Linf: ")
-    given = parser.parse(argv)
-    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
-        if name not in given:
-            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
-    config = replace(PRESETS[given["dataset"], given["norm"]], **given)
-    notes = []
-    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
-        if name in given:
-            value, note = radius(getattr(config, name), config.dataset, config.norm, name)
-            config = replace(config, **{name: value})
-            notes += note
-    validate(config)
-    return config, notes
-
-
-def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
-    """Evaluation flags. What depends on the checkpoint stays None until it is read.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    given = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ").parse(argv)
-    if "eps" in given:
-        given["eps"] = tuple(given["eps"])
-    config = EvalConfig(**given)
-    if not config.model:
-        raise UserError("--model is missing: name a checkpoint file or a run folder")
-    _require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter"))
-    return config
 
 
 def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, list[str]]:
@@ -335,7 +217,7 @@ def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, lis
 
 def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
-    _require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
+    require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
                                "eps_iter_scale", "attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size",
                                "eval_batch_size", "save_interval"))  # fmt: skip
     for name in ("momentum", "weight_decay"):
@@ -361,7 +243,8 @@ def validate(config: Config) -> None:
                         + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable")  # fmt: skip
 
 
-def _require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:
+def require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:
+    """:raises UserError: naming the first of these fields that is given and not above 0."""
     for name in names:
         value = getattr(config, name)
         zero_means_none = name == "test_size" and isinstance(config, Config)

@@ -16,9 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 import checkpoint
-from config import EvalConfig, eval_step_size, parse_eval, radius
+from config import EvalConfig, eval_step_size, radius
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
+from flags import parse_eval
 from losses import cross_entropy, cw_loss, logit_margin
 from pgd import Attacked, clean_attacked, repeated_pgd
 from utils import use_device

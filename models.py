@@ -114,7 +114,8 @@ NETWORKS = {"lenet5": LeNet5Madry, "wrn28_4": wrn28_4}
 def build_model(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:
     """`lenet5`, `wrn28_4`, or `package.module:callable`, called with channels, height, width, number of classes.
 
-    The built-in ones are laid out channels last, which is faster; anyone's own may call `view` and is left as it is. The current folder is searched for the package, as `python -m` would.
+    The built-in ones are laid out channels last, which is faster; anyone's own may call `view` and is left as it is.
+    The current folder is searched for the package, as `python -m` would.
 
     :raises UserError: if there is no such network, or it cannot be built for these images.
     """

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from config import Config, parse_train
+from config import Config
 from data import AUGMENT_PAD, Dataset, load_dataset
 from errors import UserError, exits_on_user_error
+from flags import parse_train
 from models import build_model
 from runlog import RunFolder, TensorBoard
 from trainer import STATE_KEYS, StepResult, Trainer

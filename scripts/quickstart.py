@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 import evaluate_on_pgd_attacks
 import train
-from config import parse_eval
 from evaluation import load_subject
+from flags import parse_eval
 from trainer import check_split
 
 OUT = ROOT / "runs" / "quickstart"
@@ -101,6 +103,7 @@ def draw(found: dict[str, dict]) -> list[Path]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     started = time.monotonic()
     found = {name: train_and_attack(name, flags) for name, flags in NETWORKS.items()}
     pictures = draw(found)
@@ -110,7 +113,8 @@ def main() -> int:
     print(
         f"took {time.monotonic() - started:.0f} s. Next, the same on MNIST (downloads 10 MB; hours on a CPU, minutes on a GPU):"
     )
-    print("  .venv/bin/python train.py --dataset mnist --norm Linf --hinge_maxeps 0.45 --resume")
+    python, program = os.path.relpath(sys.executable), os.path.relpath(ROOT / "train.py")
+    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --resume")
     return 0
 
 

@@ -3,16 +3,24 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# What an installation of FILE is known by.
+stamp_of() { (cd "$root" && cat requirements.txt "$1" constraints.txt) | sha256sum; }
+
 make_venv() {
-  local wanted stamp=$root/.venv/installed
-  wanted=$(cat "$root/requirements.txt" "$root/$1" "$root/constraints.txt" | sha256sum)
-  if [ -x "$python" ] && grep -qsxF "$wanted" "$stamp"; then return; fi
-  if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: ${PYTHON:-python3}: Python 3.11 or newer is needed: name one with PYTHON=/path/to/python" >&2
-    exit 2
+  local stamp=$root/.venv/installed
+  if [ -x "$python" ] && grep -qsxF "$(stamp_of "$1")" "$stamp"; then return; fi
+  if ! { new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then  # none, half made, or too old
+    if ! new_enough "${PYTHON:-python3}"; then
+      echo "error: ${PYTHON:-python3}: Python 3.11 or newer is needed: name one with PYTHON=/path/to/python" >&2
+      exit 2
+    fi
+    "${PYTHON:-python3}" -m venv --clear "$root/.venv"
   fi
   echo "installing $1 into .venv (torch with CUDA: some 5 GB, a minute or more)"
-  [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$root/.venv"
   "$python" -m pip install -q --disable-pip-version-check -r "$root/$1" -c "$root/constraints.txt"
-  echo "$wanted" >>"$stamp"
+  stamp_of "$1" >"$stamp"
+  # the development requirements hold the others
+  [ "$1" != requirements-dev.txt ] || stamp_of requirements.txt >>"$stamp"
 }

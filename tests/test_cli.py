@@ -199,8 +199,8 @@ def test_attack(run, capsys):
     from data import load_test
 
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
-    from config import parse_eval
     from evaluation import load_subject
+    from flags import parse_eval
 
     model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
     for row in result["results"]:

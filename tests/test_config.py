@@ -5,8 +5,9 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from config import PRESETS, Config, EvalConfig, eval_step_size, parse_eval, parse_train, radius
+from config import PRESETS, Config, EvalConfig, eval_step_size, radius
 from errors import UserError
+from flags import parse_eval, parse_train
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from config import parse_eval, parse_train
+from flags import parse_eval, parse_train
 
 PARSERS = {"train.py": parse_train, "evaluate_on_pgd_attacks.py": parse_eval}
 SHELL_FILES = sorted((ROOT / "scripts").glob("*.sh"))

@@ -12,6 +12,7 @@ LOW = {"errors", "utils"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
+    "flags": {"config", "errors"},
     "losses": set(),
     "utils": {"errors"},
     "models": {"errors"},
@@ -23,8 +24,8 @@ MAY_IMPORT = {
     "runlog": LOW,
     "evaluation": {"checkpoint", "config", "data", "models", *LOW},
     "advertorch_compat": set(),
-    "train": {"checkpoint", "config", "data", "models", "runlog", "trainer", *LOW},
-    "evaluate_on_pgd_attacks": {"checkpoint", "config", "data", "evaluation", "losses", "models", "pgd", *LOW},
+    "train": {"checkpoint", "config", "data", "flags", "models", "runlog", "trainer", *LOW},
+    "evaluate_on_pgd_attacks": {"checkpoint", "config", "data", "evaluation", "flags", "losses", "models", "pgd", *LOW},
 }
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
 
