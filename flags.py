@@ -1,0 +1,134 @@
+"""The command lines of the programs, made from the fields of `Config` and `EvalConfig`: text -> values.
+
+:raises UserError: for every mistake, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from config import DATASETS, NORMS, PRESETS, Config, EvalConfig, Schedule, radius, require_positive, validate
+from errors import UserError
+
+
+def number(text: str) -> float:
+    """`0.3` or `8/255`, finite."""
+    try:
+        value = float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
+    return value
+
+
+def schedule(text: str) -> Schedule:
+    """`1e-4`, or `0:0.3,20000:0.09`: learning rate from each step on; the first step is 0."""
+    try:
+        pairs = [part.split(":") for part in (text if ":" in text else f"0:{text}").split(",")]
+        steps = tuple((int(step), number(rate)) for step, rate in pairs)
+    except (ValueError, argparse.ArgumentTypeError):
+        steps = ()
+    in_order = all(a[0] < b[0] for a, b in itertools.pairwise(steps))
+    if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
+    return steps
+
+
+def whole(text: str) -> int:
+    """A whole number >= 0."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
+    return int(text)
+
+
+Radii = tuple[float, ...]
+PARSERS = {float: number, int: whole, Schedule: schedule, Radii: number, str: str}
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for every mistake, with a suggestion where a flag is misspelt."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message if ": " in message else f"{message}: see --help")
+
+    def parse(self, argv: Sequence[str] | None) -> dict:
+        """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
+        given, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+        return vars(given)
+
+
+def build_parser(cls: type, description: str, default_text: str) -> Parser:
+    """An argument parser with one flag for each field of the dataclass `cls`."""
+    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind, meta = hints[f.name], dict(f.metadata)
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next(a for a in typing.get_args(kind) if a is not type(None))
+        text = meta["help"]
+        if f.default not in (None, "") and "default" not in text:
+            text += f" ({default_text}{_as_flag_value(f.default)})"
+        if kind is bool:
+            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(
+                f"--{f.name}", type=PARSERS[kind], choices=meta["choices"], help=text,
+                nargs="+" if kind == Radii else None, metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
+            )  # fmt: skip
+    return parser
+
+
+def _as_flag_value(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{step}:{rate:g}" for step, rate in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
+    """Training flags on top of the preset of their data set and norm, and what the user should be told.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", "MNIST Linf: ")
+    given = parser.parse(argv)
+    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
+        if name not in given:
+            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    config = replace(PRESETS[given["dataset"], given["norm"]], **given)
+    notes = []
+    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
+        if name in given:
+            value, note = radius(getattr(config, name), config.dataset, config.norm, name)
+            config = replace(config, **{name: value})
+            notes += note
+    validate(config)
+    return config, notes
+
+
+def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
+    """Evaluation flags. What depends on the checkpoint stays None until it is read.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    given = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ").parse(argv)
+    if "eps" in given:
+        given["eps"] = tuple(given["eps"])
+    config = EvalConfig(**given)
+    if not config.model:
+        raise UserError("--model is missing: name a checkpoint file or a run folder")
+    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter"))
+    return config
