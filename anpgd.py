@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgd import LossFn, as_rows, pgd
+from pgd import LossFn, PgdFn, as_rows, pgd
 from utils import has_batchnorm, per_row
 
 
@@ -51,15 +51,16 @@ class Shortest(NamedTuple):
 
 def anpgd(model: nn.Module, x: Tensor, y: Tensor, *, norm: str, start_eps: float | Tensor, max_eps: float, steps: int,
           step_scale: float, search_steps: int, attack_loss_fn: LossFn, search_loss_fn: LossFn,
-          noise: Tensor | None = None) -> Shortest:  # fmt: skip
+          noise: Tensor | None = None, attack: PgdFn = pgd) -> Shortest:  # fmt: skip
     """(B, ...), (B,) -> `Shortest`: PGD of radius start_eps, then the zero crossing on [0, max_eps] along its direction.
 
     PGD takes `steps` steps of step_scale * start_eps / steps in eval mode; the search runs in the caller's mode. x must
     be classified right for the radius to mean a margin. noise: uniform on [0, 1), shaped like x, for a random start.
+    attack: `pgd`, or what runs it faster.
     """
     start_eps = as_rows(start_eps, x)
-    x_pgd = pgd(model, x, y, loss_fn=attack_loss_fn, norm=norm, eps=start_eps, step_size=step_scale * start_eps / steps,
-                steps=steps, noise=noise)  # fmt: skip
+    x_pgd = attack(model, x, y, loss_fn=attack_loss_fn, norm=norm, eps=start_eps,
+                   step_size=step_scale * start_eps / steps, steps=steps, noise=noise)  # fmt: skip
     direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
     eps = zero_crossing(model, x, y, direction, loss_fn=search_loss_fn, start_eps=start_eps, max_eps=max_eps,
                         steps=search_steps)  # fmt: skip

@@ -17,6 +17,7 @@ DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
+PRECISIONS = ("fp32", "tf32", "bf16")
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
 
 Schedule = tuple[tuple[int, float], ...]
@@ -37,6 +38,7 @@ class Config:
     seed: int = opt(0, "seed of every random draw")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere", PRECISIONS)
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
 
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
@@ -180,6 +182,7 @@ class EvalConfig:
     model: str = opt("", "checkpoint file or run folder")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS)
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")

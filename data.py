@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from errors import UserError
-from utils import AUGMENT, ORDER, SPLIT, generator, mixed_seed
+from utils import AUGMENT, ORDER, SPLIT, generator, mixed_seed, send
 
 AUGMENT_PAD = 4
 
@@ -49,7 +49,7 @@ class Split:
 
     def batch(self, index: Tensor) -> Batch:
         """(B,) rows -> the batch of these images as they are."""
-        index = index.to(self.labels.device)
+        index = send(index, self.labels.device) if index.device.type == "cpu" else index
         return Batch(self.images[index].float() / 255, self.labels[index], index)
 
     def everything(self) -> Batch:
@@ -299,7 +299,7 @@ def crop_and_flip(x: Tensor, draws: torch.Generator) -> Tensor:
     rows = _reflect(torch.arange(height) + shift[0, :, None], height)
     columns = _reflect(torch.arange(width) + shift[1, :, None], width)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
-    rows, columns = rows.to(x.device), columns.to(x.device)
+    rows, columns = send(rows, x.device), send(columns, x.device)
     examples = torch.arange(count, device=x.device)
     # Indexed dimensions come first where a slice stands between them: (B, H, W, C).
     cropped = x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -19,6 +19,7 @@ import checkpoint
 from config import EvalConfig, eval_step_size, radius
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
+from fast_pgd import FastPgd
 from flags import parse_eval
 from losses import cross_entropy, cw_loss, logit_margin
 from pgd import Attacked, clean_attacked, repeated_pgd
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(note)
     settings = {
         "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
-        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "overrides": subject.overrides,
+        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "precision": flags.precision,
+        "overrides": subject.overrides,
     }  # fmt: skip
     if flags.resume and is_done(subject, "pgd", {"seed": flags.seed, "settings": settings}, radii):
         print(f"{subject.result_file('pgd')}: already done")
@@ -98,6 +100,7 @@ def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> t
     """The clean state, and the state after all restarts at each radius, ascending: what fell stays fallen."""
     x, y, _ = subject.test.everything()
     state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=flags.batch_size)
+    attack = FastPgd(subject.model, flags.precision, rows=flags.batch_size if x.is_cuda else None)
     found = {}
     standing = int(clean.robust.sum())
     with tqdm(total=standing * flags.nb_restart * len(radii), unit="attack", dynamic_ncols=True) as bar:
@@ -115,6 +118,7 @@ def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> t
                 subject.model, x, y, subject.test.numbers, state, loss_fns=[loss for _, loss in restarts(flags)],
                 margin_fn=logit_margin, norm=subject.norm, eps=eps, step_size=step_size(flags, subject, eps),
                 steps=flags.nb_iter, seed=flags.seed, batch_size=flags.batch_size, on_batch=progress,
+                attack=attack,
             )  # fmt: skip
     return clean, found
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from utils import EVALUATE, eval_mode, frozen, per_row, row_noise, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
+PgdFn = Callable[..., Tensor]  # `pgd`, or what is called as it is
 
 
 def as_rows(value: float | Tensor, x: Tensor) -> Tensor:
@@ -119,14 +120,16 @@ def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn,
 
 def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: Attacked, *, loss_fns: Sequence[LossFn],
                  margin_fn: LossFn, norm: str, eps: float, step_size: float, steps: int, seed: int, batch_size: int,
-                 on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None) -> Attacked:  # fmt: skip
+                 on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None,
+                 attack: PgdFn = pgd) -> Attacked:  # fmt: skip
     """One restart of PGD for each of `loss_fns`, each only on the images that still stand in `state`.
 
     x (N, ...), y (N,); index (N,): the images' numbers in their data set, which with (seed, restart) fix the random
     starts. margin_fn < 0 iff classified right; judged at the last step of each restart. Batches hold survivors from the
     whole set and are padded to `batch_size`, so that no result depends on how they are packed. What `state` (from
     `clean_attacked`, or from a smaller eps) holds as broken stays broken. on_batch: called with the restart's number,
-    how many images were just attacked, and how many of all still stand.
+    how many images were just attacked, and how many of all still stand. attack: `pgd`, or what runs it faster; success is
+    judged by `model` itself.
     """
     x_adv, margin = state.x_adv.clone(), state.margin.clone()
     for restart, loss_fn in enumerate(loss_fns):
@@ -134,8 +137,8 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
         for rows in survivors.split(batch_size) if len(survivors) else ():
             padded = _pad(rows, batch_size)
             noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, restart).to(x)
-            attacked = pgd(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,
-                           steps=steps, noise=noise)  # fmt: skip
+            attacked = attack(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,
+                              steps=steps, noise=noise)  # fmt: skip
             with eval_mode(model), torch.no_grad():
                 found = margin_fn(model(attacked), y[padded])[: len(rows)].float()
             stronger = ~(found <= margin[rows])  # an output that is not a number counts as broken

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from anpgd import anpgd, zero_crossing
 from config import Config
-from data import Batch, Dataset, Split, steps_per_epoch, train_batch
+from cuda_graph import Captured
+from data import Dataset, Split, steps_per_epoch, train_batch
+from fast_pgd import FastPgd
 from losses import LOSSES, logit_margin
-from pgd import pgd
-from utils import CHECK, GLOBAL, START, eval_mode, generator, mixed_seed, row_noise
+from pgd import PgdFn, pgd
+from precision import tf32
+from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, per_row, row_noise, send
 
 
 class StepResult(NamedTuple):
@@ -33,15 +36,16 @@ class StepResult(NamedTuple):
     eps: Tensor  # (B,) the radius of each example to store; 0 where it is wrong
 
 
-def mma_step(model: nn.Module, batch: Batch, start_eps: Tensor, noise: Tensor | None, config: Config,
-             search_single_row: bool = True) -> StepResult:  # fmt: skip
+def mma_step(model: nn.Module, x: Tensor, y: Tensor, start_eps: Tensor, noise: Tensor | None, config: Config, *,
+             search_single_row: bool = True, every_row: bool = False, attack: PgdFn = pgd) -> StepResult:  # fmt: skip
     """Add the gradient of (1 - alpha) L_mma + alpha L_clean to the parameters' (paper, eq. 8 and algorithm 2).
 
-    start_eps (B,): where AN-PGD starts in each row; noise (B, ...): uniform on [0, 1), for PGD's random start. The
-    model's mode is the caller's, train mode in training. search_single_row False: with one right example the search
-    runs in eval mode, for networks whose BatchNorm cannot work on one row.
+    x (B, ...), y (B,); start_eps (B,): where AN-PGD starts in each row; noise (B, ...): uniform on [0, 1), for PGD's
+    random start. The model's mode is the caller's, train mode in training. search_single_row False: with one right example the search
+    runs in eval mode, for networks whose BatchNorm cannot work on one row. every_row: attack the wrong rows too and drop
+    what is found for them: the same result, unless rows influence each other as in BatchNorm, and no shape depends on
+    data. attack: `pgd`, or what runs it faster.
     """
-    x, y, _ = batch
     alpha = config.clean_loss_coeff
     clean_loss_fn, margin_loss_fn = LOSSES[config.clean_loss_fn], LOSSES[config.margin_loss_fn]
     search_loss_fn = LOSSES[config.search_loss_fn]
@@ -58,16 +62,18 @@ def mma_step(model: nn.Module, batch: Batch, start_eps: Tensor, noise: Tensor | 
         return StepResult(clean_loss.detach(), correct, torch.zeros_like(clean_loss.detach()), eps)
 
     confident = search_loss_fn(logits, y) < 0  # with SLM: p_y > 1/2
-    x_mixed = x.clone()
-    if (rows := confident.nonzero().squeeze(1)).numel():
+    x_mixed = x
+    rows = torch.arange(len(x), device=x.device) if every_row else confident.nonzero().squeeze(1)
+    if len(rows):
         with nullcontext() if search_single_row or len(rows) > 1 else eval_mode(model):
             shortest = anpgd(
                 model, x[rows], y[rows], norm=config.norm, start_eps=start_eps[rows], max_eps=config.search_maxeps,
                 steps=config.nb_iter, step_scale=config.eps_iter_scale, search_steps=config.num_search_steps,
                 attack_loss_fn=LOSSES[config.attack_loss_fn], search_loss_fn=search_loss_fn,
-                noise=None if noise is None else noise[rows],
+                noise=None if noise is None else noise[rows], attack=attack,
             )  # fmt: skip
-        x_mixed[rows], eps[rows] = shortest
+        x_mixed = torch.where(per_row(confident, x), x.index_copy(0, rows, shortest.x_adv), x)
+        eps = torch.where(confident, eps.index_copy(0, rows, shortest.eps), eps)
 
     logits = model(x_mixed)
     losses = torch.where(confident, margin_loss_fn(logits, y), clean_loss_fn(logits, y))
@@ -90,11 +96,16 @@ class Check(NamedTuple):
 
 
 def check_split(
-    model: nn.Module, split: Split, config: Config, *key: int, stop: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    split: Split,
+    config: Config,
+    *key: int,
+    stop: Callable[[], bool] = lambda: False,
+    attack: PgdFn = pgd,
 ) -> Check | None:
     """PGD at `test_eps` from random starts keyed by (seed, `key`, image), then bisection on LM; in eval mode.
 
-    None if `stop()` became true on the way.
+    None if `stop()` became true on the way. attack: `pgd`, or what runs it faster.
     """
     device = split.labels.device
     robust = torch.zeros(len(split), dtype=torch.bool, device=device)
@@ -112,8 +123,8 @@ def check_split(
             if not len(rows):
                 continue
             noise = row_noise(split.numbers[rows], x.shape[1:], config.seed, CHECK, *key).to(x)
-            x_adv = pgd(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
-                        step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+            x_adv = attack(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
+                           step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
             with torch.no_grad():
                 robust[rows] = logit_margin(model(x_adv), y) < 0
             direction = (x_adv - x) / config.test_eps
@@ -166,6 +177,15 @@ class Trainer:
         self.optimizer = make_optimizer(config, model)
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
         self.search_single_row = works_on_a_single_row(model, data.train)
+        self.parameters = list(model.parameters())
+        self.has_batchnorm = has_batchnorm(model)
+        # On CUDA what has fixed shapes is recorded and replayed: the whole gradient, or with BatchNorm, whose statistics
+        # count the right rows alone, each attack.
+        on_cuda = self.device.type == "cuda"
+        padded = on_cuda and self.has_batchnorm
+        self.attack = FastPgd(model, config.precision, rows=config.batch_size if padded else None)
+        self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size) if on_cuda else self.attack
+        self.gradient = Captured(self._gradient) if on_cuda and not self.has_batchnorm else self._gradient
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)
@@ -208,19 +228,33 @@ class Trainer:
         )
         noise = None
         if config.clean_loss_coeff < 1:
-            noise = torch.rand(batch.x.shape, generator=generator(config.seed, START, step)).to(self.device)
+            noise = send(torch.rand(batch.x.shape, generator=generator(config.seed, START, step)), self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(step)
 
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
         start_eps = self.eps[batch.index].clamp(min=config.attack_mineps)
-        result = mma_step(self.model, batch, start_eps, noise, config, self.search_single_row)
+        with tf32(config.precision != "fp32"):
+            outputs = self.gradient(batch.x, batch.y, start_eps, *([] if noise is None else [noise]))
+        result, gradients = StepResult(*outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
         self.optimizer.step()
         self.eps[batch.index] = result.eps
         self.sums.add(result)
         self.step += 1
         return result
+
+    def _gradient(
+        self, x: Tensor, y: Tensor, start_eps: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        result = mma_step(
+            self.model, x, y, start_eps, noise, self.config, search_single_row=self.search_single_row,
+            every_row=isinstance(self.gradient, Captured), attack=self.attack,
+        )  # fmt: skip
+        return (*result, *(parameter.grad for parameter in self.parameters))
 
     def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
@@ -282,7 +316,10 @@ class Trainer:
         for number, (name, split) in enumerate(splits.items()):
             if not len(split):
                 continue
-            result = check_split(self.model, split, self.config, number, self.step, stop=stop)
+            with tf32(self.config.precision != "fp32"):
+                result = check_split(
+                    self.model, split, self.config, number, self.step, stop=stop, attack=self.check_attack
+                )
             if result is None:
                 return False
             rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,

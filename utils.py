@@ -88,6 +88,11 @@ def row_noise(index: Tensor, shape: Sequence[int], *key: int) -> Tensor:
     return torch.stack([torch.rand(*shape, generator=generator(*key, int(i))) for i in index.cpu()])
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; a GPU is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether a forward pass in train mode updates running statistics."""
     return any(getattr(module, "running_mean", None) is not None for module in model.modules())

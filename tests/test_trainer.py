@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from config import PRESETS
-from data import Batch, Dataset, Split
+from data import Batch, Dataset, Split, train_batch
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from trainer import Trainer, check_split, make_optimizer, mma_step
 from utils import has_batchnorm
@@ -120,7 +120,7 @@ def test_step_equals_the_explicit_formula(norm, alpha, batchnorm):
     )
     model.train()
     before = batch.x.clone()
-    result = mma_step(model, batch, start, noise, config)
+    result = mma_step(model, batch.x, batch.y, start, noise, config)
     assert torch.equal(batch.x, before)
     torch.testing.assert_close(result.eps, eps, rtol=0, atol=1e-12)
     for p, g in zip(model.parameters(), expected, strict=True):
@@ -134,7 +134,9 @@ def test_all_wrong_batch_trains_on_clean_images_alone():
     batch = batch_for(model, wrong_every=1)
     config = settings("Linf", 0.0)
     model.train()
-    result = mma_step(model, batch, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), config)
+    result = mma_step(
+        model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), config
+    )
     assert result.eps.abs().max() == 0
     twin = copy.deepcopy(model)
     loss = cross_entropy(twin(batch.x), batch.y).mean()
@@ -148,7 +150,9 @@ def test_all_beyond_the_hinge_leaves_no_mma_gradient():
     batch = batch_for(model, wrong_every=0)
     config = settings("Linf", 1 / 3, hinge_maxeps=1e-4, attack_mineps=1e-5)
     model.train()
-    result = mma_step(model, batch, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config)
+    result = mma_step(
+        model, batch.x, batch.y, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config
+    )
     assert (result.eps > config.hinge_maxeps).all() and result.mma_loss == 0
     twin = network(sharpness=400).train()
     loss = cross_entropy(twin(batch.x), batch.y).mean() / 3
@@ -162,7 +166,9 @@ def test_ordinary_training_runs_no_attack():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     model.train()
-    result = mma_step(model, batch, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0))
+    result = mma_step(
+        model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0)
+    )
     assert len(calls) == 1 and result.eps.abs().max() == 0
     twin = network().train()
     loss = cross_entropy(twin(batch.x), batch.y).mean()
@@ -176,7 +182,14 @@ def test_running_statistics_updates(wrong_every, updates):
     model = network()
     batch = batch_for(model, wrong_every=wrong_every)
     model.train()
-    mma_step(model, batch, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), settings("Linf", 1 / 3))
+    mma_step(
+        model,
+        batch.x,
+        batch.y,
+        torch.full((12,), 0.02, dtype=torch.float64),
+        rand(*batch.x.shape),
+        settings("Linf", 1 / 3),
+    )
     assert model[1].num_batches_tracked == updates
 
 
@@ -188,7 +201,14 @@ def test_forward_passes(batchnorm, forwards):
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     model.train()
-    mma_step(model, batch, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), settings("Linf", 1 / 3))
+    mma_step(
+        model,
+        batch.x,
+        batch.y,
+        torch.full((12,), 0.02, dtype=torch.float64),
+        rand(*batch.x.shape),
+        settings("Linf", 1 / 3),
+    )
     assert len(calls) == forwards
     assert has_batchnorm(model) == batchnorm
 
@@ -223,14 +243,13 @@ class Memory:
         self.states.append(copy.deepcopy(trainer.state()))
 
 
-def tiny_trainer(max_steps=10, **changes):
+def tiny_trainer(max_steps=10, model=None, **changes):
     torch.manual_seed(0)
-    model = nn.Sequential(
+    model = model or nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
     )
-    config = settings(
-        "Linf", 1 / 3, batch_size=6, max_steps=max_steps, disp_interval=3, lr=((0, 0.01), (5, 0.002)), **changes
-    )
+    config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=max_steps, disp_interval=3,
+                              lr=((0, 0.01), (5, 0.002))), **changes)  # fmt: skip
     return Trainer(config, model, tiny_data())
 
 
@@ -327,17 +346,19 @@ def test_per_example_radii_start_the_next_attack():
     import trainer as module
 
     original = module.mma_step
-    module.mma_step = lambda model, batch, start_eps, *rest: (
-        starts.append((batch.index, start_eps)),
-        original(model, batch, start_eps, *rest),
+    module.mma_step = lambda model, x, y, start_eps, *rest, **named: (
+        starts.append(start_eps),
+        original(model, x, y, start_eps, *rest, **named),
     )[1]
     try:
         before = trainer.eps.clone()
         trainer.train_step()
     finally:
         module.mma_step = original
-    index, start = starts[0]
-    torch.testing.assert_close(start, before[index].clamp(min=trainer.config.attack_mineps))
+    index = train_batch(
+        trainer.data.train, trainer.step - 1, batch_size=trainer.config.batch_size, seed=0, augment=False
+    ).index
+    torch.testing.assert_close(starts[0], before[index].clamp(min=trainer.config.attack_mineps))
 
 
 def test_check_of_a_linear_network_is_its_margin():
@@ -389,7 +410,7 @@ def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():
     y[2] = copy.deepcopy(model).train()(x).argmax(1)[2]
     model.train()
     result = mma_step(
-        model, Batch(x, y, torch.arange(6)), torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, False
+        model, x, y, torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, search_single_row=False
     )
     assert (result.eps > 0).tolist() == [False, False, True, False, False, False]
     assert model.training and model[2].num_batches_tracked == 2

@@ -1,0 +1,58 @@
+"""In which arithmetic a network runs: float32, TF32, or bfloat16 inside PGD.
+
+Images, perturbations, losses, BatchNorm's statistics and the input standardisation stay float32 in all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether CUDA may round the inputs of float32 matrix products to TF32 inside. No effect on a CPU."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+class BFloat16Twin(nn.Module):
+    """A frozen copy of a network, in eval mode, that computes in bfloat16: images (B, ...) -> float32 logits (B, C).
+
+    Autocast, with the weights of convolutions and linear layers held in bfloat16, so that no pass has to cast them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(model).eval().requires_grad_(False)
+        for module in self.copy.modules():
+            if isinstance(module, MATMUL_LAYERS):
+                module.to(torch.bfloat16)
+
+    def refresh(self, model: nn.Module) -> None:
+        """Take over the weights and running statistics of `model`, the network it is a copy of."""
+        with torch.no_grad():
+            for own, source in zip(_tensors(self.copy), _tensors(model), strict=True):
+                own.copy_(source)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, cache_enabled=False):
+            return self.copy(x).float()
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(model.parameters(), model.buffers())
