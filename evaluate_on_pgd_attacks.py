@@ -99,8 +99,9 @@ def restarts(flags: EvalConfig) -> list[tuple[str, object]]:
 def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> tuple[Attacked, dict[float, Attacked]]:
     """The clean state, and the state after all restarts at each radius, ascending: what fell stays fallen."""
     x, y, _ = subject.test.everything()
-    state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=flags.batch_size)
-    attack = FastPgd(subject.model, flags.precision, rows=flags.batch_size if x.is_cuda else None)
+    batch_size = min(flags.batch_size, len(y))
+    state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
+    attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
     found = {}
     standing = int(clean.robust.sum())
     with tqdm(total=standing * flags.nb_restart * len(radii), unit="attack", dynamic_ncols=True) as bar:
@@ -117,7 +118,7 @@ def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> t
             state = found[eps] = repeated_pgd(
                 subject.model, x, y, subject.test.numbers, state, loss_fns=[loss for _, loss in restarts(flags)],
                 margin_fn=logit_margin, norm=subject.norm, eps=eps, step_size=step_size(flags, subject, eps),
-                steps=flags.nb_iter, seed=flags.seed, batch_size=flags.batch_size, on_batch=progress,
+                steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size, on_batch=progress,
                 attack=attack,
             )  # fmt: skip
     return clean, found
