@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from image_conv import ImageConv2d
 
 
 class LeNet5Madry(nn.Module):
@@ -26,7 +27,7 @@ class LeNet5Madry(nn.Module):
 
     def __init__(self, channels: int = 1, height: int = 28, width: int = 28, num_classes: int = 10) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 32, 5, padding=2)
+        self.conv1 = ImageConv2d(channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
         self.linear1 = nn.Linear(64 * (height // 4) * (width // 4), 1024)
         self.linear2 = nn.Linear(1024, num_classes)

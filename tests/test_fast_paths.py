@@ -11,6 +11,7 @@ from test_trainer import batch_for, network, rand, settings, tiny_trainer
 from anpgd import anpgd
 from cuda_graph import Captured
 from fast_pgd import FastPgd
+from image_conv import ImageConv2d
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from models import LeNet5Madry, build_model
 from pgd import clean_attacked, pgd, repeated_pgd
@@ -115,6 +116,31 @@ def test_padded_and_replayed_pgd_equals_pgd(norm):
         torch.testing.assert_close(fast(model, x, y, **settings), pgd(model, x, y, **settings), rtol=0, atol=1e-12)
     assert len(fast.graphs) == 3
     assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("channels", "size", "padding"), [(1, 5, 2), (3, 3, 1), (2, 5, 0), (1, 4, 1)])
+def test_image_conv_is_a_convolution(channels, size, padding):
+    """Output and input gradient in every mode, the parameters' gradients where they are asked for."""
+    torch.manual_seed(0)
+    fast = ImageConv2d(channels, 6, size, padding=padding).double()
+    plain = torch.nn.Conv2d(channels, 6, size, padding=padding).double()
+    plain.load_state_dict(fast.state_dict())
+    for height, width in ((12, 16), (9, 12)):
+        x = rand(3, channels, height, width)
+        for frozen in (False, True):
+            results = []
+            for conv in (fast, plain):
+                conv.requires_grad_(not frozen).zero_grad()
+                images = x.clone().requires_grad_()
+                out = conv(images)
+                (out * rand(*out.shape, seed=5)).sum().backward()
+                results.append([out, images.grad, *([] if frozen else [p.grad for p in conv.parameters()])])
+            for own, expected in zip(*results, strict=True):
+                torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+    assert (
+        "_FrozenConv"
+        in type(fast.requires_grad_(False)(torch.zeros(1, channels, 8, 8).double().requires_grad_()).grad_fn).__name__
+    )
 
 
 def small_lenet():
