@@ -141,6 +141,8 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
     if state == "finished":
         print(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
+    if config.precision == "tf32" and device.type != "cuda":
+        notes = [*notes, "--precision tf32: is CUDA's; on this device the arithmetic is float32"]
     for note in notes:
         print(note)
     data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,

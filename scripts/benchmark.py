@@ -44,7 +44,7 @@ from models import build_model
 from pgd import clean_attacked, repeated_pgd
 from precision import BFloat16Twin, tf32
 from runlog import environment
-from trainer import Trainer, make_optimizer
+from trainer import Trainer, check_split, make_optimizer
 from utils import frozen, use_device
 
 TRAINING = {
@@ -52,7 +52,8 @@ TRAINING = {
     "cifar10-Linf": ("cifar10", "Linf", 32 / 255),
     "cifar10-L2": ("cifar10", "L2", 1.0),
 }
-CASES = [f"{name}-{share}" for name in TRAINING for share in ("all", "half")] + ["evaluation"]
+CASES = [f"{name}-{share}" for name in TRAINING for share in ("all", "half")]
+CASES += ["evaluation", "mnist-Linf-check", "cifar10-Linf-check"]
 RESTARTS = 10
 
 
@@ -175,7 +176,7 @@ def _sure_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _step_floor(
-    model: nn.Module, x: Tensor, y: Tensor, right: int, config: Config, precision: str, repeats: int = 5
+    model: nn.Module, x: Tensor, y: Tensor, right: int, config: Config, precision: str, repeats: int = 3
 ) -> float:
     """2 passes with the parameters' gradient, N with the input's, and the search's forward passes."""
     model = copy.deepcopy(model)
@@ -189,9 +190,43 @@ def _step_floor(
     return 2 * both + config.nb_iter * attack + searches * search
 
 
+def check_case(name: str, precisions: list[str], device: torch.device) -> Case:
+    """The per-epoch check on right images; against the first of `precisions`, the reference style has none of its own."""
+    dataset, norm, hinge = TRAINING[name]
+    config = replace(PRESETS[dataset, norm], hinge_maxeps=hinge)
+    shape, count = ((1, 28, 28), 100) if dataset == "mnist" else ((3, 32, 32), 8)
+    count = 1000 if device.type == "cuda" else count
+    images = torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.manual_seed(0)
+    model = build_model(config.network, *shape, 10).to(device).eval()
+    with torch.no_grad():
+        y = model(images.to(device).float() / 255).argmax(1)
+    split = Split(images.to(device), y, torch.arange(count, device=device))
+    rows = config.eval_batch_size if device.type == "cuda" else None
+    run, floor = {}, {}
+    for precision in precisions:
+        attack = FastPgd(model, precision, rows=rows)
+        run[precision] = lambda attack=attack: check_split(model, split, config, attack=attack)
+        floor[precision] = lambda p=precision: _check_floor(model, split, config, p)
+    return Case(f"{name}, per-epoch check, {count} images (15 000 in a run)", count, run, floor)
+
+
+def _check_floor(model: nn.Module, split: Split, config: Config, precision: str) -> float:
+    """N passes with the input's gradient, K + 2 without, for each batch."""
+    x, y, _ = split.batch(torch.arange(min(len(split), config.eval_batch_size)))
+    attacked = BFloat16Twin(model) if precision == "bf16" else model
+    with tf32(precision != "fp32"):
+        one = pass_seconds(attacked, x, y, "input", 3)
+        return (
+            len(split)
+            / len(x)
+            * (config.nb_iter * one + (config.num_search_steps + 2) * pass_seconds(model, x, y, "forward", 3))
+        )
+
+
 def evaluation_case(precisions: list[str], device: torch.device) -> Case:
     """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at the median of its margins."""
-    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (300, 10, 50)
+    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (200, 5, 50)
     model, x, y = _trained_on_digits(count, device)
     with torch.no_grad():
         right = logit_margin(model(x), y) < 0
@@ -210,7 +245,7 @@ def evaluation_case(precisions: list[str], device: torch.device) -> Case:
     def baseline() -> None:
         flags = [
             reference_style.evaluate(
-                theirs, *part, norm="Linf", eps=eps, eps_iter=eps / 40, steps=steps, restarts=RESTARTS
+                theirs, *part, norm="Linf", eps=eps, eps_iter=2.5 * eps / steps, steps=steps, restarts=RESTARTS
             )
             for part in zip(x.split(batch_size), y.split(batch_size), strict=True)
         ]
@@ -225,7 +260,7 @@ def evaluation_case(precisions: list[str], device: torch.device) -> Case:
         clean = clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=batch_size)
         losses = [cross_entropy] * (RESTARTS // 2) + [cw_loss] * (RESTARTS - RESTARTS // 2)
         state = repeated_pgd(model, x, y, torch.arange(count), clean, loss_fns=losses, margin_fn=logit_margin, norm="Linf",
-                             eps=eps, step_size=eps / 40, steps=steps, seed=0, batch_size=batch_size,
+                             eps=eps, step_size=2.5 * eps / steps, steps=steps, seed=0, batch_size=batch_size,
                              on_batch=count_batch, attack=attack)  # fmt: skip
         robust[precision] = float(state.robust.float().mean())
 
@@ -288,7 +323,7 @@ def measure(case: Case, repeats: int, device: torch.device) -> list[dict]:
         median = statistics.median(measured)
         rows.append({
             "case": case.title, "contender": name, "ms_median": 1000 * median, "ms_min": 1000 * min(measured),
-            "ms_max": 1000 * max(measured), "ratio": statistics.median(times["reference style"]) / median,
+            "ms_max": 1000 * max(measured), "ratio": statistics.median(times[next(iter(times))]) / median,
             "images_per_second": case.images / median, "peak_mib": peaks[name], "floor_ms": 1000 * case.floor[name](),
         })  # fmt: skip
         rows[-1]["time_over_floor"] = rows[-1]["ms_median"] / rows[-1]["floor_ms"]
@@ -313,8 +348,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=None,
                         help="ours in these (default: fp32 and bf16; on CUDA tf32 too)")  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 16 on a CPU)")
-    parser.add_argument("--repeats", type=int, default=5, help="times each contender is timed in a case")
+    parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 8 on a CPU)")
+    parser.add_argument(
+        "--repeats", type=int, help="times each contender is timed in a case (default: 20 on CUDA, 3 on a CPU)"
+    )
     parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/<device>.json)")
     flags = parser.parse_args()
     for name in ("cifar_batch", "repeats"):
@@ -338,11 +375,13 @@ def main() -> int:
     for name in flags.cases:
         if name == "evaluation":
             case = evaluation_case(precisions, device)
+        elif name.endswith("-check"):
+            case = check_case(name.removesuffix("-check"), precisions, device)
         else:
             training, share = name.rsplit("-", 1)
-            batch_size = 50 if training.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 16)
+            batch_size = 50 if training.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 8)
             case = training_case(training, share, precisions, batch_size, device)
-        found = measure(case, flags.repeats, device)
+        found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
         print_rows(found, case.remark())
         rows += [{**row, "remark": case.remark()} for row in found]
         del case
