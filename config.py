@@ -16,6 +16,8 @@ from errors import UserError
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
+METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
+ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16")
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
@@ -41,8 +43,12 @@ class Config:
     precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere", PRECISIONS)
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
 
+    method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
     clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 ordinary training")
+    train_eps: float | None = opt(None, "radius of pgd, pgdls and trades (default: the test radius)")
+    ramp_steps: int | None = opt(None, "steps in which pgdls' radius grows from 0 (default: half of max_steps)")
+    trades_beta: float = opt(6.0, "weight of TRADES' divergence")
     clean_loss_fn: str = opt("xent", "loss on clean images, also on the wrong ones of the mixed batch", LOSS_NAMES)
     margin_loss_fn: str = opt("xent", "loss at the boundary, on the right examples", LOSS_NAMES)
     attack_loss_fn: str = opt("slm", "loss that PGD maximises", LOSS_NAMES)
@@ -87,16 +93,35 @@ class Config:
         return 1.05 * self.check_maxeps
 
     @property
-    def method(self) -> str:
-        return {0.0: "OMMA", 1.0: "STD"}.get(self.clean_loss_coeff, "MMA")
+    def objective(self) -> str:
+        """`method`, or what `clean_loss_coeff` says."""
+        return self.method or _method_of(self.clean_loss_coeff)
+
+    @property
+    def enlarges_margins(self) -> bool:
+        """Whether training is MMA's, with a radius for each example."""
+        return self.objective in ("mma", "omma")
+
+    @property
+    def attacks(self) -> bool:
+        """Whether training runs an attack."""
+        return self.objective != "std"
+
+    def eps_at(self, step: int) -> float:
+        """Radius of pgd, pgdls and trades in optimizer step `step`, counted from 0."""
+        eps = self.test_eps if self.train_eps is None else self.train_eps
+        if self.objective != "pgdls":
+            return eps
+        return eps * min(1.0, step / (self.ramp_steps or max(self.max_steps // 2, 1)))
 
     @property
     def run_name(self) -> str:
-        """`<dataset>-<norm>-<method>-<d_max>-sd<seed>`; d_max in 255ths for CIFAR-10 and image folders under Linf."""
-        parts = [self.dataset, self.norm, self.method]
-        if self.method != "STD":
+        """`<dataset>-<norm>-<method>-<d_max or eps>-sd<seed>`; in 255ths for CIFAR-10 and image folders under Linf."""
+        parts = [self.dataset, self.norm, self.objective.upper()]
+        if self.attacks:
+            eps = self.check_maxeps if self.enlarges_margins else replace(self, method="pgd").eps_at(0)
             in_255ths = self.norm == "Linf" and self.dataset in ("cifar10", "imagefolder")
-            parts.append(f"{self.check_maxeps * 255:.4g}" if in_255ths else str(self.check_maxeps))
+            parts.append(f"{eps * 255:.4g}" if in_255ths else str(eps))
         return "-".join([*parts, f"sd{self.seed}"])
 
     def lr_at(self, step: int) -> float:
@@ -122,6 +147,10 @@ class Config:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"stored config: not one of this program ({error!r}): use another file") from None
         return config
+
+
+def _method_of(alpha: float) -> str:
+    return {0.0: "omma", 1.0: "std"}.get(alpha, "mma")
 
 
 def _check_types(config: Config) -> None:
@@ -222,22 +251,25 @@ def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
     require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
                                "eps_iter_scale", "attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size",
-                               "eval_batch_size", "save_interval"))  # fmt: skip
-    for name in ("momentum", "weight_decay"):
+                               "eval_batch_size", "save_interval", "train_eps", "ramp_steps"))  # fmt: skip
+    for name in ("momentum", "weight_decay", "trades_beta"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
     if not 0 <= config.clean_loss_coeff <= 1:
         raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
-    if config.hinge_maxeps is None and config.clean_loss_coeff < 1:
+    if config.method in ALPHA and _method_of(config.clean_loss_coeff) != config.method:
+        raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: contradicts --method {config.method}, for which it "
+                        f"is {'above 0 and below 1' if config.method == 'mma' else f'{ALPHA[config.method]:g}'}: leave one out")  # fmt: skip
+    if config.hinge_maxeps is None and config.enlarges_margins:
         published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
         raise UserError(f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
                         f"{config.norm} are {published}")  # fmt: skip
-    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
+    for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if config.norm == "Linf" and (getattr(config, name) or 0) > 1:
             raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
     if not config.lr or config.lr[0][0] != 0:
         raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
-    if config.clean_loss_coeff < 1 and config.attack_mineps > config.search_maxeps:
+    if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
         raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
                         f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip
     if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from config import DATASETS, NORMS, PRESETS, Config, EvalConfig, Schedule, radius, require_positive, validate
+from config import ALPHA, DATASETS, NORMS, PRESETS, Config, EvalConfig, Schedule, radius, require_positive, validate
 from errors import UserError
 
 
@@ -108,15 +108,33 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
-    config = replace(PRESETS[given["dataset"], given["norm"]], **given)
+    config = with_method(replace(PRESETS[given["dataset"], given["norm"]], **given), given)
     notes = []
-    for name in ("hinge_maxeps", "attack_mineps", "test_eps", "test_eps_iter"):
+    for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if name in given:
             value, note = radius(getattr(config, name), config.dataset, config.norm, name)
             config = replace(config, **{name: value})
             notes += note
     validate(config)
     return config, notes
+
+
+def with_method(config: Config, given: dict) -> Config:
+    """`config` with its method named and the weight alpha that belongs to it.
+
+    :raises UserError: if a flag in `given` has no meaning for the method.
+    """
+    config = replace(config, method=config.objective)
+    uses = {"train_eps": ("pgd", "pgdls", "trades"), "ramp_steps": ("pgdls",), "trades_beta": ("trades",),
+            "clean_loss_coeff": tuple(ALPHA)}  # fmt: skip
+    for name, methods in uses.items():
+        if name in given and config.method not in methods:
+            raise UserError(
+                f"--{name}: has no meaning with --method {config.method}, only with {', '.join(methods)}: leave it out"
+            )
+    if config.method in ALPHA and "clean_loss_coeff" not in given:
+        config = replace(config, clean_loss_coeff=ALPHA[config.method])
+    return config
 
 
 def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:

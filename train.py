@@ -62,7 +62,8 @@ class RunRecorder:
         if self.reads_are_free and time.monotonic() - self.shown_at > 0.5:
             self.shown_at = time.monotonic()
             count = len(result.eps)
-            self._show(float(result.clean_loss), int(result.correct) / count, float(result.eps.mean()))
+            loss = float(result.clean_loss) or float(result.adv_loss)  # adversarial training has no clean one
+            self._show(loss, int(result.correct) / count, float(result.eps.mean()))
 
     def rows(self, rows: list[dict]) -> None:
         self.folder.append(rows)
@@ -75,7 +76,8 @@ class RunRecorder:
                     f"mean margin {row['mean_margin']:.4f}"
                 )
             elif not self.reads_are_free:
-                self._show(row["clean_loss"], row["clean_acc"], row["mean_eps"] or 0.0)
+                loss, accuracy = (row["clean_loss"], row["clean_acc"]) if row["clean_loss"] else (row["adv_loss"], row["adv_acc"])
+                self._show(loss, accuracy, row["mean_eps"] or 0.0)
 
     def best(self, trainer: Trainer, metrics: dict) -> None:
         checkpoint.save(self.folder.best, {"epoch": trainer.epoch, "model": trainer.model.state_dict(),

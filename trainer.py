@@ -10,77 +10,21 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from anpgd import anpgd, zero_crossing
+from anpgd import zero_crossing
 from config import Config
 from cuda_graph import Captured
 from data import Dataset, Split, steps_per_epoch, train_batch
 from fast_pgd import FastPgd
 from losses import LOSSES, logit_margin
+from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
 from precision import tf32
-from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, per_row, row_noise, send
-
-
-class StepResult(NamedTuple):
-    """What one step saw; tensors on the device. The gradient lies in the parameters."""
-
-    clean_loss: Tensor  # () mean over the batch
-    correct: Tensor  # () examples right by argmax in the clean forward
-    mma_loss: Tensor  # () L_mma; 0 in ordinary training
-    eps: Tensor  # (B,) the radius of each example to store; 0 where it is wrong
-
-
-def mma_step(model: nn.Module, x: Tensor, y: Tensor, start_eps: Tensor, noise: Tensor | None, config: Config, *,
-             search_single_row: bool = True, every_row: bool = False, attack: PgdFn = pgd) -> StepResult:  # fmt: skip
-    """Add the gradient of (1 - alpha) L_mma + alpha L_clean to the parameters' (paper, eq. 8 and algorithm 2).
-
-    x (B, ...), y (B,); start_eps (B,): where AN-PGD starts in each row; noise (B, ...): uniform on [0, 1), for PGD's
-    random start. The model's mode is the caller's, train mode in training. search_single_row False: with one right example the search
-    runs in eval mode, for networks whose BatchNorm cannot work on one row. every_row: attack the wrong rows too and drop
-    what is found for them: the same result, unless rows influence each other as in BatchNorm, and no shape depends on
-    data. attack: `pgd`, or what runs it faster.
-    """
-    alpha = config.clean_loss_coeff
-    clean_loss_fn, margin_loss_fn = LOSSES[config.clean_loss_fn], LOSSES[config.margin_loss_fn]
-    search_loss_fn = LOSSES[config.search_loss_fn]
-
-    with torch.enable_grad() if alpha > 0 else torch.no_grad():
-        logits = model(x)
-        clean_loss = clean_loss_fn(logits, y).mean()
-    if alpha > 0:
-        (alpha * clean_loss).backward()
-    logits = logits.detach()
-    correct = (logits.argmax(dim=1) == y).sum()
-    eps = torch.zeros_like(start_eps)
-    if alpha == 1:
-        return StepResult(clean_loss.detach(), correct, torch.zeros_like(clean_loss.detach()), eps)
-
-    confident = search_loss_fn(logits, y) < 0  # with SLM: p_y > 1/2
-    x_mixed = x
-    rows = torch.arange(len(x), device=x.device) if every_row else confident.nonzero().squeeze(1)
-    if len(rows):
-        with nullcontext() if search_single_row or len(rows) > 1 else eval_mode(model):
-            shortest = anpgd(
-                model, x[rows], y[rows], norm=config.norm, start_eps=start_eps[rows], max_eps=config.search_maxeps,
-                steps=config.nb_iter, step_scale=config.eps_iter_scale, search_steps=config.num_search_steps,
-                attack_loss_fn=LOSSES[config.attack_loss_fn], search_loss_fn=search_loss_fn,
-                noise=None if noise is None else noise[rows], attack=attack,
-            )  # fmt: skip
-        x_mixed = torch.where(per_row(confident, x), x.index_copy(0, rows, shortest.x_adv), x)
-        eps = torch.where(confident, eps.index_copy(0, rows, shortest.eps), eps)
-
-    logits = model(x_mixed)
-    losses = torch.where(confident, margin_loss_fn(logits, y), clean_loss_fn(logits, y))
-    keep = ~confident | (eps < config.check_maxeps)  # the hinge: beyond d_max an example has no loss
-    mma_loss = torch.where(keep, losses, 0).sum() / len(x)
-    ((1 - alpha) * mma_loss).backward()
-    return StepResult(clean_loss.detach(), correct, mma_loss.detach(), eps)
+from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, row_noise, send
 
 
 class Check(NamedTuple):
@@ -148,7 +92,7 @@ class Recorder(Protocol):
 class Sums:
     """Sums over examples since the last train row, on the device in float64, so that nothing waits for them."""
 
-    NAMES = ("examples", "clean_loss", "correct", "mma_loss", "eps")
+    NAMES = ("examples", "clean_loss", "correct", "adv_loss", "eps")
 
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
@@ -157,7 +101,7 @@ class Sums:
         count = len(result.eps)
         self.values += torch.stack([
             torch.full_like(result.clean_loss, count), result.clean_loss * count, result.correct.to(result.clean_loss),
-            result.mma_loss * count, result.eps.sum(),
+            result.adv_loss * count, result.eps.sum(),
         ]).double()  # fmt: skip
 
     def means(self) -> dict[str, float]:
@@ -227,31 +171,33 @@ class Trainer:
             self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment
         )
         noise = None
-        if config.clean_loss_coeff < 1:
+        if config.attacks:
             noise = send(torch.rand(batch.x.shape, generator=generator(config.seed, START, step)), self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(step)
 
         self.model.train()
-        start_eps = self.eps[batch.index].clamp(min=config.attack_mineps)
+        if config.enlarges_margins:
+            eps = self.eps[batch.index].clamp(min=config.attack_mineps)
+        else:
+            eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
         with tf32(config.precision != "fp32"):
-            outputs = self.gradient(batch.x, batch.y, start_eps, *([] if noise is None else [noise]))
+            outputs = self.gradient(batch.x, batch.y, eps, *([] if noise is None else [noise]))
         result, gradients = StepResult(*outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
-        self.eps[batch.index] = result.eps
+        if config.enlarges_margins:
+            self.eps[batch.index] = result.eps
         self.sums.add(result)
         self.step += 1
         return result
 
-    def _gradient(
-        self, x: Tensor, y: Tensor, start_eps: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
+    def _gradient(self, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
         self.optimizer.zero_grad(set_to_none=True)
-        result = mma_step(
-            self.model, x, y, start_eps, noise, self.config, search_single_row=self.search_single_row,
+        result = OBJECTIVES[self.config.objective](
+            self.model, x, y, eps, noise, self.config, search_single_row=self.search_single_row,
             every_row=isinstance(self.gradient, Captured), attack=self.attack,
         )  # fmt: skip
         return (*result, *(parameter.grad for parameter in self.parameters))
@@ -300,10 +246,15 @@ class Trainer:
         if not all(math.isfinite(value) for value in means.values()):
             raise FloatingPointError(f"a loss is not finite at step {self.step} or before")
         self.sums = Sums(self.device)
-        attacked = self.config.clean_loss_coeff < 1
-        return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": self.config.lr_at(self.step - 1),
-                "clean_loss": means["clean_loss"], "clean_acc": means["correct"],
-                "mma_loss": means["mma_loss"] if attacked else None, "mean_eps": means["eps"] if attacked else None,
+        config, seen = self.config, dict.fromkeys(("clean_loss", "clean_acc", "mma_loss"))
+        if config.objective in ("pgd", "pgdls"):
+            seen |= {"adv_loss": means["adv_loss"], "adv_acc": means["correct"]}
+        else:
+            seen |= {"clean_loss": means["clean_loss"], "clean_acc": means["correct"]}
+            if config.attacks:
+                seen["mma_loss" if config.enlarges_margins else "adv_loss"] = means["adv_loss"]
+        return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": config.lr_at(self.step - 1), **seen,
+                "mean_eps": means["eps"] if config.attacks else None,
                 "steps_per_second": round(steps_per_second, 4)}  # fmt: skip
 
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
@@ -328,7 +279,8 @@ class Trainer:
         if rows[0]["mean_margin"] > self.best_margin:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})
-        recorder.margins(self.eps, self.step)
+        if self.config.enlarges_margins:
+            recorder.margins(self.eps, self.step)
         recorder.rows(rows)
         self.checked_step = self.step
         return True

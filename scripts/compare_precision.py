@@ -62,13 +62,13 @@ def main() -> int:
     for precision, seed in tqdm(runs, unit="run"):
         found[precision].append(result(precision, seed, flags.steps))
     print(f"digits, Linf, MMA 0.3, {flags.steps} steps, {flags.seeds} seeds: mean (standard deviation)")
-    print(f"{'':8}" + "".join(f"{name:>18}" for name in COLUMNS))
+    print(f"{'':8}" + "".join(f"{name:>20}" for name in COLUMNS))
     for precision, rows in found.items():
         cells = [f"{values.mean():.4g} ({values.std(ddof=1):.2g})" for values in np.array(rows).T]
-        print(f"{precision:8}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{precision:8}" + "".join(f"{cell:>20}" for cell in cells))
     differences = np.array(found["bf16"]) - np.array(found["fp32"])
     cells = [f"{values.mean():+.3g} ({values.std(ddof=1):.2g})" for values in differences.T]
-    print(f"{'change':8}" + "".join(f"{cell:>18}" for cell in cells))
+    print(f"{'change':8}" + "".join(f"{cell:>20}" for cell in cells))
     return 0
 
 

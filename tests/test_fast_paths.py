@@ -14,9 +14,10 @@ from fast_pgd import FastPgd
 from image_conv import ImageConv2d
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from models import LeNet5Madry, build_model
+from objectives import mma_step
 from pgd import clean_attacked, pgd, repeated_pgd
 from precision import BFloat16Twin, tf32
-from trainer import check_split, mma_step
+from trainer import check_split
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from reference_style import ReferenceStyle

@@ -38,7 +38,7 @@ def curve(norm):
     data = load_dataset("digits", ".", seed=0, train_size=None, val_size=200, test_size=0, device=torch.device("cpu"))
     trainer = Trainer(config, model, data)
     results = [trainer.train_step() for _ in range(10)]
-    return [[float(r.clean_loss), float(r.mma_loss), float(r.eps.mean())] for r in results]
+    return [[float(r.clean_loss), float(r.adv_loss), float(r.eps.mean())] for r in results]
 
 
 RECORDED = {

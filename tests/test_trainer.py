@@ -10,7 +10,8 @@ from torch import nn
 from config import PRESETS
 from data import Batch, Dataset, Split, train_batch
 from losses import cross_entropy, logit_margin, soft_logit_margin
-from trainer import Trainer, check_split, make_optimizer, mma_step
+from objectives import OBJECTIVES, mma_step, std_step
+from trainer import Trainer, check_split, make_optimizer
 from utils import has_batchnorm
 
 
@@ -153,7 +154,7 @@ def test_all_beyond_the_hinge_leaves_no_mma_gradient():
     result = mma_step(
         model, batch.x, batch.y, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config
     )
-    assert (result.eps > config.hinge_maxeps).all() and result.mma_loss == 0
+    assert (result.eps > config.hinge_maxeps).all() and result.adv_loss == 0
     twin = network(sharpness=400).train()
     loss = cross_entropy(twin(batch.x), batch.y).mean() / 3
     for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True):
@@ -166,7 +167,7 @@ def test_ordinary_training_runs_no_attack():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     model.train()
-    result = mma_step(
+    result = std_step(
         model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0)
     )
     assert len(calls) == 1 and result.eps.abs().max() == 0
@@ -336,28 +337,23 @@ def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
     assert [r for r in memory.lines if r["kind"] == "eval"] == [r for r in straight.lines if r["kind"] == "eval"]
 
 
-def test_per_example_radii_start_the_next_attack():
+def test_per_example_radii_start_the_next_attack(monkeypatch):
     trainer = tiny_trainer()
     for _ in range(6):
         trainer.train_step()
     stored = trainer.eps[trainer.eps > 0]
     assert len(stored) and (stored <= trainer.config.search_maxeps).all()
     starts = []
-    import trainer as module
 
-    original = module.mma_step
-    module.mma_step = lambda model, x, y, start_eps, *rest, **named: (
-        starts.append(start_eps),
-        original(model, x, y, start_eps, *rest, **named),
-    )[1]
-    try:
-        before = trainer.eps.clone()
-        trainer.train_step()
-    finally:
-        module.mma_step = original
-    index = train_batch(
-        trainer.data.train, trainer.step - 1, batch_size=trainer.config.batch_size, seed=0, augment=False
-    ).index
+    def spied(model, x, y, eps, *rest, **named):
+        starts.append(eps)
+        return mma_step(model, x, y, eps, *rest, **named)
+
+    monkeypatch.setitem(OBJECTIVES, "mma", spied)
+    before = trainer.eps.clone()
+    split, size = trainer.data.train, trainer.config.batch_size
+    index = train_batch(split, trainer.step, batch_size=size, seed=trainer.config.seed, augment=False).index
+    trainer.train_step()
     torch.testing.assert_close(starts[0], before[index].clamp(min=trainer.config.attack_mineps))
 
 

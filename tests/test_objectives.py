@@ -1,0 +1,176 @@
+"""Adversarial training, PGDLS and TRADES against their explicit formulas; methods and the flags that belong to them."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_trainer import batch_for, network, rand, settings, tiny_trainer
+
+import train
+from errors import UserError
+from fast_pgd import FastPgd
+from flags import parse_train
+from objectives import divergence, pgd_step, trades_step
+
+MNIST = ["--dataset", "mnist", "--norm", "L2"]
+
+
+def attacked(model, x, eps, noise, norm, loss_at, steps=5):
+    """PGD written out for one batch: every image maximises its `loss_at`, steps of 2.5 eps / N in eval mode."""
+    frozen = copy.deepcopy(model).eval()
+    flat = (-1, 1, 1, 1)
+
+    def into_ball(d):
+        if norm == "Linf":
+            return d.clamp(-eps, eps)
+        return d * (eps / d.flatten(1).norm(dim=1).clamp(min=1e-300)).clamp(max=1).view(flat)
+
+    start = x + (2 * noise - 1) * eps if norm == "Linf" else x + into_ball(noise - x)
+    adv = start.clamp(0, 1)
+    for _ in range(steps):
+        adv = adv.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss_at(frozen, adv).sum(), adv)
+        g = g.sign() if norm == "Linf" else g / g.flatten(1).norm(dim=1).clamp(min=1e-6).view(flat)
+        moved = (adv + 2.5 * eps / steps * g).detach()
+        adv = (x + into_ball(moved - x)).clamp(0, 1) if norm == "Linf" else x + into_ball(moved.clamp(0, 1) - x)
+    return adv.detach()
+
+
+def kl(p, q):
+    return (p * (p.log() - q.log())).sum(1)
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_step_equals_the_explicit_formula(norm, method, batchnorm):
+    config = settings(norm, 1 / 3, method=method, trades_beta=4.0)
+    model = network(batchnorm).train()
+    twin = copy.deepcopy(model)
+    x, y, _ = batch_for(model)
+    noise, eps = rand(*x.shape, seed=2), 0.02 if norm == "Linf" else 0.2
+    step = {"pgd": pgd_step, "trades": trades_step}[method]
+    result = step(model, x, y, torch.full((12,), eps, dtype=x.dtype), noise, config)
+
+    if method == "pgd":
+        x_adv = attacked(twin, x, eps, noise, norm, lambda f, z: F.cross_entropy(f(z), y, reduction="none"))
+        expected = F.cross_entropy(twin(x_adv), y)
+        torch.testing.assert_close(result.adv_loss, expected.detach())
+        assert result.clean_loss == 0
+    else:
+        reference = copy.deepcopy(twin).eval()(x).softmax(1).detach()
+        x_adv = attacked(twin, x, eps, noise, norm, lambda f, z: kl(reference, f(z).softmax(1)))
+        clean = twin(x)
+        far = kl(clean.softmax(1), twin(x_adv).softmax(1)).mean()
+        expected = F.cross_entropy(clean, y) + 4.0 * far
+        torch.testing.assert_close(result.adv_loss, far.detach())
+        assert far > 1e-3, "the attack must move the output"
+    for own, g in zip(model.parameters(), torch.autograd.grad(expected, list(twin.parameters())), strict=True):
+        torch.testing.assert_close(own.grad, g, rtol=1e-7, atol=1e-11)
+    for own, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(own, other)
+    assert model.training and (x_adv - x).abs().max() > 0.01
+
+
+def test_divergence_is_kl():
+    a, b = rand(6, 5, seed=1), rand(6, 5, seed=2)
+    torch.testing.assert_close(divergence(b, a.log_softmax(1)), kl(a.softmax(1), b.softmax(1)))
+    assert divergence(a, a.log_softmax(1)).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
+def test_training_resumes_exactly_and_checks_margins(method, precision):
+    from test_trainer import Memory
+
+    changes = {"method": method, "precision": precision, "train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
+    whole, memory = tiny_trainer(max_steps=9, **changes), Memory()
+    assert whole.run(memory, lambda: False)
+    train_rows = [row for row in memory.lines if row["kind"] == "train"]
+    radii = {"pgd": [0.02] * 3, "trades": [0.02] * 3, "pgdls": [0.02 * s / 6 for s in (1, 4)] + [0.02]}[method]
+    assert [row["mean_eps"] for row in train_rows] == pytest.approx(radii, rel=0.02)  # batches differ in size
+    assert all(row["adv_loss"] > 0 and row["mma_loss"] is None for row in train_rows)
+    assert all((row["clean_loss"] is None) == (method != "trades") for row in train_rows)
+    assert [row["split"] for row in memory.lines if row["kind"] == "eval"] == ["val", "test"] * 3
+
+    first, second = (tiny_trainer(max_steps=9, **changes) for _ in range(2))
+    for _ in range(5):
+        first.train_step()
+    second.restore(copy.deepcopy(first.state()))
+    for _ in range(4):
+        second.train_step()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_fast_pgd_takes_trades_reference():
+    from test_fast_paths import replayed
+
+    model = network()
+    x, _, _ = batch_for(model)
+    reference = model.eval()(x).log_softmax(1).detach()
+    settings = {"loss_fn": divergence, "norm": "L2", "eps": 0.2, "step_size": 0.1, "steps": 4, "noise": rand(*x.shape)}
+    from pgd import pgd
+
+    fast = FastPgd(model, "fp32", rows=16, record=replayed)(model, x, reference, **settings)
+    torch.testing.assert_close(fast, pgd(model, x, reference, **settings), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "alpha"),
+    [
+        (["--method", "mma", "--hinge_maxeps", "2.0"], "mnist-L2-MMA-2.0-sd0", 1 / 3),
+        (["--method", "omma", "--hinge_maxeps", "2.0"], "mnist-L2-OMMA-2.0-sd0", 0),
+        (["--hinge_maxeps", "2.0", "--clean_loss_coeff", "0"], "mnist-L2-OMMA-2.0-sd0", 0),
+        (["--method", "std", "--seed", "3"], "mnist-L2-STD-sd3", 1),
+        (["--method", "pgd"], "mnist-L2-PGD-2.0-sd0", 1 / 3),
+        (["--method", "pgdls", "--train_eps", "4"], "mnist-L2-PGDLS-4.0-sd0", 1 / 3),
+        (["--method", "trades", "--train_eps", "1/2"], "mnist-L2-TRADES-0.5-sd0", 1 / 3),
+    ],
+)
+def test_methods_and_run_names(flags, name, alpha):
+    config, _ = parse_train([*MNIST, *flags])
+    assert (config.run_name, config.clean_loss_coeff) == (name, alpha)
+    assert config.method == name.split("-")[2].lower()
+
+
+def test_run_name_in_255ths():
+    config, _ = parse_train(["--dataset", "cifar10", "--norm", "Linf", "--method", "pgdls", "--train_eps", "24/255"])
+    assert config.run_name == "cifar10-Linf-PGDLS-24-sd0"
+    assert (config.eps_at(0), config.eps_at(12_500), config.eps_at(40_000)) == pytest.approx((0, 12 / 255, 24 / 255))
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--method", "mma", "--hinge_maxeps", "2", "--clean_loss_coeff", "0"], "contradicts --method mma"),
+        (["--method", "std", "--clean_loss_coeff", "1/3"], "contradicts --method std"),
+        (["--method", "pgd", "--clean_loss_coeff", "1/3"], "--clean_loss_coeff: has no meaning with --method pgd"),
+        (["--hinge_maxeps", "2", "--train_eps", "2"], "--train_eps: has no meaning with --method mma"),
+        (["--method", "pgd", "--ramp_steps", "5"], "only with pgdls"),
+        (["--method", "pgd", "--trades_beta", "5"], "only with trades"),
+        (["--method", "pgd", "--train_eps", "0"], "--train_eps 0"),
+        (["--method", "pgdl"], "pgdls"),
+        (["--method", "omma"], "--hinge_maxeps is missing"),
+    ],
+)
+def test_contradictions(flags, part):
+    with pytest.raises(UserError) as error:
+        parse_train([*MNIST, *flags])
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
+def test_from_the_command_line(method, norm, tmp_path, capsys):
+    flags = ["--dataset", "digits", "--norm", norm, "--method", method, "--max_steps", "3", "--disp_interval", "1",
+             "--train_size", "60", "--val_size", "20", "--test_size", "20", "--device", "cpu",
+             "--savepath", str(tmp_path / "run")]  # fmt: skip
+    assert train.main(flags) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == method
+    assert not (tmp_path / "run" / "margins.npy").exists(), "only MMA has a radius for each example"
+    other = [flag if flag != method else "std" for flag in flags]
+    assert train.main([*other, "--resume"]) == 2
+    assert f"--method std here, {method} there" in capsys.readouterr().err
