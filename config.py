@@ -215,7 +215,9 @@ class EvalConfig:
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
-    eps: tuple[float, ...] | None = opt(None, "one or more radii (default: the training's test radius)")
+    eps: tuple[float, ...] | None = opt(
+        None, "one or more radii, or grid for the paper's (default: the training's test radius)"
+    )
     eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
@@ -225,6 +227,19 @@ class EvalConfig:
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
     resume: bool = opt(False, "skip it if the JSON beside the model holds this very evaluation")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
+
+
+GRIDS = {
+    ("mnist", "Linf"): tuple(k / 10 for k in range(1, 5)),
+    ("mnist", "L2"): (1.0, 2.0, 3.0, 4.0),
+    ("cifar10", "Linf"): tuple(4 * k / 255 for k in range(1, 9)),
+    ("cifar10", "L2"): (0.5, 1.0, 1.5, 2.0, 2.5),
+}
+
+
+def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
+    """The paper's radii; for digits and image folders six up to `max_eps`, the training's d_max."""
+    return GRIDS.get((dataset, norm)) or tuple(max_eps * k / 6 for k in range(1, 7))
 
 
 def eval_step_size(dataset: str, norm: str, eps: float) -> float:

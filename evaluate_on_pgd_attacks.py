@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from tqdm import tqdm
 
 import checkpoint
-from config import EvalConfig, eval_step_size, radius
+import sanity
+from config import EvalConfig, eval_grid, eval_step_size, radius
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
 from fast_pgd import FastPgd
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_to_shrink(subject, "pgd")
 
     started = time.monotonic()
-    clean, found = attack_all(flags, subject, radii)
+    clean, found, passes = attack_all(flags, subject, radii)
     seconds = round(time.monotonic() - started, 1)
 
     right = int(clean.robust.sum())
@@ -59,13 +61,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   95 % interval [{_interval(row['ci95'])}]"
         )
+    averages = average_accuracies(right / n, [row["robust_acc"] for row in results])
+    if len(results) > 1:
+        print(
+            f"AvgAcc {averages['avg_acc']:.2%} (clean and every eps), AvgRobAcc {averages['avg_rob_acc']:.2%} (every eps)"
+        )
+    checks = sanity.battery(
+        subject, radii[-1], found[radii[-1]].x_adv, found[radii[-1]].robust, sanity.images_for(passes)
+    )
+    for line in sanity.lines(checks):
+        print(line)
     settings |= {"batch_size": flags.batch_size, "device": str(device)}
     path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
-                                         "settings": settings, "seconds": seconds, "results": results})  # fmt: skip
+                                         "settings": settings, "seconds": seconds, **averages,
+                                         "sanity": sanity.as_json(checks), "results": results})  # fmt: skip
     print(f"written: {path}")
     if flags.save_adv:
         print(f"written: {save_images(subject, found)}")
     return 0
+
+
+def average_accuracies(clean: float, robust: Sequence[float]) -> dict[str, float]:
+    """AvgAcc, the mean over clean and every radius, and AvgRobAcc, the mean over every radius."""
+    return {"avg_acc": fmean([clean, *robust]), "avg_rob_acc": fmean(robust)}
 
 
 def settle_radii(flags: EvalConfig, subject: Subject) -> tuple[EvalConfig, list[float], list[str]]:
@@ -79,6 +97,8 @@ def settle_radii(flags: EvalConfig, subject: Subject) -> tuple[EvalConfig, list[
 
     if flags.eps_iter is not None:
         flags = replace(flags, eps_iter=settle(flags.eps_iter, "eps_iter"))
+    if flags.eps == ("grid",):
+        return flags, list(eval_grid(subject.dataset, subject.norm, subject.training.check_maxeps)), notes
     if flags.eps is not None:
         return flags, sorted({settle(eps, "eps") for eps in flags.eps}), notes
     eps = subject.training.test_eps
@@ -96,8 +116,11 @@ def restarts(flags: EvalConfig) -> list[tuple[str, object]]:
     return [("xent", cross_entropy)] * on_xent + [("cw", cw_loss)] * (flags.nb_restart - on_xent)
 
 
-def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> tuple[Attacked, dict[float, Attacked]]:
-    """The clean state, and the state after all restarts at each radius, ascending: what fell stays fallen."""
+def attack_all(
+    flags: EvalConfig, subject: Subject, radii: Sequence[float]
+) -> tuple[Attacked, dict[float, Attacked], int]:
+    """The clean state, the state after all restarts at each radius, ascending: what fell stays fallen; and the number of
+    passes over an image that it took."""
     x, y, _ = subject.test.everything()
     batch_size = min(flags.batch_size, len(y))
     state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
@@ -121,7 +144,8 @@ def attack_all(flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> t
                 steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size, on_batch=progress,
                 attack=attack,
             )  # fmt: skip
-    return clean, found
+        passes = bar.n * flags.nb_iter
+    return clean, found, passes
 
 
 def save_images(subject: Subject, found: dict[float, Attacked]) -> Path:

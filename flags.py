@@ -51,8 +51,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def radius_or_grid(text: str) -> float | str:
+    """A number, or `grid`."""
+    return text if text == "grid" else number(text)
+
+
 Radii = tuple[float, ...]
-PARSERS = {float: number, int: whole, Schedule: schedule, Radii: number, str: str}
+PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: str}
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,6 +150,8 @@ def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
     given = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ").parse(argv)
     if "eps" in given:
         given["eps"] = tuple(given["eps"])
+        if "grid" in given["eps"] and len(given["eps"]) > 1:
+            raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
     config = EvalConfig(**given)
     if not config.model:
         raise UserError("--model is missing: name a checkpoint file or a run folder")

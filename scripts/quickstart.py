@@ -1,4 +1,5 @@
-"""Train one network normally and one with MMA on scikit-learn's digits, attack both, show the difference."""
+"""Train a network normally, one with PGD at one eps and one with MMA on scikit-learn's digits, attack them, show the
+difference."""
 
 from __future__ import annotations
 
@@ -27,25 +28,14 @@ from trainer import check_split
 OUT = ROOT / "runs" / "quickstart"
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 NETWORKS = {
-    "normal training": [
-        "--clean_loss_coeff",
-        "1",
-        "--max_steps",
-        "500",
-        "--savepath",
-        str(OUT / "digits-Linf-STD-sd0"),
-    ],
-    "MMA, d_max 0.3": [
-        "--hinge_maxeps",
-        "0.3",
-        "--max_steps",
-        "700",
-        "--savepath",
-        str(OUT / "digits-Linf-MMA-0.3-sd0"),
-    ],
-}
+    "normal training": ["--method", "std", "--max_steps", "500", "--savepath", str(OUT / "digits-Linf-STD-sd0")],
+    "PGD at eps 0.2": ["--method", "pgd", "--train_eps", "0.2", "--max_steps", "700",
+                       "--savepath", str(OUT / "digits-Linf-PGD-0.2-sd0")],
+    "MMA, d_max 0.3": ["--hinge_maxeps", "0.3", "--max_steps", "700", "--savepath", str(OUT / "digits-Linf-MMA-0.3-sd0")],
+}  # fmt: skip
 STYLES = (
-    {"color": "0.6", "linestyle": "--", "marker": "s", "hatch": "//"},
+    {"color": "0.75", "linestyle": "--", "marker": "s", "hatch": "//"},
+    {"color": "0.45", "linestyle": ":", "marker": "^", "hatch": ".."},
     {"color": "0.1", "linestyle": "-", "marker": "o", "hatch": ""},
 )
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "cuda_graph": set(),
     "fast_pgd": {"pgd", "precision", "cuda_graph"},
     "objectives": {"anpgd", "pgd", "losses", "config", "utils"},
+    "sanity": {"evaluation", "losses", "pgd", "utils"},
     "trainer": {
         "anpgd",
         "pgd",
@@ -51,8 +52,9 @@ MAY_IMPORT = {
         "losses",
         "models",
         "pgd",
+        "sanity",
         *LOW,
-    },
+    },  # fmt: skip
 }
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
 
