@@ -142,6 +142,7 @@ class Config:
         try:
             known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
             config = replace(PRESETS[known["dataset"], known["norm"]], **known)
+            config = replace(config, method=config.objective)
             _check_types(config)
             validate(config)
         except (KeyError, TypeError, ValueError) as error:
@@ -163,7 +164,7 @@ def _check_types(config: Config) -> None:
             (float in kinds and isinstance(value, int | float))
             or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
         )
-        if f.name != "lr" and (not of_kind or (choices and value not in choices)):
+        if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
             raise ValueError(f"{f.name} = {value!r}")
 
 

@@ -76,7 +76,9 @@ class RunRecorder:
                     f"mean margin {row['mean_margin']:.4f}"
                 )
             elif not self.reads_are_free:
-                loss, accuracy = (row["clean_loss"], row["clean_acc"]) if row["clean_loss"] else (row["adv_loss"], row["adv_acc"])
+                loss, accuracy = (
+                    (row["clean_loss"], row["clean_acc"]) if row["clean_loss"] else (row["adv_loss"], row["adv_acc"])
+                )
                 self._show(loss, accuracy, row["mean_eps"] or 0.0)
 
     def best(self, trainer: Trainer, metrics: dict) -> None:

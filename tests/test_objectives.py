@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from test_trainer import batch_for, network, rand, settings, tiny_trainer
 
 import train
+from config import Config
 from errors import UserError
 from fast_pgd import FastPgd
 from flags import parse_train
@@ -134,6 +135,14 @@ def test_methods_and_run_names(flags, name, alpha):
     config, _ = parse_train([*MNIST, *flags])
     assert (config.run_name, config.clean_loss_coeff) == (name, alpha)
     assert config.method == name.split("-")[2].lower()
+
+
+@pytest.mark.parametrize(("alpha", "method"), [(1 / 3, "mma"), (0.0, "omma"), (1.0, "std")])
+def test_checkpoints_from_before_methods_had_names(alpha, method):
+    stored = settings("L2", alpha).to_dict()
+    del stored["method"], stored["train_eps"], stored["ramp_steps"], stored["trades_beta"], stored["precision"]
+    config = Config.from_dict(stored)
+    assert (config.method, config.precision) == (method, "fp32")
 
 
 def test_run_name_in_255ths():
