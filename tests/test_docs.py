@@ -10,7 +10,8 @@ from conftest import ROOT
 from flags import parse_eval, parse_train
 
 PARSERS = {"train.py": parse_train, "evaluate_on_pgd_attacks.py": parse_eval}
-SHELL_FILES = sorted((ROOT / "scripts").glob("*.sh"))
+DIGITS_TABLE = ROOT / "scripts" / "run_digits_table.sh"  # a loop, not literal commands
+SHELL_FILES = sorted(set((ROOT / "scripts").glob("*.sh")) - {DIGITS_TABLE})
 README = (ROOT / "README.md").read_text()
 
 
@@ -36,7 +37,25 @@ def test_shell_scripts(path):
         PARSERS[program](argv)
 
 
-@pytest.mark.parametrize(("name", "count"), [("run_mnist_training", 8), ("run_cifar10_training", 12)])
+def test_runs_of_the_digits_table_stand_under_their_names():
+    subprocess.run(["bash", "-n", str(DIGITS_TABLE)], check=True)
+    runs = re.search(r"<<'RUNS'\n(.*?)RUNS", DIGITS_TABLE.read_text(), flags=re.DOTALL)[1].splitlines()
+    assert len(runs) == 7
+    for line in runs:
+        name, *flags = line.split()
+        config, _ = parse_train(["--dataset", "digits", "--norm", "Linf", *flags])
+        assert config.run_name == f"digits-Linf-{name}-sd0"
+
+
+NAMED = [
+    ("run_mnist_training", 8),
+    ("run_cifar10_training", 12),
+    ("run_mnist_baselines", 15),
+    ("run_cifar10_baselines", 20),
+]
+
+
+@pytest.mark.parametrize(("name", "count"), NAMED)
 def test_published_runs_stand_under_their_names(name, count):
     """The name of each run folder is the one its flags give."""
     found = commands((ROOT / "scripts" / f"{name}.sh").read_text())
@@ -46,6 +65,8 @@ def test_published_runs_stand_under_their_names(name, count):
         assert config.savepath == f"trained_models/{config.run_name}" and config.resume
         names.append(config.run_name)
     assert len(set(names)) == count
+    if name.endswith("baselines"):
+        return
     attacked = re.findall(
         r"trained_models/(\S+?)\"",
         (ROOT / "scripts" / name.replace("run", "attack").replace("training", "models.sh")).read_text(),

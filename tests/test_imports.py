@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ENTRY_POINTS = {"train", "evaluate_on_pgd_attacks"}
+EVALUATORS = {f"evaluate_on_{name}" for name in ("pgd_attacks", "autoattack", "gradient_free_attacks", "minimum_norm")}
+ENTRY_POINTS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
+EVALUATOR_MAY_IMPORT = {
+    *("advertorch_compat", "checkpoint", "config", "data", "evaluation", "fast_pgd", "flags", "losses", "models"),
+    *("pgd", "sanity", "shards", "trainer"),
+    *LOW,
+}
 # What each room may import of ours.
 MAY_IMPORT = {
     "errors": set(),
@@ -25,6 +31,7 @@ MAY_IMPORT = {
     "fast_pgd": {"pgd", "precision", "cuda_graph"},
     "objectives": {"anpgd", "pgd", "losses", "config", "utils"},
     "sanity": {"evaluation", "losses", "pgd", "utils"},
+    "shards": {"checkpoint", "config", "evaluation", "flags", "losses", "sanity", *LOW},
     "trainer": {
         "anpgd",
         "pgd",
@@ -42,19 +49,7 @@ MAY_IMPORT = {
     "evaluation": {"checkpoint", "config", "data", "models", *LOW},
     "advertorch_compat": set(),
     "train": {"checkpoint", "config", "data", "flags", "models", "runlog", "trainer", *LOW},
-    "evaluate_on_pgd_attacks": {
-        "checkpoint",
-        "config",
-        "data",
-        "evaluation",
-        "fast_pgd",
-        "flags",
-        "losses",
-        "models",
-        "pgd",
-        "sanity",
-        *LOW,
-    },  # fmt: skip
+    **dict.fromkeys(EVALUATORS, EVALUATOR_MAY_IMPORT),
 }
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
 

@@ -1,0 +1,205 @@
+"""Attack a trained network with AutoAttack (Croce & Hein 2020): `python evaluate_on_autoattack.py --model PATH`.
+
+The standard ensemble of the package pyautoattack: APGD on cross-entropy, targeted APGD, targeted FAB, Square. An image is
+robust if it is classified right and no attack breaks it. B batch, ... any image shape.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from config import opt
+from errors import UserError, exits_on_user_error
+from evaluation import Subject, load_subject, stored_result
+from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from utils import use_device
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+# Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
+PARTS = {
+    "apgd-ce": ("apgd", "n_iter", 2),
+    "apgd-dlr": ("apgd", "n_iter", 3),
+    "apgd-t": ("apgd_targeted", "n_iter", 4),
+    "fab": ("fab", "n_iter", 2),
+    "fab-t": ("fab", "n_iter", 4),
+    "square": ("square", "n_queries", 2),
+}
+MOST_TARGETS = 9
+TRIAL_STEPS = 10
+
+
+@dataclass(frozen=True)
+class AutoAttackFlags(ShardFlags):
+    """One evaluation by AutoAttack."""
+
+    attacks: str | None = opt(None, f"some of {','.join(PARTS)}, by the package's budgets for a list of one's own; "
+                                    "not standard AutoAttack (default: the standard ensemble)")  # fmt: skip
+
+
+def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
+    """The command line.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    flags = parse_flags(AutoAttackFlags, argv, "Attack a network with AutoAttack.")
+    if flags.attacks is not None:
+        choose(flags.attacks, list(PARTS))
+    return flags
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, print and write the result. Returns the exit status."""
+    flags = parse(argv)
+    device = use_device(flags.device, flags.deterministic)
+    subject = load_subject(flags, device)
+    eps, notes = settle_eps(flags, subject)
+    ensemble = choose_ensemble(flags, subject)
+    for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()] + ensemble.notes:
+        print(note)
+    job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, flags.batch_size, ensemble.settings(subject))
+    if flags.resume and eps in job.stored_rows:
+        print(f"{subject.result_file('autoattack')}: already done")
+        return 0
+    if not ensemble.standard and stored_result(subject, "autoattack").get("settings", {}).get("standard"):
+        raise UserError(f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
+                        "result by standard AutoAttack: move it away first")  # fmt: skip
+
+    def build(seed: int) -> AutoAttack:
+        return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=device)
+
+    def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
+        return run_ensemble(build(seed), x, y, show)
+
+    run_job(job, attack, lambda x, y: longest(build, ensemble, x, y), print)
+    return 0
+
+
+class Ensemble(NamedTuple):
+    """Which attacks are run, and how."""
+
+    attacks: tuple[str, ...]
+    targets: int  # wrong classes that the targeted attacks try
+    custom: bool  # a list of the user's own, by the package's budgets for such lists
+    notes: list[str]
+
+    @property
+    def standard(self) -> bool:
+        return not self.custom and self.attacks == STANDARD
+
+    @property
+    def title(self) -> str:
+        return f"AutoAttack ({'' if self.standard else 'not standard AutoAttack: '}{', '.join(self.attacks)})"
+
+    def settings(self, subject: Subject) -> dict:
+        """For the JSON: what makes two results comparable."""
+        return {
+            "attacks": list(self.attacks), "version": "custom" if self.custom else "standard", "standard": self.standard,
+            "name": "AutoAttack" if self.standard else "not standard AutoAttack", "targets": self.targets,
+            "package": f"pyautoattack {version('pyautoattack')}", "overrides": subject.overrides,
+        }  # fmt: skip
+
+
+def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
+    """The standard ensemble less what cannot run on this network, or the list in `--attacks`.
+
+    :raises UserError: if an attack of that list cannot run.
+    """
+    channels, height, width = subject.test.shape
+    with torch.no_grad():
+        classes = subject.model(torch.zeros(1, channels, height, width, device=subject.test.labels.device)).shape[1]
+    reasons = {name: f"{name} needs at least {least} classes, and here are {classes}"
+               for name, (_, _, least) in PARTS.items() if classes < least}  # fmt: skip
+    if not square_starts(subject.norm, height, width):
+        reasons["square"] = f"square cannot start on {height}x{width} images under L2"
+    targets = min(MOST_TARGETS, classes - 1)
+    if flags.attacks is not None:
+        names = choose(flags.attacks, list(PARTS))
+        if wrong := [name for name in names if name in reasons]:
+            raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
+        return Ensemble(tuple(names), targets, True, ["not standard AutoAttack: --attacks is a list of your own"])
+    notes = [f"not standard AutoAttack: {reasons[name]}" for name in STANDARD if name in reasons]
+    return Ensemble(tuple(name for name in STANDARD if name not in reasons), targets, False, notes)
+
+
+def build_autoattack(model: nn.Module, ensemble: Ensemble, *, norm: str, eps: float, seed: int,
+                     device: torch.device) -> AutoAttack:  # fmt: skip
+    """The package's object for these attacks, with no more target classes than there are."""
+    common = {"norm": norm, "eps": eps, "seed": seed, "device": device}
+    if ensemble.custom:
+        built = AutoAttack(model, attacks=list(ensemble.attacks), version="custom", **common)
+    else:
+        with package_log():
+            built = AutoAttack(model, version="standard", **common)
+        built.attacks_to_run = list(ensemble.attacks)
+    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = ensemble.targets
+    return built
+
+
+def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor, show: Show) -> Attempt:
+    """(B, ...), (B,), all classified right -> what the ensemble finds, with the package's warnings."""
+    trace = sys.gettrace()  # the package takes away a debugger's or coverage's
+    with package_log(show) as warnings:
+        try:
+            x_adv, _ = ensemble.run_standard_evaluation(x, y, batch_size=len(y))
+        finally:
+            sys.settrace(trace)
+    return Attempt(x_adv, list(warnings.values()))
+
+
+@contextmanager
+def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
+    """Silence the package's logger; give its warnings, of those that differ in numbers only the first."""
+    logger = logging.getLogger("auto-attack")
+    before = logger.handlers, logger.level, logger.propagate
+    warnings = {}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage().replace(" See flags_doc.md for details.", "")
+            if record.levelno >= logging.WARNING:
+                warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
+            elif text.startswith("running "):
+                show(text.removeprefix("running "))
+
+    logger.handlers, logger.propagate = [Listener()], False
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield warnings
+    finally:
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+
+def longest(build: Callable[[int], AutoAttack], ensemble: Ensemble, x: Tensor, y: Tensor) -> float:
+    """Seconds the ensemble takes on (B, ...), (B,) if nothing falls: a few steps of each attack, times their number."""
+    total = 0.0
+    for name in ensemble.attacks:
+        place, length, _ = PARTS[name]
+        part = getattr(build(0), place)
+        steps = getattr(part, length) * (ensemble.targets if name.endswith("-t") else part.n_restarts)
+        setattr(part, length, TRIAL_STEPS)
+        part.n_restarts = part.n_target_classes = 1
+        if place == "fab":
+            part.targeted = name == "fab-t"
+        started = time.monotonic()
+        with package_log():
+            part.perturb(x, y)
+        total += (time.monotonic() - started) * steps / TRIAL_STEPS
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Attack a trained network without its gradients: `python evaluate_on_gradient_free_attacks.py --model PATH`.
+
+Square (Andriushchenko et al. 2020; pyautoattack's) under both norms, SPSA (Uesato et al. 2018; advertorch's) under Linf:
+if one of them breaks what white-box attacks do not, the gradients mislead. B batch, ... any image shape.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+from pyautoattack.square import SquareAttack
+from torch import Tensor
+
+from advertorch_compat import advertorch
+from config import opt
+from errors import UserError, exits_on_user_error
+from evaluation import Subject, load_subject
+from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from utils import use_device
+
+TITLES = {"square": "Square", "spsa": "SPSA"}
+ATTACKS = tuple(TITLES)
+DEFAULT_IMAGES = {"cpu": 100, "cuda": 1000}
+SPSA_DELTA = SPSA_LEARNING_RATE = 0.01  # advertorch's own
+SPSA_IMAGES_A_PASS = 2000  # bounds memory
+
+
+@dataclass(frozen=True)
+class GradientFreeFlags(ShardFlags):
+    """One evaluation by attacks that do not use gradients."""
+
+    attacks: str | None = opt(None, "square, spsa or square,spsa (default: both; under L2 square)")
+    test_size: int | None = opt(None, "test images (default: the first 1000, on a CPU the first 100)")
+    batch_size: int | None = opt(
+        None, "images a shard: attacked together, then written down for a later start (default: square 50, spsa 10)"
+    )
+    square_queries: int = opt(5000, "queries of Square an image")
+    spsa_iter: int = opt(100, "steps of SPSA")
+    spsa_samples: int = opt(128, "pairs of queries for one step of SPSA")
+
+
+def parse(argv: Sequence[str] | None = None) -> GradientFreeFlags:
+    """The command line.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    positive = ("square_queries", "spsa_iter", "spsa_samples")
+    flags = parse_flags(GradientFreeFlags, argv, "Attack a network without its gradients.", positive)
+    if flags.attacks is not None:
+        choose(flags.attacks, ATTACKS)
+    return flags
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, print and write the results. Returns the exit status."""
+    flags = parse(argv)
+    device = use_device(flags.device, flags.deterministic)
+    subject = first_images(flags, device)
+    eps, notes = settle_eps(flags, subject)
+    attacks = choose_attacks(flags, subject)
+    for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
+        print(note)
+    for name in attacks:
+        evaluate(name, flags, subject, eps)
+    return 0
+
+
+def first_images(flags: GradientFreeFlags, device: torch.device) -> Subject:
+    """The network with the first `--test_size` test images, or by default as many as this device does in minutes."""
+    subject = load_subject(flags, device)
+    most = DEFAULT_IMAGES[device.type]
+    if flags.test_size is None and len(subject.test) > most:
+        return load_subject(replace(flags, test_size=most), device)
+    return subject
+
+
+def choose_attacks(flags: GradientFreeFlags, subject: Subject) -> list[str]:
+    """The attacks of `--attacks`, or all that exist for this norm.
+
+    :raises UserError: if one of them cannot run on these images or in this norm.
+    """
+    _, height, width = subject.test.shape
+    names = (
+        choose(flags.attacks, ATTACKS)
+        if flags.attacks
+        else [a for a in ATTACKS if subject.norm == "Linf" or a != "spsa"]
+    )
+    if "spsa" in names and subject.norm != "Linf":
+        raise UserError(f"--attacks {flags.attacks}: SPSA is for Linf only, and this is {subject.norm}: leave it out")
+    if "square" in names and not square_starts(subject.norm, height, width):
+        raise UserError(
+            f"--attacks square: it cannot start on {height}x{width} images under L2: no gradient-free attack here"
+        )
+    return names
+
+
+def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float) -> None:
+    """Run one attack, or say that it is done."""
+    run, settings, steps, trial_steps, shard = KINDS[name](flags)
+    settings |= {"attacks": [name], "overrides": subject.overrides}
+    job = Job(subject, name, TITLES[name], eps, flags.seed, flags.batch_size or shard, settings)
+    if flags.resume and eps in job.stored_rows:
+        print(f"{subject.result_file(name)}: already done")
+        return
+
+    def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
+        return Attempt(run(job, x, y, seed, steps), [])
+
+    def longest(x: Tensor, y: Tensor) -> float:
+        count = min(trial_steps, steps)
+        started = time.monotonic()
+        run(job, x, y, 0, count)
+        return (time.monotonic() - started) * steps / count
+
+    run_job(job, attack, longest, print)
+
+
+class Kind(NamedTuple):
+    """One attack with its settings."""
+
+    run: Callable[[Job, Tensor, Tensor, int, int], Tensor]  # job, x (B, ...), y (B,), seed, steps -> x_adv (B, ...)
+    settings: dict  # for the JSON
+    steps: int
+    trial_steps: int  # enough to time one
+    shard: int  # images
+
+
+def square(flags: GradientFreeFlags) -> Kind:
+    """Square with AutoAttack's settings."""
+
+    def run(job: Job, x: Tensor, y: Tensor, seed: int, queries: int) -> Tensor:
+        attack = SquareAttack(job.subject.model, norm=job.subject.norm, eps=job.eps, n_queries=queries, seed=seed,
+                              p_init=0.8, n_restarts=1, resc_schedule=False, device=job.device)  # fmt: skip
+        with torch.no_grad():
+            return attack.perturb(x, y)
+
+    settings = {"package": f"pyautoattack {version('pyautoattack')}", "queries": flags.square_queries}
+    return Kind(run, settings, flags.square_queries, 50, 50)
+
+
+def spsa(flags: GradientFreeFlags) -> Kind:
+    """SPSA with advertorch's settings, but for the number of steps."""
+
+    def run(job: Job, x: Tensor, y: Tensor, seed: int, steps: int) -> Tensor:
+        torch.manual_seed(seed)
+        samples = flags.spsa_samples
+        attack = advertorch.attacks.LinfSPSAAttack(
+            job.subject.model, job.eps, delta=SPSA_DELTA, lr=SPSA_LEARNING_RATE, nb_iter=steps, nb_sample=samples,
+            max_batch_size=min(samples, -(-SPSA_IMAGES_A_PASS // len(x))),
+        )  # fmt: skip
+        return attack.perturb(x, y)
+
+    settings = {"package": f"advertorch {version('advertorch')}", "nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples,
+                "delta": SPSA_DELTA, "lr": SPSA_LEARNING_RATE}  # fmt: skip
+    return Kind(run, settings, flags.spsa_iter, 2, 10)
+
+
+KINDS = {"square": square, "spsa": spsa}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

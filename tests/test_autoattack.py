@@ -1,0 +1,322 @@
+"""AutoAttack from the command line, on linear networks whose robust images are known in closed form; and its shards."""
+
+import json
+import logging
+import math
+import shutil
+
+import pytest
+import torch
+from test_cli import fails
+from test_data import images
+from torch import nn
+
+import evaluate_on_autoattack
+import shards
+from data import load_test
+from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
+
+CPU = torch.device("cpu")
+FAR = -1000.0  # the logits of the eight digits that nobody predicts
+
+
+class TwoWay(nn.Module):
+    """Zeros against ones by a linear function f: logits f, -f, and FAR for the other classes."""
+
+    def __init__(self, channels, height, width, classes):
+        super().__init__()
+        self.linear = nn.Linear(channels * height * width, 1)
+        self.register_buffer("others", torch.full((1, classes - 2), FAR) - torch.arange(classes - 2))
+
+    def forward(self, x):
+        f = self.linear(x.flatten(1))
+        return torch.cat([f, -f, self.others.expand(len(x), -1)], 1)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """In an empty folder, on one thread: thousands of small operations only wait for a second one."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(x, y) of the test set."""
+    x, y, _ = load_test("digits", "data", test_size=None, device=CPU).split.everything()
+    return x, y
+
+
+@pytest.fixture
+def network(digits, tmp_path):
+    """The network as a bare state dict in a folder of its own."""
+    return save_two_way(digits, tmp_path / "net")
+
+
+def save_two_way(digits, folder):
+    x, y = digits
+    zeros, ones = (x[y == k].flatten(1).mean(0) for k in (0, 1))
+    model = TwoWay(1, 8, 8, 10)
+    model.linear.weight.data = (zeros - ones)[None]
+    model.linear.bias.data = -((zeros - ones) @ (zeros + ones) / 2)[None]
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "net.pt")
+    return folder / "net.pt"
+
+
+def arguments(path, norm="Linf", **flags):
+    named = {
+        "dataset": "digits",
+        "norm": norm,
+        "network": f"{__name__}:TwoWay",
+        "device": "cpu",
+        "model": path,
+        **flags,
+    }
+    return [str(part) for name, value in named.items() for part in (f"--{name}", value)]
+
+
+def result(path, attack="autoattack", norm="Linf"):
+    return json.loads((path.parent / f"eval_{attack}_{norm}.json").read_text())
+
+
+def worst_margins(path, digits, norm, eps):
+    """(N,) the smallest value that y's side of f takes within eps and [0, 1]; -inf for the other eight digits."""
+    x, y = digits
+    state = torch.load(path, weights_only=True)
+    weight, bias = state["linear.weight"][0].double(), state["linear.bias"].double()
+    side = torch.where(y == 0, 1.0, -1.0)[:, None].double()
+    x = x.flatten(1).double()
+    room = torch.where(side * weight > 0, x, 1 - x)  # as far as each pixel can move against y
+    if norm == "Linf":
+        moved = room.clamp(max=eps)
+    else:  # along the gradient until the box stops a pixel; what is left goes to the others
+        low, high = torch.zeros(len(x), 1).double(), torch.full((len(x), 1), 1e6).double()
+        for _ in range(80):
+            middle = (low + high) / 2
+            inside = torch.minimum(middle * weight.abs(), room).norm(dim=1, keepdim=True) <= eps
+            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+        moved = torch.minimum(low * weight.abs(), room)
+    margin = (side * (x @ weight + bias)[:, None])[:, 0] - (moved * weight.abs()).sum(1)
+    return torch.where(y <= 1, margin, -math.inf)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The standard ensemble with fewer target classes and queries of Square."""
+
+    def build(*args, **kwargs):
+        built = build_autoattack(*args, **kwargs)
+        built.apgd_targeted.n_target_classes, built.fab.n_target_classes, built.square.n_queries = 1, 1, 100
+        return built
+
+    monkeypatch.setattr(evaluate_on_autoattack, "build_autoattack", build)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 1.5)])
+def test_flags_equal_the_closed_form(network, digits, short, norm, eps):
+    """The ensemble on a linear decision between two of ten classes, pixels at 0 and 1 included."""
+    assert main(arguments(network, norm, eps=eps, test_size=150)) == 0
+    found = result(network, norm=norm)
+    margins = worst_margins(network, digits, norm, eps)[:150]
+    sure = margins.abs() > 0.01
+    robust = torch.tensor([flag == "1" for flag in found["results"][0]["flags"]])
+    assert torch.equal(robust[sure], margins[sure] > 0)
+    right = worst_margins(network, digits, norm, 0)[:150] > 0
+    assert 5 <= robust.sum() <= right.sum() - 5 and sure.sum() >= 147  # the radius tells them apart
+    assert found["clean_acc"] == right.double().mean() and found["attack"] == "autoattack" and found["n"] == 150
+    assert found["settings"]["standard"] and found["settings"]["attacks"] == list(STANDARD)
+    assert found["results"][0]["eps"] == eps and found["results"][0]["invalid"] == 0 and found["seed"] == 0
+    assert not list(network.parent.glob("partial_*"))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Instead of the ensemble: noise of length eps from the shard's seed, which breaks some images."""
+
+    def run_ensemble(built, x, y, show):
+        torch.manual_seed(built.seed)
+        return (x + built.epsilon * torch.randn_like(x).sign()).clamp(0, 1), []
+
+    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", run_ensemble)
+    monkeypatch.setattr(evaluate_on_autoattack, "longest", lambda *_: 1.0)
+
+
+def interrupted_after(count, monkeypatch):
+    """Ctrl-C in the attack on the shard after `count`."""
+    calls = []
+
+    def attack_shard(job, number, *rest):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(number)
+        return shards_attack_shard(job, number, *rest)
+
+    shards_attack_shard = shards.attack_shard
+    monkeypatch.setattr(shards, "attack_shard", attack_shard)
+    return calls
+
+
+def test_stopped_and_started_again_gives_the_same_flags(network, short, tmp_path, monkeypatch, capsys):
+    whole = shutil.copytree(network.parent, tmp_path / "whole") / "net.pt"
+    flags = {"eps": 0.3, "attacks": "square", "test_size": 60, "batch_size": 20}
+    assert main(arguments(whole, **flags)) == 0
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        assert main(arguments(network, **flags)) == 130
+    assert len(list(network.parent.glob("partial_autoattack_Linf_*.json"))) == 1
+    assert not list(network.parent.glob("eval_*"))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        assert (
+            main(arguments(network, **flags, seed=1)) == 0
+        )  # another evaluation: begins anew, keeps the first's shards
+        assert "shards are done" not in capsys.readouterr().out
+        calls = interrupted_after(9, patch)
+        assert main(arguments(network, **flags)) == 0
+    assert calls == [1, 2] and "1 of 3 shards are done" in capsys.readouterr().out
+    flags, expected = (result(path)["results"][0]["flags"] for path in (network, whole))
+    assert flags == expected and 0 < flags.count("1") < result(whole)["clean_acc"] * len(flags)
+    assert not list(network.parent.glob("partial_*"))
+
+
+def test_damaged_shards_are_attacked_again(network, stub, monkeypatch):
+    flags = {"eps": 0.15, "attacks": "apgd-ce", "test_size": 40, "batch_size": 20}
+    for damage in (lambda text: text[:-9], lambda text: text.replace('"robust": "', '"robust": "1'), lambda text: "[]"):
+        with monkeypatch.context() as patch:
+            interrupted_after(1, patch)
+            assert main(arguments(network, **flags)) == 130
+        (path,) = network.parent.glob("partial_*")
+        path.write_text(damage(path.read_text()))
+        with monkeypatch.context() as patch:
+            assert interrupted_after(9, patch) == [] and main(arguments(network, **flags)) == 0
+
+
+def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, stub, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        evaluate_on_autoattack, "run_ensemble", lambda built, x, y, show: seeds.append(built.seed) or (x, [])
+    )
+    for seed in (0, 0, 1):
+        assert main(arguments(network, attacks="fab", test_size=40, batch_size=20, seed=seed)) == 0
+    assert seeds[:2] == seeds[2:4] and len(set(seeds)) == 4
+
+
+def test_resume_skips_what_is_done_and_other_radii_are_kept(network, stub, capsys):
+    flags = {"attacks": "apgd-ce", "test_size": 30}
+    for eps in (0.2, 0.1, 0.1):
+        assert main([*arguments(network, eps=eps, **flags), "--resume"]) == 0
+    assert "already done" in capsys.readouterr().out
+    assert [row["eps"] for row in result(network)["results"]] == [0.1, 0.2]
+    fails(capsys, main, arguments(network, eps=0.1, attacks="apgd-ce", test_size=20), "30 images", "--test_size")
+    assert main([*arguments(network, eps=0.1, attacks="apgd-ce,fab", test_size=30), "--resume"]) == 0
+    found = result(network)
+    assert [row["eps"] for row in found["results"]] == [0.1] and found["settings"]["attacks"] == ["apgd-ce", "fab"]
+    assert not found["settings"]["standard"] and found["settings"]["version"] == "custom"
+    assert "not standard AutoAttack" in capsys.readouterr().out
+
+
+def test_the_standard_result_is_not_replaced_by_a_lesser_one(network, stub, capsys):
+    assert main(arguments(network, test_size=20)) == 0
+    before = result(network)
+    fails(capsys, main, arguments(network, test_size=20, attacks="apgd-ce"), "--attacks apgd-ce", "standard AutoAttack")
+    assert result(network) == before
+
+
+def test_three_classes_are_not_standard(tmp_path, short, capsys):
+    for name in ("ant", "bee", "cat"):
+        folder = tmp_path / "pictures" / "test" / name
+        folder.mkdir(parents=True)
+        shutil.copytree(folder, tmp_path / "pictures" / "train" / name)
+        for i, image in enumerate(images(4, 8, seed=len(name))):
+            image.save(folder / f"{i}.png")
+    path = tmp_path / "net.pt"
+    torch.save(TwoWay(3, 8, 8, 3).state_dict(), path)
+    argv = arguments(path, "L2", dataset="imagefolder", data_root="pictures", eps=0.5)
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "not standard AutoAttack: apgd-t needs at least 4 classes, and here are 3" in out
+    found = result(path, norm="L2")["settings"]
+    assert found["attacks"] == ["apgd-ce", "square"] and not found["standard"]
+    assert found["name"] == "not standard AutoAttack"
+    fails(capsys, main, [*argv, "--attacks", "apgd-t,square"], "at least 4 classes", "leave it out")
+
+
+def test_a_perturbation_beyond_eps_breaks_nothing_and_is_said(network, stub, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", lambda built, x, y, show: (1 - x, ["it went too far"]))
+    assert main(arguments(network, test_size=30, eps=0.1)) == 0
+    found, out = result(network), capsys.readouterr().out
+    assert found["results"][0]["robust_acc"] == found["clean_acc"] and found["results"][0]["invalid"] > 0
+    assert "WARNING: it went too far" in out and "beyond eps or outside [0, 1]" in out
+
+
+def test_judge():
+    model = nn.Flatten()  # two pixels are two logits
+    x, y = torch.tensor([[0.6, 0.4]]).expand(6, 2), torch.zeros(6, dtype=torch.int64)
+    x_adv = torch.tensor([[0.6, 0.4], [0.45, 0.5], [0.5, 0.5], [0.3, 0.9], [math.nan, 0.4], [0.5, -0.1]])
+    robust, valid = shards.judge(model, x, y, x_adv, norm="Linf", eps=0.2)
+    assert robust.tolist() == [True, False, False, True, True, True]  # a tie is not right
+    assert valid.tolist() == [True, True, True, False, False, False]
+    assert shards.judge(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_network_is_as_before(norm):
+    """No gradients, flags and modes as they were; the generator and the package's logger too."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
+    model[1].weight.requires_grad_(False)
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with shards.eval_mode(model), torch.no_grad():
+        y = model(x).argmax(1)
+    logger, draws = logging.getLogger("auto-attack"), torch.get_rng_state()
+    before = list(logger.handlers), logger.level, logger.propagate
+    ensemble = evaluate_on_autoattack.Ensemble(("fab", "fab-t", "apgd-dlr"), 9, True, [])
+    with shards.untouched(model, CPU):
+        built = build_autoattack(model, ensemble, norm=norm, eps=0.01, seed=3, device=CPU)
+        built.fab.n_iter = built.apgd.n_iter = 3
+        x_adv, _ = run_ensemble(built, x, y, lambda word: None)
+    assert x_adv.shape == x.shape and all(p.grad is None for p in model.parameters())
+    assert model.training and model[2].training
+    assert [p.requires_grad for p in model.parameters()] == [False, True]
+    assert torch.equal(draws, torch.get_rng_state())
+    assert (list(logger.handlers), logger.level, logger.propagate) == before
+
+
+def test_package_log():
+    """Silent, with the name of the attack that runs and one warning of each kind."""
+    words, logger = [], logging.getLogger("auto-attack")
+    with evaluate_on_autoattack.package_log(words.append) as warnings:
+        logger.debug("running apgd-t")
+        logger.debug("initial accuracy: 12%")
+        for count in (3, 14):
+            logger.warning(f"there are {count} points with zero gradient!")
+    assert words == ["apgd-t"]
+    assert list(warnings.values()) == ["pyautoattack on one shard: there are 3 points with zero gradient!"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--attacks apgd-ce,apgd", ["--attacks apgd-ce,apgd", "no attack 'apgd'", "apgd-t"]),
+        ("--eps 2", ["--eps 2"]),
+        ("--eps 0", ["--eps 0"]),
+        ("--batch_size 0", ["--batch_size 0"]),
+        ("--test_size 1000", ["--test_size 1000"]),
+        ("--seed -1", ["seed"]),
+        ("--model nothing.pt", ["nothing.pt"]),
+        ("--nb_iter 3", ["--nb_iter"]),
+        ("--device gpu", ["--device gpu"]),
+    ],
+)
+def test_bad_flags(network, capsys, flags, parts):
+    fails(capsys, main, [*arguments(network), *flags.split()], *parts)
+    assert {path.name for path in network.parent.iterdir()} == {"net.pt"}
+
+
+def test_no_model(capsys):
+    fails(capsys, main, [], "--model is missing")
+    fails(capsys, main, ["--attacks", ""], "--model is missing")
+    fails(capsys, main, ["--model", "net.pt", "--attacks", ""], "--attacks is empty")

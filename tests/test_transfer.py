@@ -1,0 +1,179 @@
+"""Adversarial images replayed: a network on its own, on another's, and what cannot be compared."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import transfer
+from test_cli import fails
+from torch import nn
+
+import checkpoint
+import evaluate_on_pgd_attacks
+from config import PRESETS
+from data import load_dataset
+
+CPU = torch.device("cpu")
+SMALL = [
+    "--device",
+    "cpu",
+    "--network",
+    "test_transfer:Linear",
+    "--test_size",
+    "80",
+    "--nb_iter",
+    "5",
+    "--nb_restart",
+    "2",
+]
+
+
+class Linear(nn.Module):
+    def __init__(self, channels, height, width, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(channels * height * width, num_classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def fitted(images, labels):
+    """The linear network of least squares."""
+    x = torch.cat([images.flatten(1).float() / 255, torch.ones(len(labels), 1)], dim=1)
+    goal = 10 * torch.eye(10)[labels]
+    solution = torch.linalg.solve(x.T @ x + 0.1 * torch.eye(x.shape[1]), x.T @ goal).T
+    model = Linear(1, 8, 8, 10)
+    model.load_state_dict({"linear.weight": solution[:, :-1].contiguous(), "linear.bias": solution[:, -1].contiguous()})
+    return model
+
+
+def save(folder, model, norm="Linf", **changes):
+    folder.mkdir()
+    config = replace(
+        PRESETS["digits", norm], network="test_transfer:Linear", hinge_maxeps=0.3, **{"test_eps": 0.1, **changes}
+    )
+    checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Networks `a` and `b` of two halves of the digits, and `copy`, the same as `a`."""
+    root = tmp_path_factory.mktemp("place")
+    train = load_dataset("digits", ".", seed=0, train_size=None, val_size=200, test_size=0, device=CPU).train
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small for more
+    for name, rows in (("a", slice(0, 600)), ("b", slice(600, 1200)), ("copy", slice(0, 600))):
+        save(root / name, fitted(train.images[rows], train.labels[rows]))
+    yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def result(folder, attack="transfer", norm="Linf"):
+    return json.loads((folder / f"eval_{attack}_{norm}.json").read_text())
+
+
+def fraction(flags):
+    return flags.count("1") / len(flags)
+
+
+def test_a_network_on_its_own_images_is_white_box(here, capsys):
+    assert transfer.main(["a", "copy", *SMALL]) == 0
+    for name in ("a", "copy"):
+        (row,), (white,) = result(here / name)["results"], result(here / name, "pgd")["results"]
+        assert row["eps"] == white["eps"] == 0.1 and row["flags"] == white["flags"]
+        assert row["whitebox_acc"] == row["transferred_acc"] == row["robust_acc"] == white["robust_acc"]
+        assert row["source_accs"] == [white["robust_acc"]] * 2 and 0 < white["robust_acc"] < 1
+        assert result(here / name)["clean_acc"] == result(here / name, "pgd")["clean_acc"]
+    out = capsys.readouterr().out
+    assert "[1] a" in out and "[2] copy" in out and f"{100 * row['robust_acc']:.2f}" in out
+
+
+def test_the_strongest_is_each_image_over_every_source(here):
+    assert transfer.main(["a", "b", *SMALL, "--eps", "0.05", "0.1"]) == 0
+    for own, name in enumerate("ab"):
+        found = result(here / name)
+        model = Linear(1, 8, 8, 10)
+        model.load_state_dict(checkpoint.load(here / name / "model_best.pt")["model"])
+        assert [source["run"] for source in found["sources"]] == ["a", "b"]
+        assert found["model_sha256"] == found["sources"][own]["model_sha256"] and found["n"] == 80
+        for row, white in zip(found["results"], result(here / name, "pgd")["results"], strict=True):
+            right = []
+            for source in "ab":
+                saved = checkpoint.load(here / source / "adv_pgd_Linf.pt")
+                right.append(model(saved["x_adv"][row["eps"]]).argmax(1) == saved["labels"])
+            assert row["source_accs"] == [pytest.approx(r.double().mean().item()) for r in right]
+            assert row["flags"] == "".join("1" if flag else "0" for flag in right[0] & right[1])
+            assert row["robust_acc"] == fraction(row["flags"]) <= row["whitebox_acc"] == white["robust_acc"]
+            assert row["robust_acc"] <= row["transferred_acc"] == row["source_accs"][1 - own]
+            assert all(ours <= theirs for ours, theirs in zip(row["flags"], white["flags"], strict=True))
+            assert row["transferred_acc"] > row["whitebox_acc"], "transferred images are weaker"
+
+
+def test_images_are_made_only_where_none_fit(here, monkeypatch):
+    """Not again for the same networks; again for another checkpoint, radius or a damaged file. No radius is lost."""
+    made, make = [], evaluate_on_pgd_attacks.main
+
+    def counted(argv):
+        made.append(argv[1])
+        return make(argv)
+
+    monkeypatch.setattr(evaluate_on_pgd_attacks, "main", counted)
+    assert make(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
+    plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
+    assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
+    kept = result(here / "a", "pgd")
+    assert [row["eps"] for row in kept["results"]] == [0.03, 0.1] and kept["seed"] == result(here / "a")["seed"] == 5
+    assert kept["settings"]["nb_restart"] == 1 and result(here / "b", "pgd")["settings"]["nb_restart"] == 10
+    assert transfer.main(["a", "b", *SMALL]) == 0 and made == ["a", "b"]
+    assert transfer.main(["a", "b", *SMALL, "--eps", "0.05"]) == 0 and made == ["a", "b"] * 2
+    assert [row["eps"] for row in result(here / "a", "pgd")["results"]] == [0.03, 0.05, 0.1]
+    assert [row["eps"] for row in result(here / "a")["results"]] == [0.05, 0.1]
+    images = here / "b" / "adv_pgd_Linf.pt"
+    images.write_bytes(images.read_bytes()[:5000])
+    assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b"]
+    other = checkpoint.load(here / "a" / "model_best.pt")
+    checkpoint.save(here / "a" / "model_best.pt", {**other, "epoch": 2})
+    assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b", "a"]
+    assert [row["eps"] for row in result(here / "a")["results"]] == [0.1]
+
+
+def test_images_beyond_eps_are_not_replayed(here):
+    assert transfer.main(["a", "b", *SMALL]) == 0
+    saved = checkpoint.load(here / "a" / "adv_pgd_Linf.pt")
+    far = (saved["x_adv"][0.1] + 0.2).clamp(0, 1)
+    checkpoint.save(here / "a" / "adv_pgd_Linf.pt", {**saved, "x_adv": {0.1: far}})
+    assert transfer.main(["a", "b", *SMALL]) == 0
+    assert torch.equal(checkpoint.load(here / "a" / "adv_pgd_Linf.pt")["x_adv"][0.1], saved["x_adv"][0.1])
+
+
+def test_what_cannot_be_compared(here, capsys):
+    def refused(*argv, parts):
+        fails(capsys, transfer.main, [*argv, *SMALL], *parts)
+
+    train = load_dataset("digits", ".", seed=0, train_size=None, val_size=200, test_size=0, device=CPU).train
+    model = fitted(train.images, train.labels)
+    save(here / "wider", model, test_eps=0.2)
+    save(here / "l2", model, norm="L2", test_eps=1.0)
+    refused("a", "wider", parts=["--eps", "0.1 for a", "0.2 for wider"])
+    refused("a", "l2", parts=["--norm", "Linf in a", "L2 in l2"])
+    refused("a", parts=["1 run", "two or more"])
+    refused("a", "a", parts=["in one folder"])
+    refused("a", "nowhere", parts=["nowhere"])
+    refused("a", "b", "--eps", "2", parts=["--eps 2"])
+    fails(capsys, transfer.main, ["a", "b"], "--network test_transfer:Linear", "if you trust it")
+    assert not list(here.glob("*/eval_*"))
+    assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
+    assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0
+    assert "norm" in result(here / "a", norm="L2")["settings"]["overrides"]
+    before = (here / "a" / "eval_transfer_Linf.json").read_bytes()
+    fails(capsys, transfer.main, ["a", "b", *SMALL[:4], "--test_size", "50"], "--test_size 50", "80 images")
+    assert (here / "a" / "eval_transfer_Linf.json").read_bytes() == before
