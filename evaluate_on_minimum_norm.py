@@ -399,7 +399,8 @@ def compared(subject: Subject, clean: Tensor, found: dict[str, Found], margins: 
               zip(is_right(subject, clean).tolist(), at_end, best, strict=True)]  # fmt: skip
     ratios = [margin / distance for margin, distance, use in zip(margins.tolist(), best, usable, strict=True) if use]
     return {**summary(margins.tolist()), "search_end": end, "at_search_end": sum(at_end),
-            "ratio": {**summary(ratios), "n": len(ratios), "below_1": sum(r < 1 for r in ratios), "best_of": attacks}, "distances": margins.tolist()}  # fmt: skip
+            "ratio": {**summary(ratios), "n": len(ratios), "below_1": sum(r < 1 for r in ratios), "best_of": attacks},
+            "distances": margins.tolist()}  # fmt: skip
 
 
 def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -> dict:

@@ -10,10 +10,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from tqdm import tqdm
 
 import checkpoint
@@ -24,7 +25,8 @@ from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_
 from fast_pgd import FastPgd
 from flags import parse_eval
 from losses import cross_entropy, cw_loss, logit_margin
-from pgd import Attacked, clean_attacked, repeated_pgd
+from pgd import Attacked, PgdFn, clean_attacked, repeated_pgd
+from shards import duration
 from utils import use_device
 
 
@@ -116,22 +118,65 @@ def restarts(flags: EvalConfig) -> list[tuple[str, object]]:
     return [("xent", cross_entropy)] * on_xent + [("cw", cw_loss)] * (flags.nb_restart - on_xent)
 
 
+class Progress:
+    """What an evaluation has done after its last whole restart, kept beside the model until it is finished."""
+
+    def __init__(self, flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> None:
+        plain = {name: value for name, value in asdict(flags).items() if name not in ("model", "data_root", "resume")}
+        test = subject.test
+        self.identity = checkpoint.digest([
+            plain, list(radii), [step_size(flags, subject, eps) for eps in radii], subject.sha256, subject.dataset,
+            subject.norm, test.images, test.labels, torch.__version__,
+        ])  # fmt: skip
+        self.path = subject.path.parent / f"partial_pgd_{subject.norm}.pt"
+        self.device = test.labels.device
+
+    def load(self) -> tuple[int, dict[float, Attacked]]:
+        """Restarts done at the last radius, and the state at each; nothing if there is no such file, or it is damaged or
+        of another evaluation."""
+        try:
+            content = checkpoint.load(self.path, needed=("identity", "restarts", "states"))
+        except UserError:
+            return 0, {}
+        if content["identity"] != self.identity:
+            return 0, {}
+        states = {
+            eps: Attacked(x.to(self.device), margin.to(self.device)) for eps, (x, margin) in content["states"].items()
+        }
+        return content["restarts"], states
+
+    def save(self, restarts_done: int, states: dict[float, Attacked]) -> None:
+        """:raises UserError: if the folder cannot be written."""
+        content = {"identity": self.identity, "restarts": restarts_done,
+                   "states": {eps: [state.x_adv.cpu(), state.margin.cpu()] for eps, state in states.items()}}  # fmt: skip
+        try:
+            checkpoint.save(self.path, content)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}): copy the model into a folder of yours, "
+                            "or make room") from None  # fmt: skip
+
+
 def attack_all(
     flags: EvalConfig, subject: Subject, radii: Sequence[float]
 ) -> tuple[Attacked, dict[float, Attacked], int]:
     """The clean state, the state after all restarts at each radius, ascending: what fell stays fallen; and the number of
-    passes over an image that it took."""
+    passes over an image that it took. Goes on from where the same evaluation was stopped."""
     x, y, _ = subject.test.everything()
     batch_size = min(flags.batch_size, len(y))
-    state = clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
+    clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
-    found = {}
-    standing = int(clean.robust.sum())
-    with tqdm(total=standing * flags.nb_restart * len(radii), unit="attack", dynamic_ncols=True) as bar:
-        for position, eps in enumerate(radii):
+    progress = Progress(flags, subject, radii)
+    first_restart, found = progress.load()
+    state = found[max(found)] if found else clean
+    left = list(radii)[max(len(found) - 1, 0) :]
+    standing = int(state.robust.sum())
+    work = standing * (flags.nb_restart * len(left) - first_restart)
+    print(forecast(flags, subject, attack, work, going_on=bool(found)))
+    with tqdm(total=work, unit="attack", dynamic_ncols=True) as bar:
+        for later, eps in zip(reversed(range(len(left))), left, strict=True):
             bar.set_description(f"eps {eps:.4g}")
 
-            def progress(restart: int, count: int, now_standing: int, later: int = len(radii) - position - 1) -> None:
+            def on_batch(restart: int, count: int, now_standing: int, later: int = later) -> None:
                 nonlocal standing
                 bar.total -= (standing - now_standing) * (flags.nb_restart - restart - 1 + later * flags.nb_restart)
                 standing = now_standing
@@ -141,11 +186,29 @@ def attack_all(
             state = found[eps] = repeated_pgd(
                 subject.model, x, y, subject.test.numbers, state, loss_fns=[loss for _, loss in restarts(flags)],
                 margin_fn=logit_margin, norm=subject.norm, eps=eps, step_size=step_size(flags, subject, eps),
-                steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size, on_batch=progress,
-                attack=attack,
+                steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size, on_batch=on_batch,
+                on_restart=lambda restart, now, eps=eps: progress.save(restart + 1, {**found, eps: now}),
+                first_restart=first_restart, attack=attack,
             )  # fmt: skip
+            first_restart = 0
         passes = bar.n * flags.nb_iter
+    progress.path.unlink(missing_ok=True)
     return clean, found, passes
+
+
+def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, going_on: bool) -> str:
+    """How long `work` attacks on an image take if none falls, by two steps on one batch."""
+    count = min(flags.batch_size, len(subject.test))
+    x, y, _ = subject.test.batch(torch.arange(count))
+    seconds = []
+    for _ in range(2):  # the first one warms up
+        started = time.monotonic()
+        attack(
+            subject.model, x, y, loss_fn=cross_entropy, norm=subject.norm, eps=0.0, step_size=0.0, steps=2
+        ).sum().item()
+        seconds.append((time.monotonic() - started) / (2 * count))
+    return (("going on with an evaluation that was stopped; " if going_on else "")
+            + f"at most about {duration(seconds[-1] * flags.nb_iter * work)}")  # fmt: skip
 
 
 def save_images(subject: Subject, found: dict[float, Attacked]) -> Path:

@@ -121,6 +121,7 @@ def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn,
 def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: Attacked, *, loss_fns: Sequence[LossFn],
                  margin_fn: LossFn, norm: str, eps: float, step_size: float, steps: int, seed: int, batch_size: int,
                  on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None,
+                 on_restart: Callable[[int, Attacked], None] = lambda restart, state: None, first_restart: int = 0,
                  attack: PgdFn = pgd) -> Attacked:  # fmt: skip
     """One restart of PGD for each of `loss_fns`, each only on the images that still stand in `state`.
 
@@ -128,11 +129,12 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
     starts. margin_fn < 0 iff classified right; judged at the last step of each restart. Batches hold survivors from the
     whole set and are padded to `batch_size`, so that no result depends on how they are packed. What `state` (from
     `clean_attacked`, or from a smaller eps) holds as broken stays broken. on_batch: called with the restart's number,
-    how many images were just attacked, and how many of all still stand. attack: `pgd`, or what runs it faster; success is
+    how many images were just attacked, and how many of all still stand. on_restart: called with its number and the state
+    after each restart; with first_restart one goes on from there. attack: `pgd`, or what runs it faster; success is
     judged by `model` itself.
     """
     x_adv, margin = state.x_adv.clone(), state.margin.clone()
-    for restart, loss_fn in enumerate(loss_fns):
+    for restart, loss_fn in list(enumerate(loss_fns))[first_restart:]:
         survivors = (margin < 0).nonzero().squeeze(1)
         for rows in survivors.split(batch_size) if len(survivors) else ():
             padded = _pad(rows, batch_size)
@@ -145,6 +147,7 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
             x_adv[rows[stronger]] = attacked[: len(rows)][stronger]
             margin[rows[stronger]] = found[stronger]
             on_batch(restart, len(rows), int((margin < 0).sum()))
+        on_restart(restart, Attacked(x_adv, margin))
     return Attacked(x_adv, margin)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,20 +38,24 @@ def images_for(passes: int) -> int:
     return max(FEWEST_IMAGES, min(MOST_IMAGES, int(passes / 10 / PASSES)))
 
 
-def battery(subject: Subject, eps: float, x_adv: Tensor, robust: Tensor, count: int) -> dict[str, Finding]:
+def battery(
+    subject: Subject, eps: float, x_adv: Tensor | None, robust: Tensor, count: int, others: Sequence[str] = OTHERS
+) -> dict[str, Finding]:
     """Every check, by name, on the first `count` images at radius `eps`.
 
-    x_adv (N, ...), robust (N,): the evaluation's perturbed images, and which of them stand.
+    x_adv (N, ...), robust (N,): the evaluation's perturbed images, None if it checked them itself, and which stand. others:
+    the attacks that should not be stronger than it.
     """
     model = subject.model
     everything = subject.test.everything()
     x, y = everything.x[:count], everything.y[:count]
     found = {
-        "inputs in [0, 1]": _in_range(everything.x, x_adv),
+        "inputs in [0, 1]": _in_range(everything.x, *([] if x_adv is None else [x_adv])),
         "network": _network(subject, x),
-        "perturbations within eps": _within(everything.x, x_adv, eps, subject.norm),
         "gradients": _gradients(subject, x, y),
     }
+    if x_adv is not None:
+        found["perturbations within eps"] = _within(everything.x, x_adv, eps, subject.norm)
     with torch.no_grad():
         clean = float((logit_margin(model(x), y) < 0).float().mean())
     largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
@@ -68,7 +73,7 @@ def battery(subject: Subject, eps: float, x_adv: Tensor, robust: Tensor, count: 
         "falls with steps": _falls(at["few steps"], at["eps"], f"{STEPS // 4} steps", f"{STEPS}"),
         "falls with restarts": _falls(at["eps"], at["restarts"], "1 restart", "3"),
     }
-    return found | {f"{name} not stronger": _other(subject, name, eps, robust) for name in OTHERS}
+    return found | {f"{name} not stronger": _other(subject, name, eps, robust) for name in others}
 
 
 def lines(found: dict[str, Finding]) -> list[str]:

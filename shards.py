@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import sanity
 from checkpoint import digest
 from config import DATASETS, NORMS, opt, radius, require_positive
 from errors import UserError
@@ -319,7 +320,9 @@ def finish(job: Job, right: Tensor, parts: list[Part]) -> list[str]:
         "settings": {**job.settings, "batch_size": job.batch_size, "device": str(job.device)},
         "seconds": round(sum(r["seconds"] for r in rows.values()), 1), "results": [rows[eps] for eps in sorted(rows)],
     }  # fmt: skip
-    path = write_result(subject, job.attack, content)
+    checks = sanity.battery(subject, job.eps, None, robust, min(n, sanity.MOST_IMAGES), others=())
+    checks["perturbations within eps"] = sanity.Finding(invalid == 0, f"{invalid} too long or outside [0, 1]")
+    path = write_result(subject, job.attack, {**content, "sanity": sanity.as_json(checks)})
     job.parts_file.unlink(missing_ok=True)
     return [
         f"{subject.path}: {subject.dataset}, {n} test images, {subject.norm} {job.title}, {seconds:g} s on {job.device}",
@@ -328,6 +331,7 @@ def finish(job: Job, right: Tensor, parts: list[Part]) -> list[str]:
         *[f"WARNING: {warning}" for warning in warnings],
         *([f"WARNING: {invalid} images got a perturbation beyond eps or outside [0, 1]; they count as not broken, so the "
            "robust accuracy may be too high"] if invalid else []),
+        *sanity.lines(checks),
         f"written: {path}",
     ]  # fmt: skip
 

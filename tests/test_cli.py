@@ -225,6 +225,49 @@ def test_attack_gives_the_same_flags_again_and_reads_the_references_format(run, 
     assert first["results"] == second["results"] and first["results"][0]["eps"] == 0.2
 
 
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monkeypatch, stop_after):
+    """Stopped within the first radius, at its end, and within the second; images too."""
+    flags = ["--model", str(run), *ATTACK, "--eps", "0.1", "0.2", "--nb_restart", "2", "--save_adv"]
+    assert evaluate_on_pgd_attacks.main(flags) == 0
+    whole = json.loads((run / "eval_pgd_Linf.json").read_text())
+    images = checkpoint.load(run / "adv_pgd_Linf.pt")
+    (run / "eval_pgd_Linf.json").unlink()
+
+    saves, save = [], evaluate_on_pgd_attacks.Progress.save
+
+    def stopping(self, *given):
+        save(self, *given)
+        saves.append(given[0])
+        if len(saves) == stop_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate_on_pgd_attacks.Progress, "save", stopping)
+        assert evaluate_on_pgd_attacks.main(flags) == 130
+    assert not (run / "eval_pgd_Linf.json").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "save", lambda self, *given: saves.append(given[0]))
+    assert evaluate_on_pgd_attacks.main(flags) == 0
+    assert "going on with an evaluation that was stopped" in capsys.readouterr().out
+    assert len(saves) == 4, "no restart is made twice"
+    again = json.loads((run / "eval_pgd_Linf.json").read_text())
+    assert again["results"] == whole["results"] and not (run / "partial_pgd_Linf.pt").exists()
+    resumed = checkpoint.load(run / "adv_pgd_Linf.pt")
+    assert all(torch.equal(images["x_adv"][eps], resumed["x_adv"][eps]) for eps in (0.1, 0.2))
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", None])
+def test_a_partial_evaluation_that_is_damaged_or_of_another_is_not_used(run, capsys, content):
+    partial = run / "partial_pgd_Linf.pt"
+    if content is None:
+        checkpoint.save(partial, {"identity": "another", "restarts": 1, "states": {}})
+    else:
+        partial.write_bytes(content)
+    assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK]) == 0
+    assert "going on" not in capsys.readouterr().out and not partial.exists()
+
+
 def test_attack_in_another_norm_is_said_and_recorded(run, capsys):
     assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK, "--norm", "L2"]) == 0
     assert "--norm: L2 instead of the checkpoint's Linf" in capsys.readouterr().out
