@@ -38,7 +38,7 @@ def commands(text):
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         line = line.replace('"$@"', "").replace("$root/", "").split(" #")[0]
-        match = re.search(r"python\S* (\S*/)?(train\.py|evaluate_on_\w+\.py|transfer\.py)\b\"?(.*)", line)
+        match = re.search(r"python\S* (\S*?)(train\.py|evaluate_on_\w+\.py|transfer\.py)\b\"?(.*)", line)
         if match and not line.lstrip().startswith("#"):
             found.append((match[2], shlex.split(match[3])))
     return found
