@@ -7,35 +7,34 @@ B batch, N test images, ... any image shape; images in [0, 1]; distances in the 
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
 
-import eagerpy
 import torch
-from foolbox import PyTorchModel
-from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfFMNAttack
-from foolbox.attacks.base import MinimizationAttack
 from torch import Tensor
-from tqdm import tqdm
 
-from checkpoint import digest
 from config import DATASETS, NORMS, opt, require_positive
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
 from flags import build_parser
-from losses import cross_entropy, logit_margin
-from pgd import project_l2
-from shards import choose, duration, untouched
+from minimum_norm import (
+    METHODS,
+    NAMES,
+    Found,
+    Run,
+    attack_all,
+    clean_logits,
+    default_steps,
+    is_right,
+    parts_file,
+    shown,
+    summary,
+)
+from shards import choose
 from trainer import check_split
-from utils import EVALUATE, mixed_seed, per_row, row_norms, use_device, write_atomically
+from utils import use_device
 
 
 @dataclass(frozen=True)
@@ -59,33 +58,6 @@ class MinimumNormFlags:
     resume: bool = opt(False, "skip the attacks whose JSON beside the model holds this very evaluation")
 
 
-class L2ProjectedFMN(L2FMNAttack):
-    """FMN under L2 with the projection it is defined by: foolbox 3.3.4's rescales by norm / norm = 1, that is, not at all."""
-
-    def project(self, x: eagerpy.Tensor, x0: eagerpy.Tensor, epsilon: eagerpy.Tensor) -> eagerpy.Tensor:
-        """(B, ...), (B, ...), (B,) -> (B, ...): the point of the ball around x0 that is nearest to x."""
-        return x0 + eagerpy.astensor(project_l2((x - x0).raw, epsilon.raw))
-
-
-class Method(NamedTuple):
-    """An attack of foolbox and everything that fixes it but the number of steps."""
-
-    attack: type[MinimizationAttack]
-    steps: int  # by default
-    cpu_steps: int  # by default on a CPU
-    searches: int  # runs of so many steps for each image, at most
-    options: dict
-
-
-# FMN runs twice and the shorter counts: from the image, where [0, 1] may hold it up for good, and from another class's.
-METHODS = {
-    ("cw", "L2"): Method(L2CarliniWagnerAttack, 10_000, 1000, 9, {
-        "binary_search_steps": 9, "stepsize": 0.01, "confidence": 0, "initial_const": 1e-3, "abort_early": True}),
-    ("ddn", "L2"): Method(DDNAttack, 1000, 1000, 1, {"init_epsilon": 1.0, "gamma": 0.05}),
-    ("fmn", "L2"): Method(L2ProjectedFMN, 1000, 1000, 2, {"max_stepsize": 1.0, "gamma": 0.05}),
-    ("fmn", "Linf"): Method(LInfFMNAttack, 1000, 1000, 2, {"max_stepsize": 10.0, "gamma": 0.05}),
-}  # fmt: skip
-NAMES = tuple(dict.fromkeys(attack for attack, _ in METHODS))
 PAPER_SIZE, CW_SIZE_ON_CPU = 1000, 100
 CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test split, at step 0
 
@@ -116,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     margins = check_split(subject.model, subject.test, subject.training, *CHECK_KEY).margins.cpu().double()
     found: dict[str, Found] = {}
     for run in runs:
-        found[run.attack] = attack_all(run, clean)
+        found[run.attack] = attack_all(run, clean, print)
         for done in runs[: len(found)]:  # again, because the best known distance may have become shorter
             report = content(done, clean, found, margins)
             write_result(subject, done.attack, report)
@@ -171,206 +143,6 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
         taken = [f"{attack} {default_steps(attack, subject.norm, device)}" for attack in attacks]
         notes.append(f"--steps not given: {', '.join(taken)}" + (" (10000 on a GPU)" if "cw 1000" in taken else ""))
     return subject, attacks, notes
-
-
-def default_steps(attack: str, norm: str, device: torch.device) -> int:
-    """Steps of a search where the flags do not say."""
-    method = METHODS[attack, norm]
-    return method.cpu_steps if device.type == "cpu" else method.steps
-
-
-@dataclass(frozen=True)
-class Run:
-    """One attack on the test images of one network."""
-
-    subject: Subject
-    attack: str
-    steps: int
-    batch_size: int
-    seed: int
-
-    @property
-    def method(self) -> Method:
-        return METHODS[self.attack, self.subject.norm]
-
-    @property
-    def settings(self) -> dict:
-        """What the distances depend on, device and seed apart."""
-        return {"steps": self.steps, "searches": self.method.searches, **self.method.options, "batch_size": self.batch_size,
-                "foolbox": version("foolbox"), "overrides": self.subject.overrides}  # fmt: skip
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the JSON beside the model holds this evaluation."""
-        stored = stored_result(self.subject, self.attack)
-        found = {name: stored.get("settings", {}).get(name) for name in self.settings}
-        return found == self.settings and (stored["seed"], stored["n"]) == (self.seed, len(self.subject.test))
-
-
-class Found(NamedTuple):
-    """What an attack found."""
-
-    distances: list[float]  # (N,) inf where it found nothing
-    seconds: float
-
-
-# --- attacking -----------------------------------------------------------------------------------------------------
-
-
-def clean_logits(subject: Subject, batch_size: int) -> Tensor:
-    """(N, C): of the test images."""
-    with torch.no_grad():
-        batches = [subject.test.batch(rows).x for rows in torch.arange(len(subject.test)).split(batch_size)]
-        return torch.cat([subject.model(x).float() for x in batches])
-
-
-def is_right(subject: Subject, logits: Tensor) -> Tensor:
-    """(N, C) -> (N,) bool: classified right without any perturbation."""
-    return logit_margin(logits, subject.test.labels) < 0
-
-
-def attack_all(run: Run, clean: Tensor) -> Found:
-    """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits.
-
-    :raises UserError: if the folder of the model cannot be written.
-    """
-    right = is_right(run.subject, clean).nonzero().squeeze(1)
-    batches = right.split(run.batch_size) if len(right) else ()
-    parts = read_parts(run)
-    if parts:
-        print(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
-    if len(parts) < len(batches):
-        print(f"{run.attack}: at most about {forecast(run, batches[len(parts):])} for {sum(map(len, batches[len(parts):]))} "
-              "images; stopped, the same command goes on after the last whole batch", flush=True)  # fmt: skip
-    with tqdm(
-        total=len(right), initial=sum(len(part["distances"]) for part in parts), unit="image", dynamic_ncols=True
-    ) as bar:
-        bar.set_description(run.attack)
-        for number in range(len(parts), len(batches)):
-            started = time.monotonic()
-            distances = attack_batch(run, number, batches[number], clean)
-            parts.append({"distances": distances.tolist(), "seconds": time.monotonic() - started})
-            write_parts(run, parts)
-            bar.update(len(distances))
-            so_far = [distance for part in parts for distance in part["distances"]]
-            bar.set_postfix_str(f"median so far {shown(summary(so_far)['quartiles'][1])}")
-            if number == 0 and len(batches) > 1:
-                bar.write(
-                    f"{run.attack}: about {duration(parts[0]['seconds'] * (len(batches) - 1))} more", file=sys.stdout
-                )
-    distances = torch.zeros(len(clean), dtype=torch.float64)
-    distances[right.cpu()] = torch.tensor([d for part in parts for d in part["distances"]], dtype=torch.float64)
-    return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1))
-
-
-def forecast(run: Run, batches: Sequence[Tensor]) -> str:
-    """How long these batches take if no search ends early, by two gradients of the first."""
-    x, y, _ = run.subject.test.batch(batches[0])
-    x = x.requires_grad_()
-    for _ in range(2):  # the first warms up
-        started = time.monotonic()
-        torch.autograd.grad(cross_entropy(run.subject.model(x), y).sum(), x)[0].sum().item()
-        seconds = time.monotonic() - started
-    return duration(seconds * run.steps * run.method.searches * sum(map(len, batches)) / len(y))
-
-
-def attack_batch(run: Run, number: int, rows: Tensor, clean: Tensor) -> Tensor:
-    """(B,) rows -> (B,) float64 on the CPU: the shortest confirmed distances; clean (N, C): logits of all images."""
-    subject = run.subject
-    x, y, _ = subject.test.batch(rows)
-    with untouched(subject.model, x.device):
-        torch.manual_seed(mixed_seed(run.seed, EVALUATE, number))  # DDN draws a direction where there is no gradient
-        attack = run.method.attack(steps=run.steps, **run.method.options)
-        model = PyTorchModel(subject.model, bounds=(0, 1), device=x.device)
-        x_adv = attack(model, x, y, epsilons=None)[0]
-        if run.attack == "cw":  # foolbox gives an all-black image for one that it did not break
-            x_adv = torch.where(per_row(x_adv.flatten(1).any(1), x), x_adv, x)
-        best = confirmed(subject, x, y, x_adv)
-        if run.attack == "fmn":
-            start, can = nearest_of_another_class(subject, x, y, clean)
-            if can.any():
-                x_adv[can] = attack(model, x[can], y[can], epsilons=None, starting_points=start[can])[0]
-                best = torch.minimum(best, confirmed(subject, x, y, x_adv))
-    return best.cpu()
-
-
-def nearest_of_another_class(subject: Subject, x: Tensor, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, ...), (B,) -> (B, ...), (B,) bool: the nearest test image that the network takes for another class than y, and
-    whether there is one; clean (N, C): its logits."""
-    others = subject.test.everything().x
-    labels = torch.arange(clean.shape[1], device=y.device)
-    surely = 1e-4 * clean.abs().amax()  # in another batch rounding may differ
-    broken = torch.stack([logit_margin(clean, label.expand(len(clean))) > surely for label in labels])[y]
-    apart = torch.cdist(x.flatten(1), others.flatten(1), p=2 if subject.norm == "L2" else math.inf)
-    return others[torch.where(broken, apart, math.inf).argmin(1)], broken.any(1)
-
-
-def confirmed(subject: Subject, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-    """(B, ...), (B,), (B, ...) -> (B,) float64: the length of x_adv - x, inf where our own forward pass in float32 says
-    that x_adv, clipped to [0, 1], does not break the image."""
-    x_adv = x_adv.clamp(0, 1)
-    with torch.no_grad():
-        broken = logit_margin(subject.model(x_adv).float(), y) >= 0
-    delta = (x_adv - x).double()
-    length = row_norms(delta) if subject.norm == "L2" else delta.flatten(1).abs().amax(1)
-    return torch.where(broken & length.isfinite(), length, math.inf)
-
-
-# --- progress ------------------------------------------------------------------------------------------------------
-
-
-def identity(run: Run) -> dict:
-    """Everything that the distances depend on."""
-    test = run.subject.test
-    return {"model_sha256": run.subject.sha256, "images": digest([test.images, test.labels]), "n": len(test),
-            "norm": run.subject.norm, "attack": run.attack, "settings": run.settings, "seed": run.seed,
-            "device": test.labels.device.type, "torch": str(torch.__version__)}  # fmt: skip
-
-
-def parts_file(run: Run) -> Path:
-    """Where the batches that are done are kept."""
-    return run.subject.path.parent / f"partial_{run.attack}_{run.subject.norm}_{digest(identity(run))[:12]}.json"
-
-
-def read_parts(run: Run) -> list[dict]:
-    """Distances and seconds of each batch that is done; none where the file is missing, damaged or of another evaluation."""
-    try:
-        stored = json.loads(parts_file(run).read_text())
-        parts = [{"distances": [float(d) for d in part["distances"]], "seconds": float(part["seconds"])}
-                 for part in stored["parts"]]  # fmt: skip
-        return parts if stored["identity"] == identity(run) else []
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-
-
-def write_parts(run: Run, parts: Sequence[dict]) -> None:
-    """Keep what is done.
-
-    :raises UserError: if the folder cannot be written.
-    """
-    try:
-        write_atomically(parts_file(run), json.dumps({"identity": identity(run), "parts": parts}).encode())
-    except OSError as error:
-        raise UserError(f"{parts_file(run)}: cannot be written ({error.strerror}): make room, or copy the model into a "
-                        "folder of yours") from None  # fmt: skip
-
-
-# --- reporting -----------------------------------------------------------------------------------------------------
-
-
-def summary(values: Sequence[float]) -> dict:
-    """Mean and quartiles (linear between neighbours); None, that is, not found, where they are infinite or of nothing."""
-    ordered = sorted(values)
-
-    def quantile(share: float) -> float | None:
-        low, part = divmod(share * (len(ordered) - 1), 1)
-        value = ordered[int(low)] + (part * (ordered[int(low) + 1] - ordered[int(low)]) if part else 0)
-        return value if math.isfinite(value) else None
-
-    if not ordered:
-        return {"mean": None, "quartiles": [None] * 3}
-    mean = fmean(ordered)
-    return {"mean": mean if math.isfinite(mean) else None, "quartiles": [quantile(q) for q in (0.25, 0.5, 0.75)]}
 
 
 def best_known(subject: Subject, found: dict[str, Found]) -> tuple[list[float], list[str]]:
@@ -449,11 +221,6 @@ def table(subject: Subject, clean: Tensor, found: dict[str, Found], margins: Ten
             f"{'':11}   over {anpgd['ratio']['n']} images; below 1 in {anpgd['ratio']['below_1']}",
         ),
     ]
-
-
-def shown(value: float | None) -> str:
-    """A figure of the table."""
-    return "not found" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

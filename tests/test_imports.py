@@ -11,7 +11,7 @@ ENTRY_POINTS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
 EVALUATOR_MAY_IMPORT = {
     *("advertorch_compat", "checkpoint", "config", "data", "evaluation", "fast_pgd", "flags", "losses", "models"),
-    *("pgd", "sanity", "shards", "trainer"),
+    *("minimum_norm", "pgd", "sanity", "shards", "trainer"),
     *LOW,
 }
 # What each room may import of ours.
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "cuda_graph": set(),
     "fast_pgd": {"pgd", "precision", "cuda_graph"},
     "objectives": {"anpgd", "pgd", "losses", "config", "utils"},
+    "minimum_norm": {"checkpoint", "evaluation", "losses", "pgd", "shards", *LOW},
     "sanity": {"evaluation", "losses", "pgd", "utils"},
     "shards": {"checkpoint", "config", "evaluation", "flags", "losses", "sanity", *LOW},
     "trainer": {

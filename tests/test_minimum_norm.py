@@ -14,10 +14,12 @@ from torch import nn
 
 import checkpoint
 import evaluate_on_minimum_norm
+import minimum_norm
 from config import PRESETS
 from data import load_test
-from evaluate_on_minimum_norm import METHODS, L2ProjectedFMN, best_known, summary
+from evaluate_on_minimum_norm import best_known
 from evaluation import load_subject
+from minimum_norm import METHODS, L2ProjectedFMN, summary
 from trainer import check_split
 
 CLASSES, SIDE, COUNT = 3, 8, 24
@@ -183,7 +185,7 @@ def test_interrupted_and_started_again_gives_the_same_distances(here, monkeypatc
     argv = ["--steps", 6, "--batch_size", 4, "--test_size", 12]
     shutil.copytree(here / "L2", here / "whole")
     assert evaluate(here / "whole", *argv) == 0
-    attacked, attack_batch = [], evaluate_on_minimum_norm.attack_batch
+    attacked, attack_batch = [], minimum_norm.attack_batch
 
     def interrupted(run, number, rows, clean):
         if len(attacked) == 4:
@@ -192,7 +194,7 @@ def test_interrupted_and_started_again_gives_the_same_distances(here, monkeypatc
         attacked.append((run.attack, number))
         return attack_batch(run, number, rows, clean)
 
-    monkeypatch.setattr(evaluate_on_minimum_norm, "attack_batch", interrupted)
+    monkeypatch.setattr(minimum_norm, "attack_batch", interrupted)
     capsys.readouterr()
     assert evaluate(here / "L2", *argv) == 130
     assert len(list((here / "L2").glob("partial_ddn_L2_*"))) == 1 and not (here / "L2" / "eval_ddn_L2.json").exists()
@@ -213,9 +215,9 @@ def test_a_damaged_or_foreign_progress_file_is_not_used(here):
     assert evaluate(here / "L2", *argv) == 0
     expected = result(here / "L2", "ddn", "L2")["distances"]
     subject = load_subject(evaluate_on_minimum_norm.parse(["--model", "L2", "--network", "test_minimum_norm:Linear", "--test_size", "12"]), CPU)  # fmt: skip
-    run = evaluate_on_minimum_norm.Run(subject, "ddn", 10, 50, 0)
+    run = minimum_norm.Run(subject, "ddn", 10, 50, 0)
     for damage in ('{"identity": {}, "parts": [{"distances": [1], "seconds": 1}]}', "{", '{"parts": 3}'):
-        evaluate_on_minimum_norm.parts_file(run).write_text(damage)
+        minimum_norm.parts_file(run).write_text(damage)
         assert evaluate(here / "L2", *argv) == 0
         assert result(here / "L2", "ddn", "L2")["distances"] == expected
 
