@@ -17,7 +17,7 @@ def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], Non
     """Run `fn(*inputs)` thrice to warm up, then record it: what replays it, and the outputs it writes into."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), torch.random.fork_rng([inputs[0].device]):
         for _ in range(3):
             fn(*inputs)
     torch.cuda.current_stream().wait_stream(side)
@@ -28,23 +28,24 @@ def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], Non
 
 
 class Captured:
-    """`fn`, recorded at the first call and replayed at every later one with inputs of the same shapes.
+    """`fn`, recorded at the first call with `rows` rows and replayed at every later one.
 
     fn: tensors -> tuple of tensors, with no shape that depends on data and no waiting for the device; run more often
-    than called while it is recorded. Outputs hold until the next call. Other shapes run `fn` itself, and so does
+    than called while it is recorded. Outputs hold until the next call. Other numbers of rows run `fn` itself, and so does
     everything if it cannot be recorded, which is said once.
     """
 
-    def __init__(self, fn: Fn, record: Record = record_on_cuda) -> None:
-        self.fn, self.record = fn, record
+    def __init__(self, fn: Fn, rows: int, record: Record = record_on_cuda) -> None:
+        self.fn, self.rows, self.record = fn, rows, record
         self.inputs: tuple[Tensor, ...] | None = None
         self.replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: Tensor) -> Outputs:
+        if len(inputs[0]) != self.rows:
+            return self.fn(*inputs)
         if self.inputs is None:
             self._record(inputs)
-        same = all(own.shape == given.shape for own, given in zip(self.inputs, inputs, strict=True))
-        if self.replay is None or not same:
+        if self.replay is None:
             return self.fn(*inputs)
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_to_shrink(subject, "pgd")
 
     started = time.monotonic()
-    clean, found, passes = attack_all(flags, subject, radii)
+    progress = Progress(flags, subject, radii)
+    clean, found, passes = attack_all(flags, subject, radii, progress)
     seconds = round(time.monotonic() - started, 1)
 
     right = int(clean.robust.sum())
@@ -68,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"AvgAcc {averages['avg_acc']:.2%} (clean and every eps), AvgRobAcc {averages['avg_rob_acc']:.2%} (every eps)"
         )
-    checks = sanity.battery(
-        subject, radii[-1], found[radii[-1]].x_adv, found[radii[-1]].robust, sanity.images_for(passes)
-    )
+    at = min(radii, key=lambda eps: abs(eps - subject.training.test_eps))  # where other attacks run by default
+    checks = sanity.battery(subject, at, found[at].x_adv, found[at].robust, sanity.images_for(passes))
     for line in sanity.lines(checks):
         print(line)
     settings |= {"batch_size": flags.batch_size, "device": str(device)}
@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"written: {path}")
     if flags.save_adv:
         print(f"written: {save_images(subject, found)}")
+    progress.path.unlink(missing_ok=True)
     return 0
 
 
@@ -121,15 +122,18 @@ def restarts(flags: EvalConfig) -> list[tuple[str, object]]:
 class Progress:
     """What an evaluation has done after its last whole restart, kept beside the model until it is finished."""
 
+    EVERY = 30.0  # seconds
+
     def __init__(self, flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> None:
         plain = {name: value for name, value in asdict(flags).items() if name not in ("model", "data_root", "resume")}
         test = subject.test
         self.identity = checkpoint.digest([
             plain, list(radii), [step_size(flags, subject, eps) for eps in radii], subject.sha256, subject.dataset,
-            subject.norm, test.images, test.labels, torch.__version__,
+            subject.norm, test.images, test.labels, str(test.labels.device), str(torch.__version__),
         ])  # fmt: skip
-        self.path = subject.path.parent / f"partial_pgd_{subject.norm}.pt"
+        self.path = subject.path.parent / f"partial_pgd_{subject.norm}_{self.identity[:12]}.pt"
         self.device = test.labels.device
+        self.saved_at = time.monotonic()
 
     def load(self) -> tuple[int, dict[float, Attacked]]:
         """Restarts done at the last radius, and the state at each; nothing if there is no such file, or it is damaged or
@@ -146,18 +150,24 @@ class Progress:
         return content["restarts"], states
 
     def save(self, restarts_done: int, states: dict[float, Attacked]) -> None:
-        """:raises UserError: if the folder cannot be written."""
+        """Not more often than every `EVERY` seconds.
+
+        :raises UserError: if the folder cannot be written.
+        """
+        if time.monotonic() - self.saved_at < self.EVERY:
+            return
         content = {"identity": self.identity, "restarts": restarts_done,
                    "states": {eps: [state.x_adv.cpu(), state.margin.cpu()] for eps, state in states.items()}}  # fmt: skip
         try:
             checkpoint.save(self.path, content)
+            self.saved_at = time.monotonic()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}): copy the model into a folder of yours, "
                             "or make room") from None  # fmt: skip
 
 
 def attack_all(
-    flags: EvalConfig, subject: Subject, radii: Sequence[float]
+    flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress
 ) -> tuple[Attacked, dict[float, Attacked], int]:
     """The clean state, the state after all restarts at each radius, ascending: what fell stays fallen; and the number of
     passes over an image that it took. Goes on from where the same evaluation was stopped."""
@@ -165,13 +175,13 @@ def attack_all(
     batch_size = min(flags.batch_size, len(y))
     clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
-    progress = Progress(flags, subject, radii)
     first_restart, found = progress.load()
     state = found[max(found)] if found else clean
     left = list(radii)[max(len(found) - 1, 0) :]
     standing = int(state.robust.sum())
-    work = standing * (flags.nb_restart * len(left) - first_restart)
-    print(forecast(flags, subject, attack, work, going_on=bool(found)))
+    repeats = flags.nb_restart * len(left) - first_restart
+    work = standing * repeats
+    print(forecast(flags, subject, attack, -(-standing // batch_size) * batch_size * repeats, going_on=bool(found)))
     with tqdm(total=work, unit="attack", dynamic_ncols=True) as bar:
         for later, eps in zip(reversed(range(len(left))), left, strict=True):
             bar.set_description(f"eps {eps:.4g}")
@@ -192,20 +202,29 @@ def attack_all(
             )  # fmt: skip
             first_restart = 0
         passes = bar.n * flags.nb_iter
-    progress.path.unlink(missing_ok=True)
     return clean, found, passes
 
 
 def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, going_on: bool) -> str:
-    """How long `work` attacks on an image take if none falls, by two steps on one batch."""
+    """How long `work` attacks on an image take if none falls, by two steps on one batch.
+
+    :raises UserError: if the network has no gradient.
+    """
     count = min(flags.batch_size, len(subject.test))
     x, y, _ = subject.test.batch(torch.arange(count))
     seconds = []
     for _ in range(2):  # the first one warms up
         started = time.monotonic()
-        attack(
-            subject.model, x, y, loss_fn=cross_entropy, norm=subject.norm, eps=0.0, step_size=0.0, steps=2
-        ).sum().item()
+        try:
+            attacked = attack(
+                subject.model, x, y, loss_fn=cross_entropy, norm=subject.norm, eps=0.0, step_size=0.0, steps=2
+            )
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UserError(f"{subject.path}: no gradient reaches the images through this network: attack it with "
+                            "evaluate_on_gradient_free_attacks.py") from None  # fmt: skip
+        attacked.sum().item()
         seconds.append((time.monotonic() - started) / (2 * count))
     return (("going on with an evaluation that was stopped; " if going_on else "")
             + f"at most about {duration(seconds[-1] * flags.nb_iter * work)}")  # fmt: skip

@@ -40,6 +40,8 @@ class FastPgd:
         with tf32(self.precision != "fp32"):
             if self.rows is None or len(x) > self.rows:
                 return attack(*inputs)[0]
-            captured = self.graphs.setdefault((loss_fn, norm, steps, noise is None), Captured(attack, self.record))
+            captured = self.graphs.setdefault(
+                (loss_fn, norm, steps, noise is None), Captured(attack, self.rows, self.record)
+            )
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
             return captured(*(tensor[padding] for tensor in inputs))[0][: len(x)]

@@ -137,6 +137,8 @@ def with_method(config: Config, given: dict) -> Config:
             raise UserError(
                 f"--{name}: has no meaning with --method {config.method}, only with {', '.join(methods)}: leave it out"
             )
+    if config.method == "pgdls" and config.ramp_steps is None:  # of these max_steps, also when a resumed run has more
+        config = replace(config, ramp_steps=max(config.max_steps // 2, 1))
     if config.method in ALPHA and "clean_loss_coeff" not in given:
         config = replace(config, clean_loss_coeff=ALPHA[config.method])
     return config

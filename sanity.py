@@ -21,7 +21,8 @@ from utils import frozen, row_norms
 MOST_IMAGES, FEWEST_IMAGES = 100, 10
 STEPS = 20
 PASSES = 9 * STEPS  # forward and backward passes of the battery for each image, about
-TOLERANCE = 0.01  # by which an accuracy may rise where it should fall: one point
+TOLERANCE = 0.01  # by which an accuracy may rise where it should fall: one point, or one image
+NO_GRADIENT = "no gradient reaches the images"
 OTHERS = ("square", "spsa", "transfer", "autoattack")
 
 
@@ -49,6 +50,7 @@ def battery(
     model = subject.model
     everything = subject.test.everything()
     x, y = everything.x[:count], everything.y[:count]
+    count = len(x)
     found = {
         "inputs in [0, 1]": _in_range(everything.x, *([] if x_adv is None else [x_adv])),
         "network": _network(subject, x),
@@ -59,6 +61,9 @@ def battery(
     with torch.no_grad():
         clean = float((logit_margin(model(x), y) < 0).float().mean())
     largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
+    others_found = {f"{name} not stronger": _other(subject, name, eps, robust) for name in others}
+    if found["gradients"].value == NO_GRADIENT:
+        return found | others_found
     at = {
         name: _accuracy(subject, x, y, *setting)
         for name, setting in {
@@ -69,11 +74,11 @@ def battery(
     found |= {
         "eps 0 gives clean accuracy": Finding(at["zero"] == clean, f"{at['zero']:.1%} and {clean:.1%}"),
         "a huge eps leaves about none": Finding(at["all"] <= 0.1, f"{at['all']:.1%} at {largest:.4g}"),
-        "falls with eps": _falls(at["half"], at["eps"], f"eps {eps / 2:.4g}", f"{eps:.4g}"),
-        "falls with steps": _falls(at["few steps"], at["eps"], f"{STEPS // 4} steps", f"{STEPS}"),
-        "falls with restarts": _falls(at["eps"], at["restarts"], "1 restart", "3"),
+        "falls with eps": _falls(count, at["half"], at["eps"], f"eps {eps / 2:.4g}", f"{eps:.4g}"),
+        "falls with steps": _falls(count, at["few steps"], at["eps"], f"{STEPS // 4} steps", f"{STEPS}"),
+        "falls with restarts": _falls(count, at["eps"], at["restarts"], "1 restart", "3"),
     }
-    return found | {f"{name} not stronger": _other(subject, name, eps, robust) for name in others}
+    return found | others_found
 
 
 def lines(found: dict[str, Finding]) -> list[str]:
@@ -106,8 +111,8 @@ def _accuracy(subject: Subject, x: Tensor, y: Tensor, eps: float, steps: int, re
     return float(state.robust.float().mean())
 
 
-def _falls(before: float, after: float, less: str, more: str) -> Finding:
-    return Finding(after <= before + TOLERANCE + 1e-9, f"{before:.1%} at {less}, {after:.1%} at {more}")
+def _falls(count: int, before: float, after: float, less: str, more: str) -> Finding:
+    return Finding(after <= before + max(TOLERANCE, 1 / count) + 1e-9, f"{before:.1%} at {less}, {after:.1%} at {more}")
 
 
 def _in_range(*images: Tensor) -> Finding:
@@ -128,7 +133,9 @@ def _network(subject: Subject, x: Tensor) -> Finding:
     wrong = []
     if any(module.training for module in subject.model.modules()):
         wrong.append("not in eval mode")
-    if not torch.equal(first, second):
+    if not torch.isfinite(first).all():
+        wrong.append("outputs are not finite")
+    elif not torch.equal(first, second):
         wrong.append("not deterministic")
     ones = torch.ones(len(x), device=x.device)
     if (first >= 0).all() and torch.allclose(first.sum(1).float(), ones, atol=1e-3):
@@ -142,7 +149,10 @@ def _gradients(subject: Subject, x: Tensor, y: Tensor) -> Finding:
     """The share of images at which cross-entropy has no gradient: zero, or not a number."""
     images = x.detach().requires_grad_()
     with frozen(subject.model), torch.enable_grad():
-        (gradient,) = torch.autograd.grad(cross_entropy(subject.model(images), y).sum(), images)
+        loss = cross_entropy(subject.model(images), y).sum()
+        if not loss.requires_grad:
+            return Finding(False, NO_GRADIENT)
+        (gradient,) = torch.autograd.grad(loss, images)
     norms = row_norms(gradient)
     share = float((~torch.isfinite(norms) | (norms == 0)).float().mean())
     return Finding(share <= 0.05, f"{share:.1%} zero or not finite")
@@ -154,8 +164,12 @@ def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding
     try:
         result = json.loads(subject.result_file(attack).read_text())
         flags = [row["flags"] for row in result["results"] if math.isclose(row["eps"], eps, rel_tol=1e-6)]
-        if result["model_sha256"] != subject.sha256 or not flags:
+        if (result["model_sha256"], result["dataset"]) != (subject.sha256, subject.dataset) or not flags:
             return Finding(None, "not run at this eps on this checkpoint")
+        if subject.dataset == "imagefolder" and len(flags[0]) != len(
+            robust
+        ):  # a smaller test set is drawn, not the first
+            return Finding(None, "not run on the same images")
         count = min(len(flags[0]), len(robust))
     except (OSError, ValueError, KeyError, TypeError):
         return Finding(None, "not run")

@@ -77,7 +77,9 @@ class RunRecorder:
                 )
             elif not self.reads_are_free:
                 loss, accuracy = (
-                    (row["clean_loss"], row["clean_acc"]) if row["clean_loss"] else (row["adv_loss"], row["adv_acc"])
+                    (row["clean_loss"], row["clean_acc"])
+                    if row["clean_loss"] is not None
+                    else (row["adv_loss"], row["adv_acc"])
                 )
                 self._show(loss, accuracy, row["mean_eps"] or 0.0)
 

@@ -24,7 +24,7 @@ from losses import LOSSES, logit_margin
 from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
 from precision import tf32
-from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, row_noise, send
+from utils import CHECK, GLOBAL, START, eval_mode, generator, mixed_seed, row_noise, send
 
 
 class Check(NamedTuple):
@@ -122,14 +122,14 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
         self.search_single_row = works_on_a_single_row(model, data.train)
         self.parameters = list(model.parameters())
-        self.has_batchnorm = has_batchnorm(model)
         # On CUDA what has fixed shapes is recorded and replayed: the whole gradient, or with BatchNorm, whose statistics
         # count the right rows alone, each attack.
         on_cuda = self.device.type == "cuda"
-        padded = on_cuda and self.has_batchnorm
-        self.attack = FastPgd(model, config.precision, rows=config.batch_size if padded else None)
-        self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size) if on_cuda else self.attack
-        self.gradient = Captured(self._gradient) if on_cuda and not self.has_batchnorm else self._gradient
+        batchnorms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        padded = on_cuda and all(module.running_mean is not None for module in batchnorms)
+        self.attack = FastPgd(model, config.precision, rows=config.batch_size if padded and batchnorms else None)
+        self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
+        self.gradient = Captured(self._gradient, config.batch_size) if on_cuda and not batchnorms else self._gradient
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)

@@ -110,6 +110,8 @@ def use_device(name: str, deterministic: bool) -> torch.device:
             raise RuntimeError("neither cpu nor cuda")
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: cannot be used ({reason}): leave it out, or choose cpu") from None

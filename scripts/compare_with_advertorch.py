@@ -1,13 +1,14 @@
-"""Attack the two MNIST networks that come inside advertorch's wheel with our PGD and with advertorch's, side by side.
+"""Attack the two MNIST networks inside advertorch's wheel with our PGD, advertorch's and foolbox's, side by side.
 
     python scripts/compare_with_advertorch.py --data_root data --test_size 1000
 
-Both attacks: Linf, eps 0.3, 40 steps of 0.01 on cross-entropy, once from the image itself and once from a random start.
+Each attack: Linf, 40 steps of eps / 30 on cross-entropy, once from the image itself and once from a random start.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from advertorch_compat import advertorch  # isort: skip  # first: it makes the i
 
 import advertorch_examples
 from advertorch.test_utils import LeNet5
-from torch import nn
+from foolbox import PyTorchModel
+from foolbox.attacks import LinfPGD
+from torch import Tensor, nn
 
 from data import load_test
 from errors import exits_on_user_error
@@ -27,7 +30,8 @@ from losses import cross_entropy, logit_margin
 from pgd import pgd
 from utils import generator
 
-EPS, STEP, STEPS, BATCH = 0.3, 0.01, 40, 100
+EPS, STEPS, BATCH = 0.3, 40, 100
+STEPS_ACROSS = 30  # steps of eps / 30: 0.01 at 0.3
 
 
 def wheel_network(name: str) -> nn.Module:
@@ -38,56 +42,70 @@ def wheel_network(name: str) -> nn.Module:
     return model.eval()
 
 
-def robust_by_ours(model: nn.Module, x: torch.Tensor, y: torch.Tensor, random_start: bool) -> torch.Tensor:
+def robust_by_ours(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
     """(N,) bool: classified right before and after our attack."""
     noise = torch.rand(x.shape, generator=generator(0)) if random_start else None
-    x_adv = pgd(model, x, y, loss_fn=cross_entropy, norm="Linf", eps=EPS, step_size=STEP, steps=STEPS, noise=noise)
+    x_adv = pgd(model, x, y, loss_fn=cross_entropy, norm="Linf", eps=eps, step_size=eps / STEPS_ACROSS, steps=STEPS,
+                noise=noise)  # fmt: skip
     return standing(model, x, y, x_adv)
 
 
-def robust_by_advertorch(model: nn.Module, x: torch.Tensor, y: torch.Tensor, random_start: bool) -> torch.Tensor:
+def robust_by_advertorch(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
     """(N,) bool: classified right before and after advertorch's attack."""
     torch.manual_seed(1)
     attack = advertorch.attacks.LinfPGDAttack(
-        model,
-        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
-        eps=EPS,
-        nb_iter=STEPS,
-        eps_iter=STEP,
+        model, loss_fn=nn.CrossEntropyLoss(reduction="sum"), eps=eps, nb_iter=STEPS, eps_iter=eps / STEPS_ACROSS,
         rand_init=random_start,
-    )
+    )  # fmt: skip
     return standing(model, x, y, attack.perturb(x, y))
 
 
-def standing(model: nn.Module, x: torch.Tensor, y: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+def robust_by_foolbox(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
+    """(N,) bool: classified right before and after foolbox's attack."""
+    torch.manual_seed(2)
+    attack = LinfPGD(rel_stepsize=1 / STEPS_ACROSS, steps=STEPS, random_start=random_start)
+    _, x_adv, _ = attack(PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)
+    return standing(model, x, y, x_adv)
+
+
+def standing(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+    """(N,) bool: classified right before and after."""
     with torch.no_grad():
         return (logit_margin(model(x), y) < 0) & (logit_margin(model(x_adv), y) < 0)
 
 
+ATTACKS = {"ours": robust_by_ours, "advertorch": robust_by_advertorch, "foolbox": robust_by_foolbox}
+
+
 @exits_on_user_error
 def main() -> int:
+    """Attack, print one line for each network, radius and kind of start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--test_size", type=int, default=1000)
+    parser.add_argument("--eps", type=float, nargs="+", default=[EPS])
     flags = parser.parse_args()
     batch = load_test(
         "mnist", flags.data_root, test_size=flags.test_size, device=torch.device("cpu")
     ).split.everything()
     parts = list(zip(batch.x.split(BATCH), batch.y.split(BATCH), strict=True))
-    print(f"MNIST, first {flags.test_size} test images, Linf {EPS}, {STEPS} steps of {STEP}: robust accuracy")
-    print(f"{'network':12}{'start':>8}{'clean':>9}{'ours':>9}{'advertorch':>12}{'flags that differ':>19}")
+    print(f"MNIST, first {flags.test_size} test images, Linf, {STEPS} steps of eps / {STEPS_ACROSS}: robust accuracy")
+    print(f"{'network':12}{'eps':>6}{'start':>8}{'clean':>9}" + "".join(f"{name:>12}" for name in ATTACKS)
+          + "   flags that differ from ours")  # fmt: skip
     for name in ("advtrained", "clntrained"):
         model = wheel_network(name)
         with torch.no_grad():
             clean = (logit_margin(model(batch.x), batch.y) < 0).double().mean()
-        for random_start in (False, True):
-            ours, theirs = (
-                torch.cat([attack(model, *part, random_start) for part in parts])
-                for attack in (robust_by_ours, robust_by_advertorch)
+        for eps, random_start in itertools.product(flags.eps, (False, True)):
+            found = [
+                torch.cat([attack(model, *part, random_start, eps) for part in parts]) for attack in ATTACKS.values()
+            ]
+            shares = "".join(f"{flags.double().mean():>12.2%}" for flags in found)
+            differ = ", ".join(
+                f"{label} {int((flags != found[0]).sum())}" for label, flags in zip(ATTACKS, found, strict=True)
             )
-            shares = "".join(f"{f.double().mean():>{w}.2%}" for f, w in ((ours, 9), (theirs, 12)))
             print(
-                f"{name:12}{'random' if random_start else 'image':>8}{clean:>9.2%}{shares}{(ours != theirs).sum():>19}"
+                f"{name:12}{eps:>6g}{'random' if random_start else 'image':>8}{clean:>9.2%}{shares}   {differ.partition(', ')[2]}"
             )
     return 0
 

@@ -16,6 +16,7 @@ from conftest import ROOT
 import checkpoint
 import evaluate_on_pgd_attacks
 import train
+from errors import UserError
 
 SMALL = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",
          "--val_size", "30", "--test_size", "20", "--nb_iter", "3", "--disp_interval", "2"]  # fmt: skip
@@ -234,6 +235,7 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
     images = checkpoint.load(run / "adv_pgd_Linf.pt")
     (run / "eval_pgd_Linf.json").unlink()
 
+    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "EVERY", 0.0)
     saves, save = [], evaluate_on_pgd_attacks.Progress.save
 
     def stopping(self, *given):
@@ -252,20 +254,27 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
     assert "going on with an evaluation that was stopped" in capsys.readouterr().out
     assert len(saves) == 4, "no restart is made twice"
     again = json.loads((run / "eval_pgd_Linf.json").read_text())
-    assert again["results"] == whole["results"] and not (run / "partial_pgd_Linf.pt").exists()
+    assert again["results"] == whole["results"] and not list(run.glob("partial_*"))
     resumed = checkpoint.load(run / "adv_pgd_Linf.pt")
     assert all(torch.equal(images["x_adv"][eps], resumed["x_adv"][eps]) for eps in (0.1, 0.2))
 
 
-@pytest.mark.parametrize("content", [b"", b"damaged", None])
-def test_a_partial_evaluation_that_is_damaged_or_of_another_is_not_used(run, capsys, content):
-    partial = run / "partial_pgd_Linf.pt"
-    if content is None:
-        checkpoint.save(partial, {"identity": "another", "restarts": 1, "states": {}})
-    else:
-        partial.write_bytes(content)
-    assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK]) == 0
-    assert "going on" not in capsys.readouterr().out and not partial.exists()
+def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, capsys, monkeypatch):
+    """What is done is kept until the JSON is there."""
+    flags = ["--model", str(run), *ATTACK]
+    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "EVERY", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            evaluate_on_pgd_attacks, "write_result", lambda *_: (_ for _ in ()).throw(UserError("full: make room"))
+        )
+        fails(capsys, evaluate_on_pgd_attacks.main, flags, "full")
+    partial = list(run.glob("partial_pgd_Linf_*.pt"))
+    assert len(partial) == 1
+    assert evaluate_on_pgd_attacks.main(flags) == 0
+    assert "going on with an evaluation that was stopped" in capsys.readouterr().out and not partial[0].exists()
+    partial[0].write_bytes(b"damaged")
+    assert evaluate_on_pgd_attacks.main(flags) == 0
+    assert "going on" not in capsys.readouterr().out and not partial[0].exists()
 
 
 def test_attack_in_another_norm_is_said_and_recorded(run, capsys):

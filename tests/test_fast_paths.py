@@ -61,7 +61,7 @@ def test_captured_replays_one_shape_and_runs_the_others():
         calls.append(len(x))
         return x * weight + y, None
 
-    captured = Captured(fn, replayed)
+    captured = Captured(fn, 5, replayed)
     for _ in range(3):
         x, y = torch.rand(5), torch.rand(5)
         before = x.clone(), y.clone()
@@ -78,7 +78,7 @@ def test_what_cannot_be_recorded_runs_as_it_is():
     def refuse(fn, inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    captured = Captured(lambda x: (x + 1,), refuse)
+    captured = Captured(lambda x: (x + 1,), 2, refuse)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         assert captured(torch.zeros(2))[0].tolist() == [1, 1]
     assert captured(torch.ones(2))[0].tolist() == [2, 2]
@@ -88,7 +88,7 @@ def test_what_cannot_be_recorded_runs_as_it_is():
 def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
     """Over an epoch's end, where a batch is smaller, and back to the replayed shape."""
     plain, fast = (tiny_trainer(model=network(False, 60).float(), clean_loss_coeff=alpha) for _ in range(2))
-    fast.gradient = Captured(fast._gradient, replayed)
+    fast.gradient = Captured(fast._gradient, fast.config.batch_size, replayed)
     sizes = set()
     for _ in range(2 * plain.steps_per_epoch + 2):
         expected, found = plain.train_step(), fast.train_step()

@@ -148,6 +148,7 @@ def test_checkpoints_from_before_methods_had_names(alpha, method):
 def test_run_name_in_255ths():
     config, _ = parse_train(["--dataset", "cifar10", "--norm", "Linf", "--method", "pgdls", "--train_eps", "24/255"])
     assert config.run_name == "cifar10-Linf-PGDLS-24-sd0"
+    assert config.ramp_steps == 25_000, "named, so that a resumed run with more steps keeps it"
     assert (config.eps_at(0), config.eps_at(12_500), config.eps_at(40_000)) == pytest.approx((0, 12 / 255, 24 / 255))
 
 

@@ -31,7 +31,7 @@ def subject(tmp_path, wrap=lambda model: model, norm="Linf"):
     model = model.float().eval()
     y = model(x).argmax(1)
     test = Split(images, y, torch.arange(40))
-    return Subject(model=wrap(model).eval(), norm=norm, test=test, sha256="abc", folder=tmp_path)
+    return Subject(model=wrap(model).eval(), norm=norm, test=test, sha256="abc", dataset="mnist", folder=tmp_path)
 
 
 def attacked(s, eps=EPS):
@@ -95,6 +95,36 @@ def test_networks_that_fool_an_attack(wrap, names, tmp_path):
     assert sum(line.startswith("WARNING: sanity check failed") for line in lines(found)) == len(failed(found))
 
 
+class Deaf(Softmax):
+    def forward(self, x):
+        return self.model(x.detach())
+
+
+class Broken(Softmax):
+    def forward(self, x):
+        return self.model(x) * float("nan")
+
+
+def test_no_gradient_and_no_numbers(tmp_path):
+    honest = subject(tmp_path)
+    state = attacked(honest)
+    found = battery(subject(tmp_path, Deaf), EPS, state.x_adv, state.robust, 20)
+    assert failed(found) == {"gradients"} and "no gradient" in found["gradients"].value
+    found = battery(subject(tmp_path, Broken), EPS, state.x_adv, state.robust, 20)
+    assert "not finite" in found["network"].value and {"network", "gradients"} <= failed(found)
+
+
+def test_a_selection_of_an_image_folder_is_not_compared(tmp_path):
+    s = subject(tmp_path)
+    s.dataset = "imagefolder"
+    state = attacked(s)
+    row = result_row(EPS, torch.zeros(20, dtype=torch.bool))
+    s.result_file("square").write_text(
+        json.dumps({"model_sha256": "abc", "dataset": "imagefolder", "n": 20, "results": [row]})
+    )
+    assert battery(s, EPS, state.x_adv, state.robust, 20)["square not stronger"].ok is None
+
+
 def test_train_mode_and_images_out_of_bounds(tmp_path):
     s = subject(tmp_path)
     state = attacked(s)
@@ -111,9 +141,13 @@ def test_another_attack_beside_the_model_that_is_stronger(theirs, ok, tmp_path):
     state = attacked(s)
     robust = torch.arange(40) < 30
     row = result_row(EPS, torch.arange(40) < theirs)
-    s.result_file("square").write_text(json.dumps({"model_sha256": "abc", "n": 40, "results": [row]}))
+    s.result_file("square").write_text(
+        json.dumps({"model_sha256": "abc", "dataset": "mnist", "n": 40, "results": [row]})
+    )
     s.result_file("spsa").write_text("{")
-    s.result_file("autoattack").write_text(json.dumps({"model_sha256": "other", "n": 40, "results": [row]}))
+    s.result_file("autoattack").write_text(
+        json.dumps({"model_sha256": "other", "dataset": "mnist", "n": 40, "results": [row]})
+    )
     found = battery(s, EPS, state.x_adv, robust, 20)
     assert found["square not stronger"].ok is ok
     assert found["spsa not stronger"].ok is None and found["autoattack not stronger"].ok is None
