@@ -225,8 +225,8 @@ def _check_floor(model: nn.Module, split: Split, config: Config, precision: str)
 
 
 def evaluation_case(precisions: list[str], device: torch.device) -> Case:
-    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at the median of its margins."""
-    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (200, 5, 50)
+    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
+    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (400, 3, 50)
     model, x, y = _trained_on_digits(count, device)
     with torch.no_grad():
         right = logit_margin(model(x), y) < 0
@@ -236,7 +236,7 @@ def evaluation_case(precisions: list[str], device: torch.device) -> Case:
     )  # fmt: skip
     margins = torch.zeros(count, device=device)
     margins[right] = found.eps
-    eps = float(margins.median())
+    eps = float(margins.quantile(0.55))  # just below half stand, so that the last batch is not nearly empty
     theirs = LeNet5Madry().to(device).requires_grad_(False)
     theirs.load_state_dict(model.state_dict())
     robust: dict[str, float] = {}
@@ -349,7 +349,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=None,
                         help="ours in these (default: fp32 and bf16; on CUDA tf32 too)")  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 8 on a CPU)")
+    parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 6 on a CPU)")
     parser.add_argument(
         "--repeats", type=int, help="times each contender is timed in a case (default: 20 on CUDA, 3 on a CPU)"
     )
@@ -380,7 +380,7 @@ def main() -> int:
             case = check_case(name.removesuffix("-check"), precisions, device)
         else:
             training, share = name.rsplit("-", 1)
-            batch_size = 50 if training.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 8)
+            batch_size = 50 if training.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 6)
             case = training_case(training, share, precisions, batch_size, device)
         found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
         print_rows(found, case.remark())
