@@ -34,9 +34,9 @@ NETWORKS = {
     "MMA, d_max 0.3": ["--hinge_maxeps", "0.3", "--max_steps", "700", "--savepath", str(OUT / "digits-Linf-MMA-0.3-sd0")],
 }  # fmt: skip
 STYLES = (
-    {"color": "0.75", "linestyle": "--", "marker": "s", "hatch": "//"},
-    {"color": "0.45", "linestyle": ":", "marker": "^", "hatch": ".."},
-    {"color": "0.1", "linestyle": "-", "marker": "o", "hatch": ""},
+    {"color": "0.75", "linestyle": "--", "marker": "s"},
+    {"color": "0.45", "linestyle": ":", "marker": "^"},
+    {"color": "0.1", "linestyle": "-", "marker": "o"},
 )
 
 
@@ -72,8 +72,9 @@ def draw(found: dict[str, dict]) -> list[Path]:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     bins = [0.0125 * i for i in range(27)]
     for (name, result), style in zip(found.items(), STYLES, strict=True):
-        axes.hist(result["margins"], bins, label=f"{name} (mean {result['margins'].mean():.3f})", alpha=0.75,
-                  color=style["color"], hatch=style["hatch"], edgecolor="white")  # fmt: skip
+        axes.hist(result["margins"], bins, label=f"{name} (mean {result['margins'].mean():.3f})", histtype="step",
+                  linewidth=2, color=style["color"], linestyle=style["linestyle"])  # fmt: skip
+    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
     axes.set(xlabel="margin: Linf distance to the decision boundary (images in [0, 1])", ylabel="test images",
              title="Digits: distribution of margins (0: misclassified)")  # fmt: skip
     axes.legend()
@@ -83,7 +84,7 @@ def draw(found: dict[str, dict]) -> list[Path]:
     for (name, result), style in zip(found.items(), STYLES, strict=True):
         accuracy = [result["clean_acc"], *(row["robust_acc"] for row in result["results"])]
         axes.plot([0, *RADII], [100 * a for a in accuracy], label=name, linewidth=2,
-                  **{key: style[key] for key in ("color", "linestyle", "marker")})  # fmt: skip
+                  **style)  # fmt: skip
     axes.set(xlabel="eps: Linf radius of the attack (images in [0, 1])", ylabel="robust accuracy [%]", ylim=(0, 103),
              title="Digits: accuracy under repeated PGD")  # fmt: skip
     axes.grid(alpha=0.3)
