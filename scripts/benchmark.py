@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import reference_style
 from advertorch_examples.models import LeNet5Madry, get_cifar10_wrn28_widen_factor
 
+import reference_style
 from advertorch_compat import advertorch  # noqa: F401  before advertorch_examples
 from anpgd import anpgd
 from config import PRECISIONS, PRESETS, Config

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import published
+from errors import UserError, exits_on_user_error
+from flags import Parser
 from results import (
     ATTACKS,
     METHODS,
@@ -38,9 +40,6 @@ from results import (
     table_key,
     title,
 )
-
-from errors import UserError, exits_on_user_error
-from flags import Parser
 
 
 @dataclass(frozen=True)

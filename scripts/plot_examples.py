@@ -16,8 +16,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotting import save
-from results import NORMS, image_name, in_255ths, title
 from torch import Tensor
 
 from anpgd import anpgd
@@ -26,6 +24,8 @@ from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject
 from flags import Parser, whole
 from losses import LOSSES, logit_margin
+from plotting import save
+from results import NORMS, image_name, in_255ths, title
 from utils import CHECK, per_row, row_noise, row_norms
 
 

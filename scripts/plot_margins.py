@@ -17,11 +17,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plotting import HATCHES, common, labels, read_config, save, style
-from results import NORMS, image_name, in_255ths, title
 
 from errors import UserError, exits_on_user_error
 from flags import Parser
+from plotting import HATCHES, common, labels, read_config, save, style
+from results import NORMS, image_name, in_255ths, title
 
 BINS = 40
 

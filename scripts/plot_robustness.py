@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from plotting import common, labels, save, style
-from results import NORMS, Run, in_255ths, read_run, table_key, title
 
 from errors import UserError, exits_on_user_error
 from flags import Parser
+from plotting import common, labels, save, style
+from results import NORMS, Run, in_255ths, read_run, table_key, title
 
 
 def evaluation(run: Run, norm: str | None) -> dict:

@@ -5,6 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 make_venv requirements-dev.txt
 cd "$root"
-"$python" -m ruff check .
+"$python" -m ruff check --no-cache .
 "$python" -m ruff format --check .
 "$python" -m pytest "$@"

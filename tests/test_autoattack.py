@@ -7,14 +7,14 @@ import shutil
 
 import pytest
 import torch
-from test_cli import fails
-from test_data import images
 from torch import nn
 
 import evaluate_on_autoattack
 import shards
 from data import load_test
 from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
+from test_cli import fails
+from test_data import images
 
 CPU = torch.device("cpu")
 FAR = -1000.0  # the logits of the eight digits that nobody predicts

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 import checkpoint
 import evaluate_on_pgd_attacks
 import train
+from conftest import ROOT
 from errors import UserError
 
 SMALL = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",

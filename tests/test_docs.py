@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
+from conftest import ROOT
 from flags import parse_eval, parse_train
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -5,10 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
-from test_trainer import batch_for, network, rand, settings, tiny_trainer
 
 from anpgd import anpgd
+from conftest import ROOT
 from cuda_graph import Captured
 from fast_pgd import FastPgd
 from image_conv import ImageConv2d
@@ -17,6 +16,7 @@ from models import LeNet5Madry, build_model
 from objectives import mma_step
 from pgd import clean_attacked, pgd, repeated_pgd
 from precision import BFloat16Twin, tf32
+from test_trainer import batch_for, network, rand, settings, tiny_trainer
 from trainer import check_split
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -3,16 +3,16 @@
 import itertools
 
 import pytest
-import test_autoattack
 import torch
-from test_autoattack import arguments, result, worst_margins
-from test_cli import fails
 from torch import nn
 
 import shards
+import test_autoattack
 from evaluate_on_gradient_free_attacks import GradientFreeFlags, main, spsa
 from evaluate_on_gradient_free_attacks import square as square_kind
 from shards import square_starts
+from test_autoattack import arguments, result, worst_margins
+from test_cli import fails
 
 digits, elsewhere, network = test_autoattack.digits, test_autoattack.elsewhere, test_autoattack.network  # fixtures
 FEW = {"square_queries": 5, "spsa_iter": 1, "spsa_samples": 4}

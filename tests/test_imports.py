@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 EVALUATORS = {f"evaluate_on_{name}" for name in ("pgd_attacks", "autoattack", "gradient_free_attacks", "minimum_norm")}

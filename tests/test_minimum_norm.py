@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import fails
 from torch import nn
 
 import checkpoint
@@ -20,6 +19,7 @@ from data import load_test
 from evaluate_on_minimum_norm import best_known
 from evaluation import load_subject
 from minimum_norm import METHODS, L2ProjectedFMN, summary
+from test_cli import fails
 from trainer import check_split
 
 CLASSES, SIDE, COUNT = 3, 8, 24

@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_trainer import batch_for, network, rand, settings, tiny_trainer
 
 import train
 from config import Config
@@ -14,6 +13,7 @@ from errors import UserError
 from fast_pgd import FastPgd
 from flags import parse_train
 from objectives import divergence, pgd_step, trades_step
+from test_trainer import batch_for, network, rand, settings, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
 

@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
-from test_anpgd import Linear, problem
 from torch import nn
 
 from advertorch_compat import advertorch
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
 from models import LeNet5Madry
 from pgd import GEOMETRY, clean_attacked, pgd, project_l2, project_linf, repeated_pgd
+from test_anpgd import Linear, problem
 
 
 def norms(delta, norm):

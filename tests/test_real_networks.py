@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from compare_with_advertorch import robust_by_advertorch, robust_by_ours, wheel_network
 
+from compare_with_advertorch import robust_by_advertorch, robust_by_ours, wheel_network
 from data import load_test
 
 

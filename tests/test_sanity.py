@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_anpgd import problem
 from torch import nn
 
 from config import eval_grid
@@ -15,6 +14,7 @@ from evaluation import result_row
 from losses import cross_entropy, logit_margin
 from pgd import clean_attacked, repeated_pgd
 from sanity import as_json, battery, images_for, lines
+from test_anpgd import problem
 
 EPS = 0.05
 

@@ -4,25 +4,25 @@ import json
 import statistics
 from dataclasses import replace
 
-import make_tables
 import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import checkpoint
+import make_tables
 import plot_examples
 import plot_margins
 import plot_robustness
 import published
-import pytest
 import results
-import torch
-from conftest import ROOT
-from make_tables import make_page
-from results import eps_key
-from torch import nn
-
-import checkpoint
 from config import PRESETS
+from conftest import ROOT
 from data import Split
 from evaluation import Subject
+from make_tables import make_page
 from models import build_model
+from results import eps_key
 
 
 def accuracies(n=1000, clean=0.98, robust=None, **more):

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-import transfer
-from test_cli import fails
 from torch import nn
 
 import checkpoint
 import evaluate_on_pgd_attacks
+import transfer
 from config import PRESETS
 from data import load_dataset
+from test_cli import fails
 
 CPU = torch.device("cpu")
 SMALL = [
