@@ -62,6 +62,7 @@ class Config:
     max_steps: int = opt(100_000, "optimizer steps of the whole run")
     optimizer: str = opt("adam", "optimizer", ("adam", "sgd"))
     lr: Schedule = opt(((0, 1e-4),), "learning rate, constant (1e-4) or by step (0:0.3,20000:0.09)")
+    local_bn: bool = opt(False, "with several processes: BatchNorm statistics of each one's slice, not of the batch")
     momentum: float = opt(0.9, "momentum of sgd")
     weight_decay: float = opt(0.0, "L2 penalty of the optimizer")
     augment: bool = opt(False, "reflect-pad 4, random crop, horizontal flip of the training images")
@@ -285,6 +286,8 @@ def validate(config: Config) -> None:
             raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
     if not config.lr or config.lr[0][0] != 0:
         raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
+    if not all(0 < rate <= 1e30 for _, rate in config.lr):
+        raise UserError(f"--lr {config.lr}: a learning rate must be above 0, and no more than 1e30")
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
         raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
                         f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip

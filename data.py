@@ -283,19 +283,26 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-def train_batch(split: Split, step: int, *, batch_size: int, seed: int, augment: bool) -> Batch:
+def train_batch(
+    split: Split, step: int, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+) -> Batch:
     """The batch of optimizer step `step`, counted from 0: a function of (seed, step) alone."""
     epoch, position = divmod(step, steps_per_epoch(len(split), batch_size))
     index = epoch_order(len(split), seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    batch = split.batch(index)
-    return batch._replace(x=crop_and_flip(batch.x, generator(seed, AUGMENT, step))) if augment else batch
+    part = torch.arange(len(index)).tensor_split(ranks)[rank]
+    batch = split.batch(index[part])
+    return (
+        batch._replace(x=crop_and_flip(batch.x, generator(seed, AUGMENT, step), len(index), part)) if augment else batch
+    )
 
 
-def crop_and_flip(x: Tensor, draws: torch.Generator) -> Tensor:
+def crop_and_flip(x: Tensor, draws: torch.Generator, total: int | None = None, part: Tensor | None = None) -> Tensor:
     """(B, C, H, W) -> (B, C, H, W): reflect-pad 4, random crop of the old size, horizontal flip with probability 1/2."""
     count, _, height, width = x.shape
-    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)
-    flip = torch.rand(count, generator=draws) < 0.5
+    total = count if total is None else total
+    part = torch.arange(count) if part is None else part
+    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, total), generator=draws)[:, part]
+    flip = (torch.rand(total, generator=draws) < 0.5)[part]
     rows = _reflect(torch.arange(height) + shift[0, :, None], height)
     columns = _reflect(torch.arange(width) + shift[1, :, None], width)
     columns = torch.where(flip[:, None], columns.flip(1), columns)

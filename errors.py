@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,7 +20,8 @@ def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":  # of several processes all fail alike, and one says it
+                print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -28,6 +28,8 @@ class FastPgd:
                  step_size: float | Tensor, steps: int, noise: Tensor | None = None) -> Tensor:  # fmt: skip
         """See `pgd`."""
         assert model is self.model
+        if not len(x):
+            return x
         network = model if self.twin is None else self.twin
         if self.twin is not None:
             self.twin.refresh(model)

@@ -45,8 +45,9 @@ class PerImageStandardize(nn.Module):
         dims = (1, 2, 3)
         centred = x - x.mean(dim=dims, keepdim=True)
         # The gradient of a square root at 0 is infinite: the floor is applied to the variance.
-        variance = centred.square().sum(dim=dims, keepdim=True) / (x[0].numel() - 1)
-        return centred * variance.clamp(min=1 / x[0].numel()).rsqrt()
+        pixels = x.shape[1:].numel()
+        variance = centred.square().sum(dim=dims, keepdim=True) / (pixels - 1)
+        return centred * variance.clamp(min=1 / pixels).rsqrt()
 
 
 class ConvGroupBlock(nn.Module):

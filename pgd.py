@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distributed import ALONE, World
 from utils import EVALUATE, eval_mode, frozen, per_row, row_noise, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
@@ -54,6 +55,11 @@ def _ascent_l2(gradient: Tensor) -> Tensor:
     return gradient / per_row(row_norms(gradient).clamp(min=1e-6), gradient)
 
 
+def _finite(direction: Tensor) -> Tensor:
+    """A pixel whose gradient is not a number does not move, so that one image cannot spoil its batch."""
+    return direction.nan_to_num(nan=0.0)
+
+
 def _constrain_linf(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
     return (x + project_linf(x_adv - x, eps)).clamp(0, 1)
 
@@ -83,6 +89,8 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, *, loss_fn: LossFn, norm: str, e
     The model runs in eval mode. eps and step_size: (B,) or one number. noise: uniform on [0, 1), shaped like x, for a
     random start; None starts at x.
     """
+    if not len(x):
+        return x
     geometry = GEOMETRY[norm]
     eps, step_size = as_rows(eps, x), as_rows(step_size, x)
     x_adv = x if noise is None else geometry.start(x, eps, noise)
@@ -91,7 +99,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, *, loss_fn: LossFn, norm: str, e
             x_adv = x_adv.detach().requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(loss_fn(model(x_adv), y).sum(), x_adv)
-            x_adv = x_adv.detach() + per_row(step_size, x) * geometry.ascent(gradient)
+            x_adv = x_adv.detach() + per_row(step_size, x) * _finite(geometry.ascent(gradient))
             x_adv = geometry.constrain(x_adv, x, eps)
     return x_adv.detach()
 
@@ -108,21 +116,22 @@ class Attacked(NamedTuple):
         return self.margin < 0
 
 
-def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn, batch_size: int) -> Attacked:
+def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn, batch_size: int,
+                   world: World = ALONE) -> Attacked:  # fmt: skip
     """(N, ...), (N,): the state before any restart, every perturbation zero."""
-    margin = torch.empty(len(x), device=x.device)
+    margin = torch.zeros(len(x), device=x.device)
     with eval_mode(model), torch.no_grad():
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        for rows in torch.arange(len(x), device=x.device).split(batch_size)[world.rank :: world.size]:
             padded = _pad(rows, batch_size)
             margin[rows] = margin_fn(model(x[padded]), y[padded])[: len(rows)].float()
-    return Attacked(x.clone(), margin)
+    return Attacked(x.clone(), world.total(margin))
 
 
 def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: Attacked, *, loss_fns: Sequence[LossFn],
                  margin_fn: LossFn, norm: str, eps: float, step_size: float, steps: int, seed: int, batch_size: int,
                  on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None,
                  on_restart: Callable[[int, Attacked], None] = lambda restart, state: None, first_restart: int = 0,
-                 attack: PgdFn = pgd) -> Attacked:  # fmt: skip
+                 attack: PgdFn = pgd, world: World = ALONE) -> Attacked:  # fmt: skip
     """One restart of PGD for each of `loss_fns`, each only on the images that still stand in `state`.
 
     x (N, ...), y (N,); index (N,): the images' numbers in their data set, which with (seed, restart) fix the random
@@ -131,22 +140,27 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
     `clean_attacked`, or from a smaller eps) holds as broken stays broken. on_batch: called with the restart's number,
     how many images were just attacked, and how many of all still stand. on_restart: called with its number and the state
     after each restart; with first_restart one goes on from there. attack: `pgd`, or what runs it faster; success is
-    judged by `model` itself.
+    judged by `model` itself. Of several processes each attacks every so many-th batch, and all end with the same state;
+    until a restart ends, `on_batch` knows of the others' batches that they are done, but not what fell.
     """
     x_adv, margin = state.x_adv.clone(), state.margin.clone()
     for restart, loss_fn in list(enumerate(loss_fns))[first_restart:]:
         survivors = (margin < 0).nonzero().squeeze(1)
-        for rows in survivors.split(batch_size) if len(survivors) else ():
-            padded = _pad(rows, batch_size)
-            noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, restart).to(x)
-            attacked = attack(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,
-                              steps=steps, noise=noise)  # fmt: skip
-            with eval_mode(model), torch.no_grad():
-                found = margin_fn(model(attacked), y[padded])[: len(rows)].float()
-            stronger = ~(found <= margin[rows])  # an output that is not a number counts as broken
-            x_adv[rows[stronger]] = attacked[: len(rows)][stronger]
-            margin[rows[stronger]] = found[stronger]
+        batches = survivors.split(batch_size) if len(survivors) else ()
+        for number, rows in enumerate(batches):
+            if number % world.size == world.rank:
+                padded = _pad(rows, batch_size)
+                noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, restart).to(x)
+                attacked = attack(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,
+                                  steps=steps, noise=noise)  # fmt: skip
+                with eval_mode(model), torch.no_grad():
+                    found = margin_fn(model(attacked), y[padded])[: len(rows)].float()
+                stronger = ~(found <= margin[rows])  # an output that is not a number counts as broken
+                x_adv[rows[stronger]] = attacked[: len(rows)][stronger]
+                margin[rows[stronger]] = found[stronger]
             on_batch(restart, len(rows), int((margin < 0).sum()))
+        for number, rows in enumerate(batches):
+            x_adv[rows], margin[rows] = world.share_from(number % world.size, x_adv[rows], margin[rows])
         on_restart(restart, Attacked(x_adv, margin))
     return Attacked(x_adv, margin)
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -123,10 +124,16 @@ class RunFolder:
         clean = [
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
         ]
-        with self.metrics_file.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in clean))
-            file.flush()
-            os.fsync(file.fileno())
+        with self.metrics_file.open("ab", buffering=0) as file:
+            before = file.tell()
+            lines = "".join(json.dumps(row) + "\n" for row in clean).encode()
+            try:
+                if file.write(lines) < len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)  # all of it or nothing
+                raise
 
     def append_margins(self, eps: np.ndarray) -> None:
         """One more row (training examples,) of margins.npy."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,12 +18,22 @@ from tqdm import tqdm
 import checkpoint
 from config import Config
 from data import AUGMENT_PAD, Dataset, load_dataset
+from distributed import (
+    World,
+    device_name,
+    joined,
+    local_rank,
+    local_size,
+    main_of_process,
+    restarted_by_launcher,
+)
 from errors import UserError, exits_on_user_error
 from flags import parse_train
 from models import build_model
 from runlog import RunFolder, TensorBoard
-from trainer import STATE_KEYS, StepResult, Trainer
-from utils import use_device
+from signals import StopSignals
+from trainer import STATE_KEYS, NotFinite, StepResult, Trainer, accepts
+from utils import has_batchnorm, use_device
 
 # What may differ between a run and its continuation.
 FREE_ON_RESUME = {
@@ -39,7 +49,10 @@ FREE_ON_RESUME = {
 
 
 class RunRecorder:
-    """Writes what the trainer hands over into the run folder, and shows it."""
+    """Writes what the trainer hands over into the run folder, and shows it.
+
+    What cannot be written, because the disk is full, waits for the next save; training goes on meanwhile.
+    """
 
     def __init__(self, folder: RunFolder, trainer: Trainer, device: torch.device) -> None:
         self.folder = folder
@@ -47,6 +60,8 @@ class RunRecorder:
         self.reads_are_free = device.type == "cpu"
         self.shown_at = 0.0
         self.total, self.done = trainer.config.max_steps, trainer.step
+        self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order
+        self.failed: OSError | None = None  # why the last write failed
 
     def __enter__(self) -> None:
         self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
@@ -66,7 +81,7 @@ class RunRecorder:
             self._show(loss, int(result.correct) / count, float(result.eps.mean()))
 
     def rows(self, rows: list[dict]) -> None:
-        self.folder.append(rows)
+        self._write("rows", lambda: self.folder.append(rows))
         for row in rows:
             if self.tensorboard:
                 self.tensorboard.row(row)
@@ -75,53 +90,71 @@ class RunRecorder:
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
                     f"mean margin {row['mean_margin']:.4f}"
                 )
-            elif not self.reads_are_free:
-                loss, accuracy = (
-                    (row["clean_loss"], row["clean_acc"])
-                    if row["clean_loss"] is not None
-                    else (row["adv_loss"], row["adv_acc"])
-                )
-                self._show(loss, accuracy, row["mean_eps"] or 0.0)
+            else:
+                self._show_row(row)
 
     def best(self, trainer: Trainer, metrics: dict) -> None:
-        checkpoint.save(self.folder.best, {"epoch": trainer.epoch, "model": trainer.model.state_dict(),
-                                           "config": trainer.config.to_dict(), "metrics": metrics})  # fmt: skip
+        weights = {name: value.detach().cpu().clone() for name, value in trainer.model.state_dict().items()}
+        content = {"epoch": trainer.epoch, "model": weights, "config": trainer.config.to_dict(), "metrics": metrics}
+        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "best"]
+        self._write("best", lambda: checkpoint.save(self.folder.best, content))
 
     def margins(self, eps: Tensor, step: int) -> None:
-        values = eps.cpu().numpy()
-        self.folder.append_margins(values)
+        values = eps.cpu().numpy().copy()
+        self._write("margins", lambda: self.folder.append_margins(values))
         if self.tensorboard:
             self.tensorboard.margins(values, step)
 
     def save(self, trainer: Trainer) -> None:
-        checkpoint.save(self.folder.last, trainer.state(), previous=self.folder.previous)
+        """The state, once everything that belongs before it is written; `failed` says whether it was."""
+        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]
+        self._write("state", lambda: checkpoint.save(self.folder.last, trainer.state(), previous=self.folder.previous))
+        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]  # the next one is newer
+
+    def _write(self, kind: str, write: Callable[[], None]) -> None:
+        self.waiting.append((kind, write))
+        try:
+            while self.waiting:
+                self.waiting[0][1]()
+                self.waiting.pop(0)
+        except OSError as error:
+            if self.failed is None:
+                tqdm.write(f"warning: {self.folder.path}: cannot be written ({error}): training goes on and tries again at "
+                           "every save; make room", file=sys.stderr)  # fmt: skip
+            self.failed = error
+        else:
+            if self.failed is not None:
+                tqdm.write(f"{self.folder.path}: written again", file=sys.stderr)
+            self.failed = None
+
+    def _show_row(self, row: dict) -> None:
+        if skipped := row.get("skipped_steps"):
+            tqdm.write(
+                f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", file=sys.stderr
+            )
+        if self.reads_are_free or skipped == self.total:
+            return
+        loss, accuracy = (
+            (row["clean_loss"], row["clean_acc"])
+            if row["clean_loss"] is not None
+            else (row.get("adv_loss"), row.get("adv_acc"))
+        )
+        if loss is not None:
+            self._show(loss, accuracy, row["mean_eps"] or 0.0)
 
     def _show(self, loss: float, accuracy: float, mean_eps: float) -> None:
         self.bar.set_postfix_str(f"loss {loss:.3f}, acc {accuracy:.1%}, mean eps {mean_eps:.4f}")
 
 
-class StopSignals:
-    """Inside, SIGINT and SIGTERM ask the run to stop after the step; a second one ends it at once."""
+class Silent(nullcontext):
+    """The recorder of every process but the first: it writes and shows nothing."""
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    failed = None
 
-    def __enter__(self) -> StopSignals:
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
+    def ignore(self, *_: object) -> None:
+        pass
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        self.received = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        os.write(2, b"\nstopping after this step; once more ends at once\n")  # safe within a signal handler
-
-    def __call__(self) -> bool:
-        return self.received is not None
+    step = rows = best = margins = save = ignore
 
 
 @exits_on_user_error
@@ -129,57 +162,102 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or go on training. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
-    device = use_device(config.device, config.deterministic)
+    if restarted_by_launcher():
+        config = dataclasses.replace(config, resume=True)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
-    try:
-        return run(config, folder, device, argv, notes)
-    except OSError as error:
-        raise UserError(
-            f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
-        ) from None
+    with joined(config.device) as world:
+        device = world.together(lambda: use_device(device_name(config.device), config.deterministic))
+        try:
+            return run(config, folder, device, argv, notes, world)
+        except OSError as error:
+            raise UserError(
+                f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
+            ) from None
 
 
-def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str]) -> int:
+def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str],
+        world: World) -> int:  # fmt: skip
     """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
-    if folder.path.is_dir():
-        folder.lock()
-    state = open_run(folder, config)
+    say = print if world.is_first else lambda line: None
+    state = world.from_first(lambda: open_run(folder, config))
     if state == "finished":
-        print(f"{folder.path}: already finished, {config.max_steps} steps")
+        say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
     if config.precision == "tf32" and device.type != "cuda":
         notes = [*notes, "--precision tf32: is CUDA's; on this device the arithmetic is float32"]
     for note in notes:
-        print(note)
-    data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
-                        val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
-    trainer = Trainer(config, new_model(config, data, pretrained=None if state else config.pretrained).to(device), data)
-    check_batches(trainer)
+        say(note)
+    trainer = new_trainer(config, device, world, state, folder, say)
+    recorder = world.from_first_only(lambda: prepare(folder, trainer, device, state), Silent())
+    images = ", ".join(f"{len(split)} {name}" for name, split in
+                       zip(("training", "validation", "test"), trainer.data[:3], strict=True))  # fmt: skip
+    say(f"{folder.path}: {images} images; {device}; " + (f"{world.size} processes; " if world.size > 1 else "")
+        + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
+    try:
+        with recorder, StopSignals(world.largest, launched=world.size > 1) as stop:
+            finished = trainer.run(recorder, stop)
+    except NotFinite as error:
+        if world.is_first:
+            print(f"error: {error}: nothing of it was saved; lower --lr or mend the data, then start in another --savepath",
+                  file=sys.stderr)  # fmt: skip
+        return 3
+    if recorder.failed:
+        print(f"error: {folder.path}: the last state could not be written ({recorder.failed}): make room, then go on with: "
+              f"{continuation(argv, world)}", file=sys.stderr)  # fmt: skip
+        return 4
+    if not finished:
+        say(f"stopped after step {trainer.step}, state saved; go on with: {continuation(argv, world)}")
+        return 128 + stop.agreed
+    evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
+    say(f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
+        f"python {shlex.join([evaluator, '--model', str(folder.path)])}")  # fmt: skip
+    return 0
+
+
+def continuation(argv: list[str], world: World) -> str:
+    """The command that goes on."""
+    command = shlex.join([os.path.relpath(__file__), *argv, *([] if "--resume" in argv else ["--resume"])])
+    return f"torchrun --nproc_per_node {local_size()} {command}" if world.size > 1 else f"python {command}"
+
+
+def new_trainer(config: Config, device: torch.device, world: World, state: dict | None, folder: RunFolder,
+                say: Callable[[str], None]) -> Trainer:  # fmt: skip
+    """The trainer at its start, or as `state` has it."""
+
+    def load() -> Dataset:
+        return load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
+                            val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
+
+    def build() -> nn.Module:
+        model = new_model(config, data, None if state else config.pretrained, say).to(device)
+        check_batches(config, model, data, world)
+        return model
+
+    first_here = local_rank() == 0  # who downloads what is missing
+    data = world.together(lambda: load() if first_here else None)
+    data = world.together(lambda: data or load())
+    trainer = Trainer(config, world.together(build), data, world)
     if state:
-        restore(trainer, state, folder)
+        world.together(lambda: restore(trainer, state, folder))
+    return trainer
+
+
+def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: dict | None) -> RunRecorder:
+    """The run folder, ready for `trainer` to go on, with the first state in it.
+
+    :raises UserError: if it cannot be written.
+    """
     folder.prepare()
     recorder = RunRecorder(folder, trainer, device)
     if state is None:
         recorder.save(trainer)  # from here on --resume finds a state
+    if recorder.failed:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
+        )
     folder.cut_back(trainer.step, trainer.checked_step)
-    folder.write_config(config.to_dict(), device)
-    print(f"{folder.path}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
-          f"{device}; " + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
-
-    try:
-        with recorder, StopSignals() as stop:
-            finished = trainer.run(recorder, stop)
-    except FloatingPointError as error:
-        print(f"error: {error}: nothing of it was saved; lower --lr, then start in another --savepath", file=sys.stderr)
-        return 3
-    if not finished:
-        again = [os.path.relpath(__file__), *argv, *([] if "--resume" in argv else ["--resume"])]
-        print(f"stopped after step {trainer.step}, state saved; go on with: python {shlex.join(again)}")
-        return 128 + stop.received
-    evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
-    print(f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
-          f"python {shlex.join([evaluator, '--model', str(folder.path)])}")  # fmt: skip
-    return 0
+    folder.write_config(trainer.config.to_dict(), device)
+    return recorder
 
 
 def open_run(folder: RunFolder, config: Config) -> dict | str | None:
@@ -187,6 +265,8 @@ def open_run(folder: RunFolder, config: Config) -> dict | str | None:
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
     """
+    if folder.path.is_dir():
+        folder.lock()
     if not folder.holds_a_run():
         return None
     if not config.resume:
@@ -255,19 +335,26 @@ def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
     if state["eps"].shape != trainer.eps.shape:
         raise UserError(f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
                         f"{len(trainer.eps)} now: restore the data, or choose another --savepath")  # fmt: skip
+    state = {**state, "model": checkpoint.plain_keys(state["model"])}
     checkpoint.load_weights(trainer.model, state["model"], folder.last)
     trainer.restore(state)
 
 
-def check_batches(trainer: Trainer) -> None:
-    """:raises UserError: if a batch would hold one image, and the network's BatchNorm cannot work on one."""
-    size = trainer.config.batch_size
-    if not trainer.search_single_row and (len(trainer.data.train) - 1) % size == 0:
+def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
+    """:raises UserError: if a batch, or a process's slice of it, would hold fewer images than the network works on."""
+    size = config.batch_size
+    if not accepts(model, data.train, images=1) and (len(data.train) - 1) % size == 0:
         raise UserError(f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
                         "BatchNorm cannot work: choose another")  # fmt: skip
+    shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
+    if (shares or len(data.train) % size % world.size) and not accepts(model.eval(), data.train, images=0):
+        raise UserError(f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
+                        "it" + (", or give --local_bn" if shares else ", or choose another --batch_size"))  # fmt: skip
+    if size < world.size:
+        raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
 
 
-def new_model(config: Config, data: Dataset, pretrained: str | None) -> nn.Module:
+def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None] = print) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
@@ -280,11 +367,11 @@ def new_model(config: Config, data: Dataset, pretrained: str | None) -> nn.Modul
         checkpoint.load_weights(model, source.weights, source.path)
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):
-                print(
+                say(
                     f"--pretrained: trained with {name} {source.config.get(name)}, going on with {getattr(config, name)}"
                 )
     return model
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process(main))

@@ -7,7 +7,6 @@ and touches no file: rows and states go to the `Recorder` it is handed.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -18,13 +17,17 @@ from torch import Tensor, nn
 from anpgd import zero_crossing
 from config import Config
 from cuda_graph import Captured
-from data import Dataset, Split, steps_per_epoch, train_batch
+from data import Dataset, Split, epoch_order, steps_per_epoch, train_batch
+from distributed import ALONE, World
 from fast_pgd import FastPgd
+from global_batchnorm import with_global_statistics
+from guard import ENOUGH, Guard, all_finite
 from losses import LOSSES, logit_margin
 from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
 from precision import tf32
-from utils import CHECK, GLOBAL, START, eval_mode, generator, mixed_seed, row_noise, send
+from replica import Replica
+from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, row_noise, send
 
 
 class Check(NamedTuple):
@@ -46,37 +49,44 @@ def check_split(
     *key: int,
     stop: Callable[[], bool] = lambda: False,
     attack: PgdFn = pgd,
+    world: World = ALONE,
 ) -> Check | None:
     """PGD at `test_eps` from random starts keyed by (seed, `key`, image), then bisection on LM; in eval mode.
 
-    None if `stop()` became true on the way. attack: `pgd`, or what runs it faster.
+    None if `stop()` became true on the way. attack: `pgd`, or what runs it faster. Of several processes each takes whole
+    batches, so that what an image gets does not depend on their number.
     """
-    device = split.labels.device
-    robust = torch.zeros(len(split), dtype=torch.bool, device=device)
-    margins = torch.zeros(len(split), device=device)
-    correct = 0
+    found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
+    batches = torch.arange(len(split)).split(config.eval_batch_size)
     with eval_mode(model):
-        for rows in torch.arange(len(split)).split(config.eval_batch_size):
+        for first in range(0, len(batches), world.size):
             if stop():
                 return None
-            x, y, rows = split.batch(rows)
-            with torch.no_grad():
-                right = logit_margin(model(x), y) < 0
-            correct += int(right.sum())
-            x, y, rows = x[right], y[right], rows[right]
-            if not len(rows):
-                continue
-            noise = row_noise(split.numbers[rows], x.shape[1:], config.seed, CHECK, *key).to(x)
-            x_adv = attack(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
-                           step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
-            with torch.no_grad():
-                robust[rows] = logit_margin(model(x_adv), y) < 0
-            direction = (x_adv - x) / config.test_eps
-            margins[rows] = zero_crossing(
-                model, x, y, direction, loss_fn=logit_margin, start_eps=config.test_eps, max_eps=config.search_maxeps,
-                steps=config.num_search_steps,
-            ).float()  # fmt: skip
-    return Check(correct / len(split), float(robust.double().mean()), margins)
+            for rows in batches[first + world.rank : first + world.rank + 1]:
+                _check_batch(model, split, rows, config, key, attack, found)
+    right, robust, margins = world.total(found).unbind(1)
+    return Check(float(right.double().mean()), float(robust.double().mean()), margins.contiguous())
+
+
+def _check_batch(model: nn.Module, split: Split, rows: Tensor, config: Config, key: tuple[int, ...], attack: PgdFn,
+                 found: Tensor) -> None:  # fmt: skip
+    """Fill `rows` of `found`."""
+    x, y, rows = split.batch(rows)
+    with torch.no_grad():
+        right = logit_margin(model(x), y) < 0
+    x, y, rows = x[right], y[right], rows[right]
+    if not len(rows):
+        return
+    noise = row_noise(split.numbers[rows], x.shape[1:], config.seed, CHECK, *key).to(x)
+    x_adv = attack(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
+                   step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+    with torch.no_grad():
+        robust = logit_margin(model(x_adv), y) < 0
+    margins = zero_crossing(
+        model, x, y, (x_adv - x) / config.test_eps, loss_fn=logit_margin, start_eps=config.test_eps,
+        max_eps=config.search_maxeps, steps=config.num_search_steps,
+    )  # fmt: skip
+    found[rows] = torch.stack([torch.ones_like(margins), robust.to(margins), margins], dim=1).float()
 
 
 class Recorder(Protocol):
@@ -97,39 +107,56 @@ class Sums:
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepResult, counts: Tensor) -> None:
+        """counts: () bool; a step that was taken back adds nothing."""
         count = len(result.eps)
-        self.values += torch.stack([
+        step = torch.stack([
             torch.full_like(result.clean_loss, count), result.clean_loss * count, result.correct.to(result.clean_loss),
             result.adv_loss * count, result.eps.sum(),
         ]).double()  # fmt: skip
+        self.values += torch.where(counts, step, 0)
 
     def means(self) -> dict[str, float]:
         examples, *rest = self.values.tolist()
-        return dict(zip(self.NAMES[1:], [value / examples for value in rest], strict=True)) if examples else {}
+        return dict(zip(self.NAMES[1:], [value / examples if examples else None for value in rest], strict=True))
 
 
 STATE_KEYS = ("step", "checked_step", "epoch", "model", "optimizer", "eps", "best_margin", "sums", "config")
 
 
-class Trainer:
-    """A run: network, optimizer, per-example radii and step number, and the loop that advances them."""
+class NotFinite(ArithmeticError):
+    """Several steps in a row gave something that is not finite."""
 
-    def __init__(self, config: Config, model: nn.Module, data: Dataset) -> None:
-        self.config, self.model, self.data = config, model, data
+
+class Trainer:
+    """A run: network, optimizer, per-example radii and step number, and the loop that advances them.
+
+    Of several processes each holds all of it, and ends each step with the same values.
+    """
+
+    def __init__(self, config: Config, model: nn.Module, data: Dataset, world: World = ALONE) -> None:
+        self.config, self.data, self.world = config, data, world
         self.device = data.train.labels.device
-        self.optimizer = make_optimizer(config, model)
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
-        self.search_single_row = works_on_a_single_row(model, data.train)
+        self.search_single_row = accepts(model, data.train, images=1)
+        shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
+        if shares_statistics:
+            model = with_global_statistics(model, self.device)
+        self.model = model
+        self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, data.train))
+        self.optimizer = make_optimizer(config, model)
+        self.guard = Guard(model, self.optimizer, config.batch_size, self.device)
         self.parameters = list(model.parameters())
         # On CUDA what has fixed shapes is recorded and replayed: the whole gradient, or with BatchNorm, whose statistics
         # count the right rows alone, each attack.
         on_cuda = self.device.type == "cuda"
+        slice_size = -(-config.batch_size // world.size)
         batchnorms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         padded = on_cuda and all(module.running_mean is not None for module in batchnorms)
-        self.attack = FastPgd(model, config.precision, rows=config.batch_size if padded and batchnorms else None)
+        self.attack = FastPgd(model, config.precision, rows=slice_size if padded and batchnorms else None)
         self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
-        self.gradient = Captured(self._gradient, config.batch_size) if on_cuda and not batchnorms else self._gradient
+        recorded = on_cuda and not batchnorms and world.size == 1
+        self.gradient = Captured(self._gradient, config.batch_size) if recorded else self._gradient
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)
@@ -152,6 +179,7 @@ class Trainer:
             "eps": self.eps,
             "best_margin": self.best_margin,
             "sums": self.sums.values.tolist(),
+            "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
         }
 
@@ -159,38 +187,65 @@ class Trainer:
         """Take up a state of a run with the same network and training set."""
         self.step, self.checked_step, self.best_margin = state["step"], state["checked_step"], state["best_margin"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
         self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        in_a_row, since_row = state.get("skipped", (0, 0))
+        self.guard.in_a_row.fill_(in_a_row)
+        self.guard.since_row.fill_(since_row)
 
     def train_step(self) -> StepResult:
-        """One optimizer step; every draw is a function of (seed, step)."""
-        config, step = self.config, self.step
-        torch.manual_seed(mixed_seed(config.seed, GLOBAL, step))  # dropout in people's own networks
-        batch = train_batch(
-            self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment
-        )
-        noise = None
-        if config.attacks:
-            noise = send(torch.rand(batch.x.shape, generator=generator(config.seed, START, step)), self.device)
+        """One optimizer step; every draw is a function of (seed, step). What comes back is of the global batch.
+
+        If a loss, a gradient or a weight is not finite, nothing but the step number changes.
+        """
+        config, step, world = self.config, self.step, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(step)
+        self.guard.remember()
+        own = self._own_gradient(step)
+        result = self._merge(own)
+        self.optimizer.step()
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        counts = self.guard.settle(result.finite, gradients, step)
+        if config.local_bn:
+            world.share_from(0, *self.model.buffers())
+        if config.enlarges_margins:
+            index = self.batch_rows(step)
+            self.eps[index] = torch.where(counts, result.eps, self.eps[index])
+        self.sums.add(result, counts)
+        self.step += 1
+        return result
 
-        self.model.train()
+    def batch_rows(self, step: int) -> Tensor:
+        """(B,) the training rows of the global batch of `step`, on the device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        size = self.config.batch_size
+        rows = epoch_order(len(self.data.train), self.config.seed, epoch)[position * size : (position + 1) * size]
+        return send(rows, self.device)
+
+    def _own_gradient(self, step: int) -> StepResult:
+        """This process's share of the losses; the gradient of the global batch is left in the parameters."""
+        config, world = self.config, self.world
+        key = (config.seed, GLOBAL, step, *([world.rank] if world.rank else []))
+        torch.manual_seed(mixed_seed(*key))  # dropout in people's own networks
+        batch = train_batch(self.data.train, step, batch_size=config.batch_size, seed=config.seed,
+                            augment=config.augment, rank=world.rank, ranks=world.size)  # fmt: skip
+        self.total = min(config.batch_size, len(self.data.train) - step % self.steps_per_epoch * config.batch_size)
+        noise = None
+        if config.attacks:
+            noise = torch.rand(self.total, *batch.x.shape[1:], generator=generator(config.seed, START, step))
+            noise = send(noise[world.rows(self.total)], self.device)
         if config.enlarges_margins:
             eps = self.eps[batch.index].clamp(min=config.attack_mineps)
         else:
             eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
+        self.model.train()
         with tf32(config.precision != "fp32"):
             outputs = self.gradient(batch.x, batch.y, eps, *([] if noise is None else [noise]))
         result, gradients = StepResult(*outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.step()
-        if config.enlarges_margins:
-            self.eps[batch.index] = result.eps
-        self.sums.add(result)
-        self.step += 1
         return result
 
     def _gradient(self, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -198,30 +253,46 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         result = OBJECTIVES[self.config.objective](
             self.model, x, y, eps, noise, self.config, search_single_row=self.search_single_row,
-            every_row=isinstance(self.gradient, Captured), attack=self.attack,
+            every_row=isinstance(self.gradient, Captured), attack=self.attack, replica=self.replica, total=self.total,
         )  # fmt: skip
         return (*result, *(parameter.grad for parameter in self.parameters))
+
+    def _merge(self, own: StepResult) -> StepResult:
+        """Each process's share of a step -> the step, by one exchange; float64 holds every value exactly."""
+        if self.world.size == 1:
+            return own
+        shares = torch.stack([own.clean_loss, own.correct.to(own.clean_loss), own.adv_loss]).double()
+        rows = torch.zeros(self.total, 2, dtype=torch.float64, device=self.device)
+        rows[self.world.rows(self.total)] = torch.stack([own.eps, own.finite.to(own.eps)], dim=1).double()
+        merged = self.world.total(torch.cat([shares, rows.flatten()]))
+        clean_loss, correct, adv_loss = merged[:3]
+        eps, finite = merged[3:].view(-1, 2).unbind(1)
+        return StepResult(clean_loss.to(own.clean_loss), correct.to(own.correct), adv_loss.to(own.adv_loss),
+                          eps.to(own.eps), finite > 0)  # fmt: skip
 
     def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
 
-        The state is saved every `save_interval` minutes, before and after each check, and when stopped.
+        The state is saved every `save_interval` minutes, before and after each check, and when stopped. Of several
+        processes the first one's clock counts, and `stop` must say the same on all.
 
-        :raises FloatingPointError: before a row or a save, if a loss or a weight is not finite; the last save is whole.
+        :raises NotFinite: before a row or a save, if steps in a row were not finite; the last save is whole.
         """
         config = self.config
         saved_at = row_at = time.monotonic()
         row_step = self.step
         while True:
+            stopping = stop()
             epoch_ends = self.step % self.steps_per_epoch == 0 or self.step >= config.max_steps
-            if epoch_ends and self.step > self.checked_step and not stop():
+            if epoch_ends and self.step > self.checked_step and not stopping:
                 self._save(recorder)  # a check may take long
                 check_at = time.monotonic()
-                if self.check(recorder, stop):
+                stopping = not self.check(recorder, stop)
+                if not stopping:
                     self._save(recorder)
                     saved_at = time.monotonic()
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
-            if stop():
+            if stopping:
                 self._save(recorder)
                 return False
             if self.step >= config.max_steps:
@@ -231,21 +302,35 @@ class Trainer:
                 now = time.monotonic()
                 recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
                 row_at, row_step = now, self.step
-            if time.monotonic() - saved_at > 60 * config.save_interval:
+            due = time.monotonic() - saved_at > 60 * config.save_interval
+            if self.world.largest(int(due and self.world.is_first)):
                 self._save(recorder)
                 saved_at = time.monotonic()
 
     def _save(self, recorder: Recorder) -> None:
-        weights = [p for p in self.model.state_dict().values() if p.is_floating_point()]
-        if not all(bool(torch.isfinite(w).all()) for w in weights):
-            raise FloatingPointError(f"a weight is not finite at step {self.step}")
+        self._look_at_the_guard()
+        if not all_finite(self.guard.changing()):
+            raise NotFinite(f"a weight is not finite at step {self.step}")
         recorder.save(self)
 
+    def _look_at_the_guard(self) -> None:
+        """:raises NotFinite: naming steps and examples."""
+        last = int(self.guard.last)
+        if last < 0:
+            return
+        steps = range(last - ENOUGH + 1, last + 1)
+        numbers = self.data.train.numbers.cpu()
+        bad = {int(numbers[row]) for step, rows in zip(steps, self.guard.examples.cpu(), strict=True)
+               for row in self.batch_rows(step).cpu()[rows[: len(self.batch_rows(step))]]}  # fmt: skip
+        who = f"training images {', '.join(map(str, sorted(bad)[:20]))}{', …' if len(bad) > 20 else ''}" if bad else (
+            "no single image, but the gradient or the new weights")  # fmt: skip
+        raise NotFinite(f"steps {', '.join(str(step + 1) for step in steps)} were not finite: {who}")
+
     def _train_row(self, steps_per_second: float) -> dict:
-        means = self.sums.means()
-        if not all(math.isfinite(value) for value in means.values()):
-            raise FloatingPointError(f"a loss is not finite at step {self.step} or before")
+        self._look_at_the_guard()
+        means, skipped = self.sums.means(), int(self.guard.since_row)
         self.sums = Sums(self.device)
+        self.guard.since_row.zero_()
         config, seen = self.config, dict.fromkeys(("clean_loss", "clean_acc", "mma_loss"))
         if config.objective in ("pgd", "pgdls"):
             seen |= {"adv_loss": means["adv_loss"], "adv_acc": means["correct"]}
@@ -255,7 +340,8 @@ class Trainer:
                 seen["mma_loss" if config.enlarges_margins else "adv_loss"] = means["adv_loss"]
         return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": config.lr_at(self.step - 1), **seen,
                 "mean_eps": means["eps"] if config.attacks else None,
-                "steps_per_second": round(steps_per_second, 4)}  # fmt: skip
+                "steps_per_second": round(steps_per_second, 4),
+                **({"skipped_steps": skipped} if skipped else {})}  # fmt: skip
 
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
@@ -269,8 +355,9 @@ class Trainer:
                 continue
             with tf32(self.config.precision != "fp32"):
                 result = check_split(
-                    self.model, split, self.config, number, self.step, stop=stop, attack=self.check_attack
-                )
+                    self.model, split, self.config, number, self.step, stop=stop, attack=self.check_attack,
+                    world=self.world,
+                )  # fmt: skip
             if result is None:
                 return False
             rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,
@@ -287,19 +374,39 @@ class Trainer:
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum, at the first learning rate."""
+    """Adam, or SGD with momentum, at the first learning rate; on a GPU all of its state lies there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr_at(0), weight_decay=config.weight_decay)
+        return torch.optim.Adam(parameters, lr=config.lr_at(0), weight_decay=config.weight_decay,
+                                capturable=parameters[0].is_cuda)  # fmt: skip
     return torch.optim.SGD(parameters, lr=config.lr_at(0), momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def works_on_a_single_row(model: nn.Module, split: Split) -> bool:
-    """Whether a forward pass in train mode accepts one image; BatchNorm on vectors does not."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Take up a state that may have been saved on another kind of device."""
+    own = [{key: group[key] for key in ("capturable", "foreach", "fused") if key in group} for group in
+           optimizer.param_groups]  # fmt: skip
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        if "step" in values:
+            capturable = optimizer.param_groups[0].get("capturable")
+            values["step"] = values["step"].to(parameter.device if capturable else "cpu")
+
+
+def uses_all(model: nn.Module, split: Split) -> bool:
+    """Whether the output depends on every parameter that is trained."""
+    probe = copy.deepcopy(model).eval()
+    probe(split.batch(torch.zeros(1, dtype=torch.long)).x).sum().backward()
+    return all(p.grad is not None for p in probe.parameters() if p.requires_grad)
+
+
+def accepts(model: nn.Module, split: Split, images: int) -> bool:
+    """Whether a forward pass in train mode works on so few images: BatchNorm on vectors does not work on one."""
     probe = copy.deepcopy(model).train()
     try:
         with torch.no_grad():
-            probe(split.batch(torch.zeros(1, dtype=torch.long)).x)
+            probe(split.batch(torch.zeros(images, dtype=torch.long)).x)
     except ValueError:
         return False
     return True

@@ -1,0 +1,68 @@
+"""SIGINT and SIGTERM ask a run to stop after its step; a second one ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+SAME_SIGNAL = 2.0  # seconds: a launcher passes on what the terminal already sent to all
+PATIENCE = 20.0  # seconds until a process that waits for others in vain exits
+
+
+class StopSignals:
+    """Inside, the two signals are noted; calling it says whether the run is to stop, on every process alike.
+
+    agree: of the number that each process received (0: none), the largest over all. launched: whether a launcher may pass
+    a signal on twice, and other processes may keep this one waiting.
+    """
+
+    def __init__(self, agree: Callable[[int], int] = lambda number: number, launched: bool = False) -> None:
+        self.agree, self.launched = agree, launched
+        self.number = 0  # what this process received
+        self.agreed = 0
+        self.at = 0.0
+
+    def __enter__(self) -> StopSignals:
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.launched:
+            self.over = threading.Event()
+            self.woken, wakes = os.pipe()
+            os.set_blocking(wakes, False)
+            self.wakeup_before = signal.set_wakeup_fd(wakes)
+            self.wakes = wakes
+            threading.Thread(target=self._exit_if_nothing_ends, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.launched:
+            signal.set_wakeup_fd(self.wakeup_before)
+            self.over.set()
+            os.close(self.wakes)
+
+    def __call__(self) -> bool:
+        self.agreed = self.agreed or self.agree(self.number)
+        return self.agreed > 0
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.number and time.monotonic() - self.at < SAME_SIGNAL:
+            return
+        if self.number or not self.launched:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
+        if self.number:
+            signal.raise_signal(number)
+        self.number, self.at = number, time.monotonic()
+        os.write(2, b"\nstopping after this step; once more ends at once\n")  # safe within a signal handler
+
+    def _exit_if_nothing_ends(self) -> None:
+        """In a thread: Python's handlers wait while the main thread waits for another process, this one does not."""
+        received = os.read(self.woken, 1)
+        os.close(self.woken)
+        if received and not self.over.wait(PATIENCE):
+            os.write(2, b"no step ended: exit without saving; the last saved state is whole\n")
+            os._exit(128 + received[0])

@@ -1,0 +1,191 @@
+"""Functions run in several processes at once, joined by gloo, and what starts them: a server that has torch loaded
+already and forks, so that a process costs milliseconds instead of seconds."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "train", "evaluate_on_pgd_attacks", "scipy.stats"])
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _child(queue, rank, size, port, function, args):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        whole = io.BytesIO()  # tensors in a queue would be handed over as open files of a process that ends
+        torch.save(function(*args), whole)
+        queue.put((rank, whole.getvalue(), None))
+    except BaseException:
+        queue.put((rank, None, traceback.format_exc()))
+
+
+def in_processes(size, function, *args, timeout=120):
+    """`function(*args)` in `size` processes with torchrun's environment: what each returned, by rank."""
+    queue, port = CONTEXT.Queue(), free_port()
+    processes = [CONTEXT.Process(target=_child, args=(queue, rank, size, port, function, args)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    try:
+        results = dict((rank, (value, error)) for rank, value, error in (queue.get(timeout=timeout) for _ in processes))
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    for rank, (_, error) in sorted(results.items()):
+        assert error is None, f"rank {rank}: {error}"
+    return [torch.load(io.BytesIO(results[rank][0]), weights_only=False) for rank in range(size)]
+
+
+class Started:
+    """`function(*args)` in a process of its own, with what it has written so far."""
+
+    def __init__(self, function, *args):
+        reader, writer = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=_alone, args=(writer, function, args))
+        self.process.start()
+        writer.close()
+        self.text = ""
+        self.reader = threading.Thread(target=self._read, args=(reader,), daemon=True)
+        self.reader.start()
+
+    def _read(self, reader):
+        while data := os.read(reader.fileno(), 1 << 16):
+            self.text += data.decode(errors="replace")
+
+    def wait_for(self, condition, timeout=60):
+        """Until `condition()`; it fails if the process ends before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline and self.process.is_alive(), self.text
+            time.sleep(0.005)
+
+    def join(self, timeout=120):
+        """Its exit status, negative for a signal."""
+        self.process.join(timeout)
+        alive = self.process.is_alive()
+        self.process.kill()
+        self.process.join()
+        self.reader.join(5)
+        assert not alive, f"hangs: {self.text}"
+        return self.process.exitcode
+
+
+def _alone(writer, function, args):
+    for number in (1, 2):
+        os.dup2(writer.fileno(), number)
+    writer.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    os._exit(_status(function, args))
+
+
+def _status(function, args):
+    try:
+        return function(*args) or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def train_alone(argv):
+    """train.main."""
+    from train import main
+
+    return main([str(a) for a in argv])
+
+
+def evaluate(argv):
+    """evaluate_on_pgd_attacks.main."""
+    from evaluate_on_pgd_attacks import main
+
+    return main([str(a) for a in argv])
+
+
+def train_limited(argv, size):
+    """train.main, no file of which may grow beyond `size` bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    return train_alone(argv)
+
+
+def train_slowly(argv, seconds):
+    """train.main whose first step takes so long."""
+    import trainer
+
+    def slow(self, own):
+        print("in a step", flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.1)
+        return own
+
+    trainer.Trainer._merge = slow
+    return train_alone(argv)
+
+
+def train_until(argv, place, count):
+    """train.main, killed by SIGKILL at the `count`-th time that it comes to `place`."""
+    import pathlib
+
+    import checkpoint
+    import trainer
+
+    left = count
+
+    def dying(function, after=False):
+        def wrapped(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0 and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    owner, name, after = {
+        "fsync": (os, "fsync", False),  # the temporary file is written, not yet in its place
+        "before the replace": (pathlib.Path, "replace", False),
+        "after the replace": (pathlib.Path, "replace", True),
+        "link": (os, "link", True),  # the old state has its second name
+        "save": (checkpoint, "digest", False),
+        "check": (
+            trainer,
+            "zero_crossing",
+            False,
+        ),  # the search for an image's margin; training has its own name for it
+        "step": (trainer.Trainer, "_merge", False),
+    }[place]
+    setattr(owner, name, dying(getattr(owner, name), after))
+    return train_alone(argv)
+
+
+def train(argv):
+    """train.main in this process; its output, quiet here, comes back."""
+    from train import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = main(argv)
+    return status, out.getvalue()

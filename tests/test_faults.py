@@ -1,0 +1,328 @@
+"""What a cluster does to a run, done for real: processes killed, files damaged, limits hit, numbers not finite."""
+
+import json
+import resource
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import checkpoint
+import ranks
+from ranks import Started
+
+RUN = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",
+       "--val_size", "30", "--test_size", "20", "--nb_iter", "3", "--disp_interval", "2", "--max_steps", "14",
+       "--save_interval", "0.0001"]  # fmt: skip
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
+
+
+def content(folder):
+    """What a run leaves, but for its speed."""
+    state, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "model_best.pt")
+    parts = {key: checkpoint.digest(value) for key, value in state.items() if key != "config"}
+    return {**parts, "best": checkpoint.digest(best["model"]), "rows": rows(folder),
+            "margins": np.load(folder / "margins.npy").tobytes()}  # fmt: skip
+
+
+def start(folder, *more):
+    return Started(ranks.train_alone, [*RUN, "--savepath", folder, "--resume", *more])
+
+
+def go_on(folder, *more):
+    started = start(folder, *more)
+    assert started.join() == 0, started.text
+    return started.text
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    go_on(folder)
+    return content(folder)
+
+
+PLACES = [("step", 1), ("step", 9), ("check", 1), ("check", 4), ("fsync", 1), ("fsync", 20), ("fsync", 30),
+          ("before the replace", 11), ("after the replace", 11), ("before the replace", 25), ("after the replace", 26),
+          ("link", 3), ("save", 12)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "count"), PLACES)
+def test_killed_anywhere_it_goes_on_as_if_undisturbed(tmp_path, undisturbed, place, count):
+    folder = tmp_path / "run"
+    killed = Started(ranks.train_until, [*RUN, "--savepath", folder, "--resume"], place, count)
+    assert killed.join() == -signal.SIGKILL, killed.text
+    go_on(folder)
+    assert content(folder) == undisturbed
+    assert not list(folder.glob(".*.tmp")), "no stray temporary file"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_within_a_check(tmp_path, undisturbed, number):
+    folder = tmp_path / "run"
+    started = start(folder, "--eval_batch_size", "1")
+    in_check = lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 2  # noqa: E731  (a check follows)
+    started.wait_for(in_check)
+    started.process.terminate() if number == signal.SIGTERM else ranks.os.kill(started.process.pid, number)
+    began = time.monotonic()
+    assert started.join() == 128 + number, started.text
+    assert time.monotonic() - began < 30
+    assert "go on with: python" in started.text and "--resume" in started.text
+    go_on(folder, "--eval_batch_size", "1")
+    assert content(folder)["eps"] == undisturbed["eps"] and content(folder)["model"] == undisturbed["model"]
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    started = Started(ranks.train_slowly, [*RUN, "--savepath", tmp_path / "run"], 60.0)
+    started.wait_for(lambda: "in a step" in started.text)
+    started.process.terminate()
+    started.wait_for(lambda: "stopping after this step" in started.text)
+    began = time.monotonic()
+    time.sleep(2.1)  # what comes sooner is the launcher's echo
+    started.process.terminate()
+    assert started.join() == -signal.SIGTERM and time.monotonic() - began < 10
+
+
+def limited(started, size):
+    """As a full disk: no file of the process may grow beyond `size` bytes."""
+    resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_disk_full_for_a_while(tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    started = start(folder)
+    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    limited(started, 100)
+    started.wait_for(lambda: "cannot be written" in started.text)
+    before = checkpoint.load(folder / "last.pt")  # whole
+    written = len(rows(folder))
+    started.wait_for(lambda: "step 8, val" in started.text)
+    assert checkpoint.load(folder / "last.pt")["step"] == before["step"] and len(rows(folder)) == written
+    limited(started, resource.RLIM_INFINITY)
+    assert started.join() == 0, started.text
+    assert "written again" in started.text and started.text.count("cannot be written") >= 1
+    assert content(folder) == undisturbed
+
+
+def test_a_disk_full_to_the_end(tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    started = start(folder)
+    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    limited(started, 100)
+    assert started.join() == 4, started.text
+    last = started.text.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "could not be written" in last and "--resume" in last
+    assert 0 < checkpoint.load(folder / "last.pt")["step"] < 14
+    go_on(folder)
+    assert content(folder) == undisturbed
+
+
+def test_a_disk_full_from_the_beginning(tmp_path):
+    started = Started(ranks.train_limited, [*RUN, "--savepath", tmp_path / "run"], 100)
+    assert started.join() == 2
+    assert started.text.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in started.text
+    go_on(tmp_path / "run")
+
+
+def test_a_disk_full_never_makes_a_damaged_state_the_previous_one(tmp_path, undisturbed):
+    go_on(tmp_path / "run")
+    run = tmp_path / "run"
+    good = (run / "last.prev.pt").read_bytes()
+    (run / "last.pt").write_bytes(b"damaged")
+    started = Started(ranks.train_limited, [*RUN, "--max_steps", "16", "--resume", "--savepath", run], 10_000)
+    assert started.join() != 0
+    assert (run / "last.prev.pt").read_bytes() == good
+    assert (run / "last.damaged.pt").read_bytes() == b"damaged"
+
+
+DAMAGES = {
+    "empty": lambda raw: b"",
+    "html": lambda raw: b"<!DOCTYPE html><html><body>404</body></html>",
+    "truncated": lambda raw: raw[: len(raw) // 2],
+    "flipped": lambda raw: raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 1]) + raw[len(raw) // 2 + 1 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, undisturbed, damage):
+    folder = tmp_path / "run"
+    assert Started(ranks.train_until, [*RUN, "--savepath", folder], "step", 9).join() == -signal.SIGKILL
+    raw = (folder / "last.pt").read_bytes()
+    (folder / "last.pt").write_bytes(DAMAGES[damage](raw))
+    said = go_on(folder)
+    assert "warning: checkpoint" in said and "last.prev.pt" in said
+    assert content(folder) == undisturbed
+    for main, flag in ((ranks.train_alone, "--pretrained"), (ranks.evaluate, "--model")):
+        (tmp_path / "named.pt").write_bytes(DAMAGES[damage](raw))
+        more = [*RUN, "--savepath", tmp_path / "new"] if main is ranks.train_alone else []
+        named = Started(main, [*more, flag, tmp_path / "named.pt"])
+        assert named.join() == 2
+        assert "named.pt" in named.text.strip().splitlines()[-1] and "Traceback" not in named.text
+        assert not (tmp_path / "new").exists()
+
+
+class Sometimes(nn.Module):
+    """Linear logits; not a number for an image whose first pixel is above 0.9."""
+
+    def __init__(self, channels, height, width, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(channels * height * width, num_classes)
+        self.norm = nn.BatchNorm1d(num_classes)
+
+    def forward(self, x):
+        out = self.norm(self.linear(x.flatten(1)))
+        return torch.where(x[:, :1, 0, 0] > 0.9, torch.nan, out) if self.training else out
+
+
+def trainer_of(network, images, **changes):
+    from dataclasses import replace
+
+    from config import PRESETS
+    from data import Dataset, Split
+    from trainer import Trainer
+
+    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, batch_size=8, nb_iter=2, method="mma", **changes)
+    labels = torch.arange(len(images)) % 10
+    split = Split(images, labels, torch.arange(len(images)) + 100)
+    torch.manual_seed(0)
+    return Trainer(config, network(1, 8, 8, 10), Dataset(split, split, split, 10))
+
+
+def everything(trainer):
+    state = trainer.state()
+    return checkpoint.digest([state[key] for key in ("model", "optimizer", "eps", "sums")])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
+    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[5, 0, 0, 0] = 255
+    trainer = trainer_of(Sometimes, images, optimizer=optimizer, lr=((0, 1e-2),))
+    bad = next(step for step in range(4) if 5 in trainer.batch_rows(step))
+    for step in range(8):
+        before = everything(trainer)
+        trainer.train_step()
+        assert trainer.step == step + 1
+        if step % 4 == bad and step < 4:
+            assert everything(trainer) == before or step == 0
+            assert int(trainer.guard.since_row) == 1
+        elif step < 4:
+            assert everything(trainer) != before
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+    assert trainer._train_row(1.0)["skipped_steps"] == 2 and int(trainer.guard.last) == -1
+
+
+def test_a_first_step_that_is_not_finite_leaves_the_optimizer_as_new():
+    images = torch.full((8, 1, 8, 8), 255, dtype=torch.uint8)
+    for optimizer in ("adam", "sgd"):
+        trainer = trainer_of(Sometimes, images, optimizer=optimizer)
+        trainer.train_step()
+        states = [v for values in trainer.optimizer.state.values() for v in values.values()]
+        assert all((value == 0).all() for value in states)
+
+
+class Idle(Sometimes):
+    """One weight is huge and has no part in the output."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.idle = nn.Parameter(torch.tensor(1e34))
+
+    def forward(self, x):
+        return super().forward(x) + 0 * self.idle
+
+
+def test_an_overflow_of_the_weights_is_taken_back():
+    """Loss and gradient are finite, the new weight is not."""
+    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    trainer = trainer_of(Idle, images, optimizer="sgd", lr=((0, 1.0),), weight_decay=1e10)
+    before = checkpoint.digest(trainer.model.state_dict())
+    trainer.train_step()
+    assert checkpoint.digest(trainer.model.state_dict()) == before and int(trainer.guard.in_a_row) == 1
+
+
+def test_three_in_a_row_end_the_run_naming_steps_and_images(tmp_path):
+    from trainer import NotFinite
+
+    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    trainer = trainer_of(Sometimes, images, disp_interval=8)
+    for step in (1, 2, 3):
+        images[trainer.batch_rows(step)[0], 0, 0, 0] = 255
+    numbers = sorted(100 + int(trainer.batch_rows(step)[0]) for step in (1, 2, 3))
+    for _ in range(5):  # on after the third, as the host looks later
+        trainer.train_step()
+    with pytest.raises(
+        NotFinite, match=f"steps 2, 3, 4 were not finite: training images {', '.join(map(str, numbers))}$"
+    ):
+        trainer._train_row(1.0)
+    with pytest.raises(NotFinite):
+        trainer._save(None)
+
+
+def test_a_run_of_such_steps_ends_with_status_3(tmp_path):
+    """A learning rate that overflows every weight."""
+    folder = tmp_path / "run"
+    started = Started(ranks.train_alone, [*RUN, "--lr", "1e30", "--optimizer", "sgd", "--savepath", folder])
+    assert started.join() == 3, started.text
+    assert "were not finite" in started.text
+    state = checkpoint.load(folder / "last.pt")
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_gradient_that_is_not_a_number_spoils_its_own_image_alone(norm):
+    from losses import cross_entropy
+    from pgd import pgd
+
+    class Kink(nn.Module):
+        """The gradient of one image is not a number, its output is."""
+
+        def forward(self, x):
+            odd = (x - 0.5).flatten(1)[:, :1]
+            return x.flatten(1)[:, :3] + torch.where(odd == 0, (odd * odd).sqrt(), 0)
+
+    x = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 0.4
+    spoiled = x.clone()
+    spoiled[2, 0, 0, 0] = 0.5
+    y, settings = (
+        torch.tensor([0, 1, 2, 0]),
+        {"loss_fn": cross_entropy, "norm": norm, "eps": 0.1, "step_size": 0.03, "steps": 4},
+    )
+    (gradient,) = torch.autograd.grad(Kink()(spoiled.requires_grad_()).sum(), spoiled)
+    assert gradient[2].isnan().any() and not gradient[[0, 1, 3]].isnan().any()
+    plain, found = pgd(Kink(), x, y, **settings), pgd(Kink(), spoiled.detach(), y, **settings)
+    assert found.isfinite().all()
+    assert torch.equal(found[[0, 1, 3]], plain[[0, 1, 3]])
+
+
+def test_resume_refuses_what_is_not_this_run(tmp_path):
+    """Another data set, norm, method, network, although every shape fits: both values are named."""
+    folder = tmp_path / "run"
+    go_on(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    for flag, value, own in (("--norm", "L2", "Linf"), ("--method", "trades", "mma"), ("--dataset", "mnist", "digits"),
+                             ("--network", "models:LeNet5Madry", "lenet5"), ("--seed", "1", "0")):  # fmt: skip
+        refused = start(folder, flag, value)
+        assert refused.join() == 2
+        last = refused.text.strip().splitlines()[-1]
+        assert last.startswith("error: ") and f"{flag} {value} here, {own} there" in last
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_prefixes_in_a_state_are_understood(tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    assert Started(ranks.train_until, [*RUN, "--savepath", folder], "step", 9).join() == -signal.SIGKILL
+    state = checkpoint.load(folder / "last.pt")
+    state["model"] = {f"_orig_mod.module.{name}": value for name, value in state["model"].items()}
+    checkpoint.save(folder / "last.pt", state)
+    go_on(folder)
+    assert content(folder) == undisturbed
+    shutil.rmtree(folder)
