@@ -25,8 +25,7 @@ def free_port():
 
 
 def _child(queue, rank, size, port, function, args):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+    os.environ.update(_environment(rank, size, port))
     torch.set_num_threads(1)
     try:
         whole = io.BytesIO()  # tensors in a queue would be handed over as open files of a process that ends
@@ -56,9 +55,9 @@ def in_processes(size, function, *args, timeout=120):
 class Started:
     """`function(*args)` in a process of its own, with what it has written so far."""
 
-    def __init__(self, function, *args):
+    def __init__(self, function, *args, environment=None):
         reader, writer = CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(target=_alone, args=(writer, function, args))
+        self.process = CONTEXT.Process(target=_alone, args=(writer, function, args, environment or {}))
         self.process.start()
         writer.close()
         self.text = ""
@@ -87,7 +86,19 @@ class Started:
         return self.process.exitcode
 
 
-def _alone(writer, function, args):
+def started_together(size, function, *args):
+    """`Started` processes of one world."""
+    port = free_port()
+    return [Started(function, *args, environment=_environment(rank, size, port)) for rank in range(size)]
+
+
+def _environment(rank, size, port):
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+
+
+def _alone(writer, function, args, environment):
+    os.environ.update(environment)
     for number in (1, 2):
         os.dup2(writer.fileno(), number)
     writer.close()
@@ -139,6 +150,26 @@ def train_slowly(argv, seconds):
         return own
 
     trainer.Trainer._merge = slow
+    return train_alone(argv)
+
+
+def train_hanging(argv, patience):
+    """train.main whose second process hangs before it sends anything in step 3, while the first waits for it."""
+    import signals
+    import trainer
+
+    signals.PATIENCE = patience
+    original = trainer.Trainer._merge
+
+    def hanging(self, own):
+        if self.step == 2:
+            print("in step 3", flush=True)
+            while self.world.rank == 1:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])  # this thread hears nothing
+                time.sleep(60)
+        return original(self, own)
+
+    trainer.Trainer._merge = hanging
     return train_alone(argv)
 
 
