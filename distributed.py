@@ -122,7 +122,13 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    if local_size() == size:
+        # Without --rdzv-backend torchrun keeps one store for all attempts, and addresses of dead processes are found in
+        # it (pytorch issue 135712). On several machines the number of the attempt may differ: --rdzv-backend=c10d there.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     yield World(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: the others may never come
 

@@ -44,7 +44,7 @@ def alive(process):
 
 
 def test_a_process_killed_in_an_attack_is_started_again_and_the_run_goes_on(tmp_path):
-    process = torchrun(tmp_path / "run", "attack", 1, "kill", 9, restarts=1)
+    process = torchrun(tmp_path / "run", "attack", 1, "kill", 6, restarts=1)
     out = finish(process)
     assert process.returncode == 0, out
     assert "exitcode: -9" in out and re.search(r"going on from step [1-9]", out) and "finished" in out
