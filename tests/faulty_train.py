@@ -33,6 +33,8 @@ def inject(place, rank, kind, count):
     def faulty(*args, **kwargs):
         nonlocal left
         left -= 1
+        if left == 0:
+            print(f"fault at {time.time()}", flush=True)
         if left == 0 and kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if left == 0 and kind == "raise":
