@@ -30,6 +30,8 @@ FREE_ON_RESUME = {
     "max_steps",
     "device",
     "data_root",
+    "streaming",
+    "num_workers",
     "disp_interval",
     "save_interval",
     "tensorboard",
@@ -152,7 +154,11 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
     for note in notes:
         print(note)
     data = load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
-                        val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
+                        val_size=config.val_size, test_size=config.test_size, device=device,
+                        streaming=config.streaming, num_workers=config.num_workers)  # fmt: skip
+    if config.streaming is None and data.streamed:
+        print(f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
+              "they stay on disk")  # fmt: skip
     trainer = Trainer(config, new_model(config, data, pretrained=None if state else config.pretrained).to(device), data)
     check_batches(trainer)
     if state:
@@ -167,7 +173,7 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
           f"{device}; " + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
 
     try:
-        with recorder, StopSignals() as stop:
+        with recorder, StopSignals() as stop, trainer.batches:
             finished = trainer.run(recorder, stop)
     except FloatingPointError as error:
         print(f"error: {error}: nothing of it was saved; lower --lr, then start in another --savepath", file=sys.stderr)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from anpgd import zero_crossing
 from config import Config
 from cuda_graph import Captured
-from data import Dataset, Split, steps_per_epoch, train_batch
+from data import Dataset, Split, TrainBatches, steps_per_epoch
 from fast_pgd import FastPgd
 from losses import LOSSES, logit_margin
 from objectives import OBJECTIVES, StepResult
@@ -56,10 +56,9 @@ def check_split(
     margins = torch.zeros(len(split), device=device)
     correct = 0
     with eval_mode(model):
-        for rows in torch.arange(len(split)).split(config.eval_batch_size):
+        for x, y, rows in split.batches(torch.arange(len(split)).split(config.eval_batch_size)):
             if stop():
                 return None
-            x, y, rows = split.batch(rows)
             with torch.no_grad():
                 right = logit_margin(model(x), y) < 0
             correct += int(right.sum())
@@ -119,6 +118,7 @@ class Trainer:
         self.config, self.model, self.data = config, model, data
         self.device = data.train.labels.device
         self.optimizer = make_optimizer(config, model)
+        self.batches = TrainBatches(data.train, batch_size=config.batch_size, seed=config.seed, augment=config.augment)
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
         self.search_single_row = works_on_a_single_row(model, data.train)
         self.parameters = list(model.parameters())
@@ -167,9 +167,7 @@ class Trainer:
         """One optimizer step; every draw is a function of (seed, step)."""
         config, step = self.config, self.step
         torch.manual_seed(mixed_seed(config.seed, GLOBAL, step))  # dropout in people's own networks
-        batch = train_batch(
-            self.data.train, step, batch_size=config.batch_size, seed=config.seed, augment=config.augment
-        )
+        batch = self.batches(step)
         noise = None
         if config.attacks:
             noise = send(torch.rand(batch.x.shape, generator=generator(config.seed, START, step)), self.device)
