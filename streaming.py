@@ -74,14 +74,12 @@ class ImagesOnDisk:
                 if isinstance(images, str):
                     raise UserError(images)
                 yield rows, images
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-        ) as error:  # the connection to a worker, or DataLoader's own watch over it
-            raise worker_failure(error) from None
+        except (OSError, EOFError, RuntimeError) as error:
+            raise worker_failure(error) from None  # the connection to a worker broke, or DataLoader saw it end
         finally:
             loader._shutdown_workers()  # DataLoader offers no other way than waiting for the garbage collector
+            for worker in loader._workers:
+                worker.kill()  # only one that hangs is still there; it ignores SIGTERM, and would keep us from ending
 
 
 @dataclass(frozen=True)

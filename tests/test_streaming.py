@@ -67,8 +67,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "pictures"
 
 
-def load(folder, num_workers=0, streaming=True, val_size=6):
-    return load_dataset("imagefolder", str(folder), seed=0, train_size=None, val_size=val_size, test_size=None, device=CPU,
+def load(folder, num_workers=0, streaming=True, device=CPU):
+    return load_dataset("imagefolder", str(folder), seed=0, train_size=None, val_size=6, test_size=None, device=device,
                         streaming=streaming, num_workers=num_workers)  # fmt: skip
 
 
@@ -105,6 +105,17 @@ def test_batches_are_those_in_memory(folder, num_workers, start, monkeypatch):
         for step in range(5):
             assert same(batches(step), train_batch(here, step, **parts))
     assert len(train_batch(here, 3, **parts).y) == 0  # of the last 6 rows
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_batches_on_a_gpu_are_those_in_memory(folder):
+    """Through page-locked memory, which is given back before the copy is done."""
+    cuda = torch.device("cuda")
+    here = load(folder, streaming=False, device=cuda).train
+    settings = {"batch_size": 8, "seed": 0, "augment": True}
+    with TrainBatches(load(folder, 2, device=cuda).train, **settings) as batches:
+        got = [batches(step) for step in range(20)]
+    assert all(same(batch, train_batch(here, step, **settings)) for step, batch in enumerate(got))
 
 
 def test_the_workers_read_and_the_main_process_does_not(folder, monkeypatch):
@@ -253,10 +264,9 @@ def test_chosen_by_size(folder, capsys, monkeypatch):
     assert 0 < streaming.free_memory(CPU) < 2**50
 
 
-def test_only_image_folders_stream(capsys):
-    fails(
-        capsys, train.main, ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1", "--streaming"], "--streaming"
-    )
+def test_only_image_folders_stream(capsys, tmp_path):
+    digits = ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1", "--max_steps", "1"]
+    fails(capsys, train.main, [*digits, "--savepath", tmp_path / "run", "--streaming"], "--streaming: digits")
     found = load_dataset(
         "digits", "", seed=0, train_size=None, val_size=100, test_size=None, device=CPU, streaming=None
     )
@@ -310,7 +320,8 @@ def test_a_signal_to_the_whole_process_group(tmp_path, folder):
 def test_a_killed_run_leaves_no_worker_and_no_lock(tmp_path, folder):
     process, workers = started(tmp_path)
     process.kill()
-    process.communicate()
+    process.wait()  # not for its pipes, which the workers would hold open
+    process.stdout.close(), process.stderr.close()
     deadline = time.monotonic() + 2  # a worker looks for its parent by itself every 5 s
     while time.monotonic() < deadline and any(map(alive, workers)):
         time.sleep(0.02)
