@@ -17,9 +17,11 @@ import checkpoint
 import data
 import streaming
 import train
+from config import Config
 from conftest import ROOT
 from data import TrainBatches, load_dataset, train_batch
 from errors import UserError
+from flags import parse_train
 from runlog import RunFolder
 from test_cli import fails, rows
 
@@ -234,13 +236,17 @@ def assert_same_run(one, other):
 
 
 def test_a_run_from_disk_is_the_run_from_memory(folder, capsys):
-    """Weights, radii and rows bit for bit, with 0 and 2 workers; and each goes on where the other was."""
+    """Weights, radii and rows bit for bit, with 0 and 2 workers; and each goes on where the other was, in mid-epoch."""
     argv = [*SMALL, "--max_steps", "10"]
     assert train.main([*argv, "--no-streaming", "--savepath", "memory"]) == 0
     assert train.main([*argv, "--streaming", "--savepath", "disk"]) == 0
     assert train.main([*argv, "--streaming", "--num_workers", "0", "--savepath", "alone"]) == 0
-    assert train.main([*SMALL, "--max_steps", "6", "--streaming", "--savepath", "mixed"]) == 0
-    assert train.main([*argv, "--savepath", "mixed", "--resume"]) == 0
+    for steps, how in (
+        ("3", ["--streaming"]),
+        ("6", ["--no-streaming"]),
+        ("10", ["--streaming", "--num_workers", "1"]),
+    ):
+        assert train.main([*SMALL, "--max_steps", steps, *how, "--savepath", "mixed", "--resume"]) == 0
     assert "stay on disk" not in capsys.readouterr().out
     for other in ("disk", "alone"):
         assert_same_run(Path("memory"), Path(other))
@@ -262,6 +268,17 @@ def test_chosen_by_size(folder, capsys, monkeypatch):
     assert train.main([*SMALL, "--max_steps", "1", "--no-streaming", "--savepath", "memory"]) == 0
     assert "stay on disk" not in capsys.readouterr().out
     assert 0 < streaming.free_memory(CPU) < 2**50
+
+
+def test_the_flags():
+    folder = ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1"]
+    for flags, value in (([], None), (["--streaming"], True), (["--no-streaming"], False)):
+        config, _ = parse_train([*folder, *flags])
+        assert config.streaming is value and config.num_workers == 2
+        assert Config.from_dict(config.to_dict()) == config
+    for wrong in ({"streaming": 1}, {"streaming": "yes"}, {"num_workers": True}, {"num_workers": None}):
+        with pytest.raises(UserError, match="stored config"):
+            Config.from_dict({**config.to_dict(), **wrong})
 
 
 def test_only_image_folders_stream(capsys, tmp_path):
