@@ -42,6 +42,10 @@ class Config:
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
     precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere", PRECISIONS)
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
+    streaming: bool | None = opt(
+        None, "leave an image folder on disk (default: if it would take more than half of the device's free memory)"
+    )
+    num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process")
 
     method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
@@ -161,7 +165,7 @@ def _check_types(config: Config) -> None:
     for f in dataclasses.fields(Config):
         value, kinds = getattr(config, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
         choices = f.metadata["choices"]
-        of_kind = isinstance(value, bool) == (bool in kinds) and (
+        of_kind = (bool in kinds or not isinstance(value, bool)) and (
             (float in kinds and isinstance(value, int | float))
             or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
         )
@@ -269,9 +273,13 @@ def validate(config: Config) -> None:
     require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
                                "eps_iter_scale", "attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size",
                                "eval_batch_size", "save_interval", "train_eps", "ramp_steps"))  # fmt: skip
-    for name in ("momentum", "weight_decay", "trades_beta"):
+    for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
+    if config.streaming and config.dataset != "imagefolder":
+        raise UserError(
+            f"--streaming: {config.dataset} is small and lives in memory, only image folders stay on disk: leave it out"
+        )
     if not 0 <= config.clean_loss_coeff <= 1:
         raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
     if config.method in ALPHA and _method_of(config.clean_loss_coeff) != config.method:

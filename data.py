@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the device, their splits, and batches of (x, y, index).
+"""Data sets as uint8 tensors on the device or as files on disk, their splits, and batches of (x, y, index).
 
 B batch, N images, C channels. Images are stored as (N, C, H, W) uint8 and given out as float32 in [0, 1].
 """
@@ -6,8 +6,10 @@ B batch, N images, C channels. Images are stored as (N, C, H, W) uint8 and given
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from errors import UserError
+from image_folder import list_folder
+from streaming import ImagesOnDisk, free_memory, tells_of_a_worker, worker_failure
 from utils import AUGMENT, ORDER, SPLIT, generator, mixed_seed, send
 
 AUGMENT_PAD = 4
@@ -34,9 +37,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a data set, on one device."""
+    """Some images of a data set, on one device; the pixels there too, or on disk."""
 
-    images: Tensor  # (N, C, H, W) uint8
+    images: Tensor | ImagesOnDisk  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
     numbers: Tensor  # (N,) int64: each image's number in the data set's own order
 
@@ -48,12 +51,45 @@ class Split:
         return tuple(self.images.shape[1:])
 
     def batch(self, index: Tensor) -> Batch:
-        """(B,) rows -> the batch of these images as they are."""
+        """(B,) rows -> the batch of these images as they are.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
         index = send(index, self.labels.device) if index.device.type == "cpu" else index
-        return Batch(self.images[index].float() / 255, self.labels[index], index)
+        return self._batch(index, self.images[index])
+
+    def batches(self, rows: Iterable[Tensor]) -> Iterator[Batch]:
+        """The batch of each (B,) of `rows`; from disk they are read ahead, until the iterator is closed.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
+        if not isinstance(self.images, ImagesOnDisk):
+            yield from map(self.batch, rows)
+            return
+        with closing(self.images.read_ahead(rows)) as read:
+            for index, images in read:
+                yield self._batch(send(index, self.labels.device), images)
+
+    def _batch(self, index: Tensor, images: Tensor) -> Batch:
+        images = images.to(self.labels.device, non_blocking=True)  # still uint8
+        return Batch(images.float() / 255, self.labels[index], index)
 
     def everything(self) -> Batch:
         return self.batch(torch.arange(len(self)))
+
+    def in_memory(self) -> Split:
+        """The same with the pixels on the device.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
+        if not isinstance(self.images, ImagesOnDisk):
+            return self
+        return replace(self, images=self.images[torch.arange(len(self))].to(self.labels.device))
+
+    def read_by(self, num_workers: int) -> Split:
+        """The same, of images on disk, with this many processes that read ahead."""
+        pin_memory = self.labels.device.type == "cuda"
+        return replace(self, images=replace(self.images, num_workers=num_workers, pin_memory=pin_memory))
 
 
 class Dataset(NamedTuple):
@@ -62,29 +98,44 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the images stay on disk."""
+        return isinstance(self.train.images, ImagesOnDisk)
+
+    @property
+    def nbytes(self) -> int:
+        """What the images of all splits take, or would take, in memory."""
+        return sum(split.images.nbytes for split in (self.train, self.val, self.test))
+
 
 class Raw(NamedTuple):
     """One part of a data set as it was read: images (N, C, H, W) uint8, labels (N,) int64."""
 
-    images: np.ndarray
+    images: np.ndarray | ImagesOnDisk
     labels: np.ndarray
     num_classes: int
 
     def split(self, rows: np.ndarray, device: torch.device) -> Split:
-        """These rows as tensors on `device`."""
-        # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
-        images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format)
+        """These rows as tensors on `device`; images on disk stay there."""
+        if isinstance(self.images, ImagesOnDisk):
+            images = replace(self.images, paths=[self.images.paths[row] for row in rows])
+        else:
+            # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
+            images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format).to(device)
         labels = torch.from_numpy(self.labels[rows])
-        return Split(images.to(device), labels.to(device), torch.from_numpy(rows).to(device))
+        return Split(images, labels.to(device), torch.from_numpy(rows).to(device))
 
 
 def load_dataset(name: str, root: str, *, seed: int, train_size: int | None, val_size: int | None,
-                 test_size: int | None, device: torch.device) -> Dataset:  # fmt: skip
+                 test_size: int | None, device: torch.device, streaming: bool | None = False,
+                 num_workers: int = 0) -> Dataset:  # fmt: skip
     """Training, validation and test split. None: all training images that are not validation; 10 % for validation;
     all test images. `test_size` 0: none.
 
     MNIST and CIFAR-10: the first `val_size` training images are the validation set; digits: a fixed stratified split;
-    image folders: one that depends on `seed`.
+    image folders: one that depends on `seed`. `streaming`: the images of a folder stay on disk, where `num_workers`
+    processes read them; None: if they would take more than half of the device's free memory.
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
@@ -101,11 +152,16 @@ def load_dataset(name: str, root: str, *, seed: int, train_size: int | None, val
         raise UserError(f"--train_size {train_size}: {name} has {len(rest)} training images beside validation")
     if train_size is not None:
         rest = _first(name, raw.labels, rest, train_size, "train_size")
-    test = load_test(name, root, test_size=test_size, device=device)
+    test = _test_part(name, root, test_size, device)
     if test.shape != raw.images.shape[1:] or test.num_classes != raw.num_classes:
         raise UserError(f"--data_root {root}: training images are {_sizes(raw.images.shape[1:])} in {raw.num_classes} "
                         f"classes, test images {_sizes(test.shape)} in {test.num_classes}: they must be alike")  # fmt: skip
-    return Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes)
+    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes)
+    if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
+        splits = [split.read_by(num_workers) for split in data[:3]]
+    else:
+        splits = [split.in_memory() for split in data[:3]]
+    return Dataset(*splits, raw.num_classes)
 
 
 class TestSplit(NamedTuple):
@@ -122,6 +178,12 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
 
     :raises UserError: as `load_dataset`.
     """
+    test = _test_part(name, root, test_size, device)
+    return test._replace(split=test.split.in_memory())
+
+
+def _test_part(name: str, root: str, test_size: int | None, device: torch.device) -> TestSplit:
+    """The same, with the images of a folder still on disk."""
     raw = READERS[name](Path(root).expanduser(), "test")
     rows = np.arange(len(raw.labels))
     if test_size is not None and test_size > len(rows):
@@ -218,48 +280,9 @@ def _check_md5(path: Path, expected: str, expected_size: int | None) -> None:
 
 
 def _imagefolder(root: Path, part: str) -> Raw:
-    """`<part>/<class>/*` of equal-sized images; grey if every one is grey, else RGB."""
-    folder = root / part
-    if not folder.is_dir():
-        raise UserError(
-            f"image folder {folder.absolute()}: not there: --data_root must hold train/<class>/* and test/<class>/*"
-        )
-    try:
-        listing = torchvision.datasets.ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"image folder {folder.absolute()}: {error}: put images into train/<class> and test/<class>"
-        ) from None
-    others = {
-        p.name for other in ("train", "test") if (root / other).is_dir() for p in (root / other).iterdir() if p.is_dir()
-    }
-    if len(listing.classes) < 2 or others != set(listing.classes):
-        odd = sorted(others ^ set(listing.classes)) or listing.classes
-        raise UserError(f"image folder {folder.absolute()}: train and test need the same two or more classes, and "
-                        f"{odd[0]!r} is not in both: add or remove that folder")  # fmt: skip
-    images = [_read_image(Path(path)) for path, _ in listing.samples]
-    if any(image.ndim == 3 for image in images):
-        images = [np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image for image in images]
-    else:
-        images = [image[..., None] for image in images]
-    for (path, _), image in zip(listing.samples, images, strict=True):
-        if image.shape != images[0].shape:
-            raise UserError(f"image {Path(path).absolute()}: {image.shape[1]}x{image.shape[0]} pixels where "
-                            f"{Path(listing.samples[0][0]).name} has {images[0].shape[1]}x{images[0].shape[0]}: "
-                            "all images of a folder must have one size")  # fmt: skip
-    labels = np.array([label for _, label in listing.samples], dtype=np.int64)
-    return Raw(np.stack(images).transpose(0, 3, 1, 2).copy(), labels, len(listing.classes))
-
-
-def _read_image(path: Path) -> np.ndarray:
-    """(H, W) for a grey image, else (H, W, 3)."""
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path.absolute()}: cannot be read ({error}): mend or remove it") from None
+    """`<part>/<class>/*`, still on disk."""
+    found = list_folder(root, part)
+    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes)
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -283,28 +306,82 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
+class TrainBatches:
+    """`batches(step)` is the batch of optimizer step `step`, counted from 0: a function of (seed, step) alone.
+
+    Of several processes each gets its part of it, with its part of the draws. Steps that follow each other are read
+    ahead if the images are on disk; leaving the context ends that.
+
+    :raises UserError: if an image on disk cannot be read or, in the context, if a process that reads was lost.
+    """
+
+    def __init__(
+        self, split: Split, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
+        self.rank, self.ranks = rank, ranks
+        self.next_step, self.ahead = -1, None
+
+    def __enter__(self) -> TrainBatches:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.close()
+        if tells_of_a_worker(error):
+            raise worker_failure(error) from None
+
+    def __call__(self, step: int) -> Batch:
+        if step != self.next_step:
+            self.close()
+            self.ahead = self.split.batches(map(self.rows, itertools.count(step)))
+        batch = next(self.ahead)
+        self.next_step = step + 1
+        return self.augmented(step, batch)
+
+    def global_rows(self, step: int) -> Tensor:
+        """(B,) the rows of all processes together."""
+        count = len(self.split)
+        epoch, position = divmod(step, steps_per_epoch(count, self.batch_size))
+        return epoch_order(count, self.seed, epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def rows(self, step: int) -> Tensor:
+        """This process's part of them; it can be empty."""
+        return self.global_rows(step).tensor_split(self.ranks)[self.rank]
+
+    def augmented(self, step: int, batch: Batch) -> Batch:
+        """This process's part of the batch of `step` as training sees it."""
+        if not self.augment:
+            return batch
+        shift, flip = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step))
+        shift, flip = (draws.tensor_split(self.ranks)[self.rank] for draws in (shift, flip))
+        return batch._replace(x=crop_and_flip(batch.x, shift, flip))
+
+    def close(self) -> None:
+        """End what reads ahead; the next call starts it again."""
+        if self.ahead is not None:
+            self.ahead.close()
+        self.next_step, self.ahead = -1, None
+
+
 def train_batch(
     split: Split, step: int, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
 ) -> Batch:
-    """The batch of optimizer step `step`, counted from 0: a function of (seed, step) alone."""
-    epoch, position = divmod(step, steps_per_epoch(len(split), batch_size))
-    index = epoch_order(len(split), seed, epoch)[position * batch_size : (position + 1) * batch_size]
-    part = torch.arange(len(index)).tensor_split(ranks)[rank]
-    batch = split.batch(index[part])
-    return (
-        batch._replace(x=crop_and_flip(batch.x, generator(seed, AUGMENT, step), len(index), part)) if augment else batch
-    )
+    """One batch of `TrainBatches`, nothing read ahead."""
+    batches = TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks)
+    return batches.augmented(step, split.batch(batches.rows(step)))
 
 
-def crop_and_flip(x: Tensor, draws: torch.Generator, total: int | None = None, part: Tensor | None = None) -> Tensor:
-    """(B, C, H, W) -> (B, C, H, W): reflect-pad 4, random crop of the old size, horizontal flip with probability 1/2."""
+def draw_crops(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Shifts (B, 2) down and right, of -4 to 4 pixels, and flips (B,) with probability 1/2."""
+    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)
+    return shift.T, torch.rand(count, generator=draws) < 0.5
+
+
+def crop_and_flip(x: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """(B, C, H, W), (B, 2), (B,) -> (B, C, H, W): reflect-pad 4, crop of the old size, horizontal flip."""
     count, _, height, width = x.shape
-    total = count if total is None else total
-    part = torch.arange(count) if part is None else part
-    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, total), generator=draws)[:, part]
-    flip = (torch.rand(total, generator=draws) < 0.5)[part]
-    rows = _reflect(torch.arange(height) + shift[0, :, None], height)
-    columns = _reflect(torch.arange(width) + shift[1, :, None], width)
+    rows = _reflect(torch.arange(height) + shift[:, :1], height)
+    columns = _reflect(torch.arange(width) + shift[:, 1:], width)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     rows, columns = send(rows, x.device), send(columns, x.device)
     examples = torch.arange(count, device=x.device)

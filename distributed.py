@@ -21,6 +21,10 @@ from errors import UserError
 T = TypeVar("T")
 
 
+class SharedError(UserError):
+    """The same on every process: one of them says it."""
+
+
 class World(NamedTuple):
     """The processes of one run. Each method is called by all of them, in the same order."""
 
@@ -73,7 +77,7 @@ class World(NamedTuple):
         dist.all_gather_object(errors, error)
         for rank, said in enumerate(errors):
             if said is not None:
-                raise UserError(said if rank == 0 else f"rank {rank}: {said}")
+                raise SharedError(said if rank == 0 else f"rank {rank}: {said}")
         return result
 
     def from_first(self, work: Callable[[], T]) -> T:
@@ -129,7 +133,13 @@ def joined(device: str) -> Iterator[World]:
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    yield World(dist.get_rank(), dist.get_world_size())
+    try:
+        yield World(rank, size)
+    except SharedError:
+        raise
+    except UserError as error:
+        error.alone = True
+        raise
     dist.destroy_process_group()  # not after an error: the others may never come
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 class UserError(Exception):
     """A wrong value, a missing file, a checkpoint that does not fit: `<what> <value>: <what to do>`."""
 
+    alone = False  # of several processes, whether the others may not know of it
+
 
 def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, Ctrl-C 130; no traceback."""
@@ -20,7 +22,7 @@ def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":  # of several processes all fail alike, and one says it
+            if error.alone or os.environ.get("RANK", "0") == "0":  # what all processes meet, one says
                 print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -40,6 +40,8 @@ FREE_ON_RESUME = {
     "max_steps",
     "device",
     "data_root",
+    "streaming",
+    "num_workers",
     "disp_interval",
     "save_interval",
     "tensorboard",
@@ -194,7 +196,7 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
     say(f"{folder.path}: {images} images; {device}; " + (f"{world.size} processes; " if world.size > 1 else "")
         + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
     try:
-        with recorder, StopSignals(world.largest, launched=world.size > 1) as stop:
+        with recorder, StopSignals(world.largest, launched=world.size > 1) as stop, trainer.batches:
             finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
@@ -226,7 +228,8 @@ def new_trainer(config: Config, device: torch.device, world: World, state: dict 
 
     def load() -> Dataset:
         return load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
-                            val_size=config.val_size, test_size=config.test_size, device=device)  # fmt: skip
+                            val_size=config.val_size, test_size=config.test_size, device=device,
+                            streaming=config.streaming, num_workers=config.num_workers)  # fmt: skip
 
     def build() -> nn.Module:
         model = new_model(config, data, None if state else config.pretrained, say).to(device)
@@ -236,6 +239,9 @@ def new_trainer(config: Config, device: torch.device, world: World, state: dict 
     first_here = local_rank() == 0  # who downloads what is missing
     data = world.together(lambda: load() if first_here else None)
     data = world.together(lambda: data or load())
+    if config.streaming is None and data.streamed:
+        say(f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
+            "they stay on disk")  # fmt: skip
     trainer = Trainer(config, world.together(build), data, world)
     if state:
         world.together(lambda: restore(trainer, state, folder))

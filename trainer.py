@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from anpgd import zero_crossing
 from config import Config
 from cuda_graph import Captured
-from data import Dataset, Split, epoch_order, steps_per_epoch, train_batch
+from data import Batch, Dataset, Split, TrainBatches, steps_per_epoch
 from distributed import ALONE, World
 from fast_pgd import FastPgd
 from global_batchnorm import with_global_statistics
@@ -57,21 +58,21 @@ def check_split(
     batches, so that what an image gets does not depend on their number.
     """
     found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
-    batches = torch.arange(len(split)).split(config.eval_batch_size)
-    with eval_mode(model):
-        for first in range(0, len(batches), world.size):
+    rows = torch.arange(len(split)).split(config.eval_batch_size)
+    with eval_mode(model), closing(split.batches(rows[world.rank :: world.size])) as batches:
+        for first in range(0, len(rows), world.size):
             if stop():
                 return None
-            for rows in batches[first + world.rank : first + world.rank + 1]:
-                _check_batch(model, split, rows, config, key, attack, found)
+            if first + world.rank < len(rows):
+                _check_batch(model, split, next(batches), config, key, attack, found)
     right, robust, margins = world.total(found).unbind(1)
     return Check(float(right.double().mean()), float(robust.double().mean()), margins.contiguous())
 
 
-def _check_batch(model: nn.Module, split: Split, rows: Tensor, config: Config, key: tuple[int, ...], attack: PgdFn,
+def _check_batch(model: nn.Module, split: Split, batch: Batch, config: Config, key: tuple[int, ...], attack: PgdFn,
                  found: Tensor) -> None:  # fmt: skip
-    """Fill `rows` of `found`."""
-    x, y, rows = split.batch(rows)
+    """Fill the batch's rows of `found`."""
+    x, y, rows = batch
     with torch.no_grad():
         right = logit_margin(model(x), y) < 0
     x, y, rows = x[right], y[right], rows[right]
@@ -138,6 +139,8 @@ class Trainer:
         self.config, self.data, self.world = config, data, world
         self.device = data.train.labels.device
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
+        self.batches = TrainBatches(data.train, batch_size=config.batch_size, seed=config.seed, augment=config.augment,
+                                    rank=world.rank, ranks=world.size)  # fmt: skip
         self.search_single_row = accepts(model, data.train, images=1)
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
         if shares_statistics:
@@ -211,27 +214,19 @@ class Trainer:
         if config.local_bn:
             world.share_from(0, *self.model.buffers())
         if config.enlarges_margins:
-            index = self.batch_rows(step)
+            index = send(self.batches.global_rows(step), self.device)
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
         self.sums.add(result, counts)
         self.step += 1
         return result
-
-    def batch_rows(self, step: int) -> Tensor:
-        """(B,) the training rows of the global batch of `step`, on the device."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        size = self.config.batch_size
-        rows = epoch_order(len(self.data.train), self.config.seed, epoch)[position * size : (position + 1) * size]
-        return send(rows, self.device)
 
     def _own_gradient(self, step: int) -> StepResult:
         """This process's share of the losses; the gradient of the global batch is left in the parameters."""
         config, world = self.config, self.world
         key = (config.seed, GLOBAL, step, *([world.rank] if world.rank else []))
         torch.manual_seed(mixed_seed(*key))  # dropout in people's own networks
-        batch = train_batch(self.data.train, step, batch_size=config.batch_size, seed=config.seed,
-                            augment=config.augment, rank=world.rank, ranks=world.size)  # fmt: skip
-        self.total = min(config.batch_size, len(self.data.train) - step % self.steps_per_epoch * config.batch_size)
+        batch = self.batches(step)
+        self.total = len(self.batches.global_rows(step))
         noise = None
         if config.attacks:
             noise = torch.rand(self.total, *batch.x.shape[1:], generator=generator(config.seed, START, step))
@@ -319,9 +314,9 @@ class Trainer:
         if last < 0:
             return
         steps = range(last - ENOUGH + 1, last + 1)
-        numbers = self.data.train.numbers.cpu()
-        bad = {int(numbers[row]) for step, rows in zip(steps, self.guard.examples.cpu(), strict=True)
-               for row in self.batch_rows(step).cpu()[rows[: len(self.batch_rows(step))]]}  # fmt: skip
+        numbers, batches = self.data.train.numbers.cpu(), map(self.batches.global_rows, steps)
+        bad = {int(numbers[row]) for rows, marked in zip(batches, self.guard.examples.cpu(), strict=True)
+               for row in rows[marked[: len(rows)]]}  # fmt: skip
         who = f"training images {', '.join(map(str, sorted(bad)[:20]))}{', …' if len(bad) > 20 else ''}" if bad else (
             "no single image, but the gradient or the new weights")  # fmt: skip
         raise NotFinite(f"steps {', '.join(str(step + 1) for step in steps)} were not finite: {who}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import MNIST_FILES, crop_and_flip, load_dataset, load_test, train_batch
+from data import MNIST_FILES, crop_and_flip, draw_crops, load_dataset, load_test, steps_per_epoch, train_batch
 from errors import UserError
 from utils import AUGMENT, generator
 
@@ -180,7 +180,7 @@ def explicit_crop(x, top, left, flip):
 
 def test_augmentation_is_reflect_pad_crop_flip():
     x = torch.rand(64, 3, 12, 10)
-    out = crop_and_flip(x, generator(0, AUGMENT, 0))
+    out = crop_and_flip(x, *draw_crops(64, generator(0, AUGMENT, 0)))
     found = []
     for i in range(64):
         matches = [(t, left, f) for t in range(9) for left in range(9) for f in (False, True)
@@ -205,6 +205,24 @@ def test_augmented_batches_are_a_function_of_seed_and_step(folder):
     assert torch.equal(plain.x, split.images[plain.index].float() / 255) and torch.equal(
         plain.y, split.labels[plain.index]
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_parts_of_all_processes_are_the_batch_of_one(folder, ranks, augment):
+    """Rows and draws, also of the short last batch of an epoch, and where some processes get no row."""
+    split = load("imagefolder", folder).train
+    settings = {"batch_size": 8, "seed": 3, "augment": augment}
+    last = steps_per_epoch(len(split), 8) - 1
+    assert (len(split), last) == (27, 3)
+    for step in (0, last, last + 1):
+        whole = train_batch(split, step, **settings)
+        parts = [train_batch(split, step, rank=rank, ranks=ranks, **settings) for rank in range(ranks)]
+        assert len(whole.y) == (3 if step == last else 8)
+        assert max(len(part.y) for part in parts) == -(-len(whole.y) // ranks)
+        for name in ("x", "y", "index"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+        assert all(part.x.shape[1:] == (3, 12, 12) for part in parts)
 
 
 def test_grey_batches_have_the_plain_memory_order():

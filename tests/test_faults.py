@@ -206,7 +206,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
     images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images[5, 0, 0, 0] = 255
     trainer = trainer_of(Sometimes, images, optimizer=optimizer, lr=((0, 1e-2),))
-    bad = next(step for step in range(4) if 5 in trainer.batch_rows(step))
+    bad = next(step for step in range(4) if 5 in trainer.batches.global_rows(step))
     for step in range(8):
         before = everything(trainer)
         trainer.train_step()
@@ -255,8 +255,8 @@ def test_three_in_a_row_end_the_run_naming_steps_and_images(tmp_path):
     images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     trainer = trainer_of(Sometimes, images, disp_interval=8)
     for step in (1, 2, 3):
-        images[trainer.batch_rows(step)[0], 0, 0, 0] = 255
-    numbers = sorted(100 + int(trainer.batch_rows(step)[0]) for step in (1, 2, 3))
+        images[trainer.batches.global_rows(step)[0], 0, 0, 0] = 255
+    numbers = sorted(100 + int(trainer.batches.global_rows(step)[0]) for step in (1, 2, 3))
     for _ in range(5):  # on after the third, as the host looks later
         trainer.train_step()
     with pytest.raises(
