@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import math
@@ -15,13 +14,13 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
 import torchvision
 
 from errors import UserError
+from lock import FolderLock
 from utils import write_atomically
 
 
@@ -33,29 +32,22 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self.margins_file = path / "margins.npy"
-        self._lock: TextIO | None = None
+        self._lock = FolderLock(path)
         self.last, self.previous, self.best = path / "last.pt", path / "last.prev.pt", path / "model_best.pt"
 
     def holds_a_run(self) -> bool:
         return any(f.exists() for f in (self.config_file, self.metrics_file, self.last, self.previous, self.best))
 
     def lock(self) -> None:
-        """Keep other processes out of this folder, which must be there, for as long as this one lives.
+        """Keep other processes out of this folder, which must be there, until `unlock` or the end of this one.
 
         :raises UserError: if another process trains here.
         """
-        if self._lock is not None:
-            return
-        self._lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise UserError(f"--savepath {self.path}: another process trains here ({self._lock.read().strip()}): "
-                            "wait for it, or choose another folder") from None  # fmt: skip
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
+        self._lock.acquire()
+
+    def unlock(self) -> None:
+        """Let others in."""
+        self._lock.release()
 
     def prepare(self) -> None:
         """Make and lock the folder, and remove what an interrupted write left.

@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
         ) from None
+    finally:
+        folder.unlock()
 
 
 def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str]) -> int:
