@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from config import DATASETS, NORMS, opt, require_positive
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
 from flags import build_parser
+from memory import BatchSize
 from minimum_norm import (
     METHODS,
     NAMES,
@@ -83,12 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         refuse_to_shrink(subject, run.attack)
 
-    clean = clean_logits(subject, flags.batch_size)
+    batch = BatchSize(flags.batch_size, "--batch_size", tqdm.write)
+    clean = batch.run(lambda size: clean_logits(subject, size))
     print(f"AN-PGD on {len(clean)} images, as the training's check runs it", flush=True)
-    margins = check_split(subject.model, subject.test, subject.training, *CHECK_KEY).margins.cpu().double()
+    margins = anpgd_margins(subject)
     found: dict[str, Found] = {}
     for run in runs:
-        found[run.attack] = attack_all(run, clean, print)
+        found[run.attack] = attack_all(run, clean, batch, print)
         for done in runs[: len(found)]:  # again, because the best known distance may have become shorter
             report = content(done, clean, found, margins)
             write_result(subject, done.attack, report)
@@ -145,6 +148,16 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
     return subject, attacks, notes
 
 
+def anpgd_margins(subject: Subject) -> Tensor:
+    """(N,) float64 on the CPU: AN-PGD's margins, by the training's own check."""
+
+    def check(size: int) -> Tensor:
+        config = replace(subject.training, eval_batch_size=size)
+        return check_split(subject.model, subject.test, config, *CHECK_KEY).margins
+
+    return BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write).run(check).cpu().double()
+
+
 def best_known(subject: Subject, found: dict[str, Found]) -> tuple[list[float], list[str]]:
     """(N,) shortest distance by attacks of this run and by JSON beside the model, inf where there is none; their names."""
     n = len(subject.test)
@@ -175,6 +188,12 @@ def compared(subject: Subject, clean: Tensor, found: dict[str, Found], margins: 
             "distances": margins.tolist()}  # fmt: skip
 
 
+def batch_settings(run: Run, result: Found) -> dict[str, int]:
+    """What was asked for, where it is not what memory sufficed for."""
+    smaller = result.batch_size < run.batch_size
+    return {"batch_size": result.batch_size, "batch_size_asked": run.batch_size} if smaller else {}
+
+
 def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -> dict:
     """The JSON of one attack, without its head."""
     result, n, right = found[run.attack], len(clean), int(is_right(run.subject, clean).sum())
@@ -182,7 +201,7 @@ def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -
     broken = [d for d in distances if d is not None]
     return {
         "clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": run.seed,
-        "settings": {**run.settings, "device": str(clean.device)}, "seconds": result.seconds,
+        "settings": {**run.settings, "device": str(clean.device), **batch_settings(run, result)}, "seconds": result.seconds,
         **summary(result.distances), "not_found": n - len(broken), "mean_of_found": summary(broken)["mean"],
         "anpgd": compared(run.subject, clean, found, margins), "distances": distances,
     }  # fmt: skip

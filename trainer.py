@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +23,7 @@ from cuda_graph import Captured
 from data import Dataset, Split, steps_per_epoch, train_batch
 from fast_pgd import FastPgd
 from losses import LOSSES, logit_margin
+from memory import BatchSize
 from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
 from precision import tf32
@@ -129,6 +132,7 @@ class Trainer:
         padded = on_cuda and all(module.running_mean is not None for module in batchnorms)
         self.attack = FastPgd(model, config.precision, rows=config.batch_size if padded and batchnorms else None)
         self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
+        self.check_batch = BatchSize(config.eval_batch_size, "--eval_batch_size", warnings.warn)
         self.gradient = Captured(self._gradient, config.batch_size) if on_cuda and not batchnorms else self._gradient
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
@@ -257,6 +261,15 @@ class Trainer:
                 "mean_eps": means["eps"] if config.attacks else None,
                 "steps_per_second": round(steps_per_second, 4)}  # fmt: skip
 
+    def _check(self, split: Split, number: int, stop: Callable[[], bool], batch_size: int) -> Check | None:
+        config = replace(self.config, eval_batch_size=batch_size)
+        with tf32(config.precision != "fp32"):
+            attack = self.check_attack.resize(batch_size)
+            return check_split(self.model, split, config, number, self.step, stop=stop, attack=attack)
+
+    def _smaller_batch(self) -> dict[str, int]:
+        return {"eval_batch_size": self.check_batch.used} if self.check_batch.used < self.check_batch.asked else {}
+
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
 
@@ -267,15 +280,14 @@ class Trainer:
         for number, (name, split) in enumerate(splits.items()):
             if not len(split):
                 continue
-            with tf32(self.config.precision != "fp32"):
-                result = check_split(
-                    self.model, split, self.config, number, self.step, stop=stop, attack=self.check_attack
-                )
+            result = self.check_batch.run(
+                lambda size, split=split, number=number: self._check(split, number, stop, size)
+            )
             if result is None:
                 return False
             rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,
                          "clean_acc": result.clean_acc, "robust_acc": result.robust_acc,
-                         "mean_margin": result.mean_margin})  # fmt: skip
+                         "mean_margin": result.mean_margin, **self._smaller_batch()})  # fmt: skip
         if rows[0]["mean_margin"] > self.best_margin:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})

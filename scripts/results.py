@@ -31,7 +31,7 @@ ATTACKS = {"pgd": "white-box PGD", "autoattack": "AutoAttack", "square": "Square
            "cw": "Carlini-Wagner ℓ2", "ddn": "DDN", "fmn": "FMN"}  # fmt: skip
 # What may differ between seeds without a word: it names the seed, or where and how often something is written.
 UNIMPORTANT = {"seed", "savepath", "data_root", "device", "environment", "resume", "disp_interval", "save_interval",
-               "tensorboard", "batch_size", "eval_batch_size", "test_size", "name", "overrides"}  # fmt: skip
+               "tensorboard", "batch_size", "batch_size_asked", "eval_batch_size", "test_size", "name", "overrides"}  # fmt: skip
 NONE, WARNING = "–", "⚠"
 
 

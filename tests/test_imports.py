@@ -12,7 +12,7 @@ ENTRY_POINTS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
 EVALUATOR_MAY_IMPORT = {
     *("advertorch_compat", "checkpoint", "config", "data", "evaluation", "fast_pgd", "flags", "losses", "models"),
-    *("minimum_norm", "pgd", "sanity", "shards", "trainer"),
+    *("memory", "minimum_norm", "pgd", "sanity", "shards", "trainer"),
     *LOW,
 }
 # What each room may import of ours.
@@ -31,9 +31,9 @@ MAY_IMPORT = {
     "cuda_graph": set(),
     "fast_pgd": {"pgd", "precision", "cuda_graph"},
     "objectives": {"anpgd", "pgd", "losses", "config", "utils"},
-    "minimum_norm": {"checkpoint", "evaluation", "losses", "pgd", "shards", *LOW},
+    "minimum_norm": {"checkpoint", "evaluation", "losses", "memory", "pgd", "shards", *LOW},
     "sanity": {"evaluation", "losses", "pgd", "utils"},
-    "shards": {"checkpoint", "config", "evaluation", "flags", "losses", "sanity", *LOW},
+    "shards": {"checkpoint", "config", "evaluation", "flags", "losses", "memory", "sanity", *LOW},
     "trainer": {
         "anpgd",
         "pgd",
@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "precision",
         "cuda_graph",
         "losses",
+        "memory",
         "data",
         "config",
         "utils",
