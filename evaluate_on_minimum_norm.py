@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for run in runs:
         refuse_to_shrink(subject, run.attack)
+    for attack in possible_attacks(subject):
+        stored_result(subject, attack)  # read at the end: better refused now
 
     batch = BatchSize(flags.batch_size, "--batch_size", tqdm.write)
     clean = batch.run(lambda size: clean_logits(subject, size))
@@ -125,7 +127,7 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
         attacked by default would be replaced.
     """
     subject = load_subject(flags, device)
-    possible = [attack for attack, norm in METHODS if norm == subject.norm]
+    possible = possible_attacks(subject)
     attacks = possible if flags.attacks is None else choose(flags.attacks, NAMES)
     if wrong := [attack for attack in attacks if attack not in possible]:
         raise UserError(
@@ -156,6 +158,11 @@ def anpgd_margins(subject: Subject) -> Tensor:
         return check_split(subject.model, subject.test, config, *CHECK_KEY).margins
 
     return BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write).run(check).cpu().double()
+
+
+def possible_attacks(subject: Subject) -> list[str]:
+    """Those for its norm."""
+    return [attack for attack, norm in METHODS if norm == subject.norm]
 
 
 def best_known(subject: Subject, found: dict[str, Found]) -> tuple[list[float], list[str]]:

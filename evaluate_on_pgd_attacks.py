@@ -144,7 +144,7 @@ class Progress:
         """Restarts done at the last radius, and the state at each; nothing if there is no such file, or it is damaged or
         of another evaluation."""
         try:
-            content = checkpoint.load(self.path, needed=("identity", "restarts", "states"))
+            content = checkpoint.load(self.path, needed={"identity": str, "restarts": int, "states": dict})
         except UserError:
             return 0, {}
         if content["identity"] != self.identity:

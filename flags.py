@@ -12,11 +12,25 @@ import itertools
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from config import ALPHA, DATASETS, NORMS, PRESETS, Config, EvalConfig, Schedule, radius, require_positive, validate
+from config import (
+    ALPHA,
+    DATASETS,
+    LARGEST,
+    MOST_DIGITS,
+    NORMS,
+    PRESETS,
+    Config,
+    EvalConfig,
+    Schedule,
+    radius,
+    require_positive,
+    validate,
+)
 from errors import UserError
 
 
@@ -26,7 +40,7 @@ def number(text: str) -> float:
         value = float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
     return value
 
@@ -46,9 +60,16 @@ def schedule(text: str) -> Schedule:
 
 def whole(text: str) -> int:
     """A whole number >= 0."""
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
     return int(text)
+
+
+def words(text: str) -> str:
+    """Text that can be the name of a file."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds control characters or broken ones; leave them out")
+    return text
 
 
 def radius_or_grid(text: str) -> float | str:
@@ -57,7 +78,7 @@ def radius_or_grid(text: str) -> float | str:
 
 
 Radii = tuple[float, ...]
-PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: str}
+PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: words}
 
 
 class Parser(argparse.ArgumentParser):

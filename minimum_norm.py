@@ -31,6 +31,7 @@ from evaluation import Subject, stored_result
 from losses import cross_entropy, logit_margin
 from memory import BatchSize
 from pgd import project_l2
+from reading import parse_json
 from shards import duration, untouched
 from utils import EVALUATE, mixed_seed, per_row, row_norms, write_atomically
 
@@ -231,11 +232,11 @@ def parts_file(run: Run) -> Path:
 def read_parts(run: Run) -> list[dict]:
     """Distances and seconds of each batch that is done; none where the file is missing, damaged or of another evaluation."""
     try:
-        stored = json.loads(parts_file(run).read_text())
+        stored = parse_json(parts_file(run).read_text())
         parts = [{"distances": [float(d) for d in part["distances"]], "seconds": float(part["seconds"]),
                   "batch_size": int(part["batch_size"])} for part in stored["parts"]]  # fmt: skip
         return parts if stored["identity"] == identity(run) else []
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return []
 
 

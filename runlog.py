@@ -21,6 +21,7 @@ import torchvision
 
 from errors import UserError
 from lock import FolderLock
+from reading import parse_json, read_margins
 from utils import write_atomically
 
 
@@ -70,7 +71,7 @@ class RunFolder:
         :raises UserError: if the file is not JSON.
         """
         try:
-            config = json.loads(self.config_file.read_text())
+            config = parse_json(self.config_file.read_text())
             if not isinstance(config, dict):
                 raise ValueError("not a JSON object")
             return config
@@ -91,15 +92,15 @@ class RunFolder:
 
         :raises UserError: if another line is damaged.
         """
-        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+        lines = self.metrics_file.read_text(errors="replace").splitlines() if self.metrics_file.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                if not {"kind", "step"} <= set(row):
+                row = parse_json(line)
+                if not _is_row(row):
                     raise ValueError("not a row")
                 rows.append(row)
-            except (ValueError, TypeError):
+            except ValueError:
                 if number < len(lines):
                     raise UserError(
                         f"{self.metrics_file}: line {number} is damaged: mend it, or choose another --savepath"
@@ -124,26 +125,36 @@ class RunFolder:
         """One more row (training examples,) of margins.npy."""
         self._write_margins(np.concatenate([self._read_margins(len(eps)), eps.astype(np.float16)[None]]))
 
-    def cut_back(self, step: int, checked_step: int) -> None:
-        """Forget every row after `step`, and every check after `checked_step`."""
+    def cut_back(self, step: int, checked_step: int, count: int) -> None:
+        """Forget every row after `step`, and every check after `checked_step`; count: training examples."""
         kept = [row for row in self.rows() if row["step"] <= (checked_step if row["kind"] == "eval" else step)]
         write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         if self.margins_file.exists():
-            self._write_margins(self._read_margins(0)[: len(self.checked_steps())])
+            self._write_margins(self._read_margins(count)[: len(self.checked_steps())])
 
     def _read_margins(self, count: int) -> np.ndarray:
         """The rows so far; (0, count) where there are none."""
         if not self.margins_file.exists():
             return np.empty((0, count), np.float16)
         try:
-            return np.load(self.margins_file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            margins = read_margins(self.margins_file)
+            if margins.shape[1] != count:
+                raise ValueError(f"of {margins.shape[1]} training images instead of {count}")
+            return margins
+        except ValueError as error:
             raise UserError(f"{self.margins_file}: damaged ({error}): remove it; only this record is lost") from None
 
     def _write_margins(self, margins: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, margins)
         write_atomically(self.margins_file, buffer.getvalue())
+
+
+def _is_row(row: object) -> bool:
+    """Whether it can be a line of metrics.jsonl."""
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
+        return False
+    return row["kind"] != "eval" or isinstance(row.get("split"), str)
 
 
 class TensorBoard:

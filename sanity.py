@@ -5,7 +5,6 @@ After Carlini et al. 2019, "On evaluating adversarial robustness", and Tramer et
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from evaluation import Subject, wilson
 from losses import cross_entropy, cw_loss, logit_margin
 from pgd import clean_attacked, repeated_pgd
+from reading import parse_json
 from utils import frozen, row_norms
 
 MOST_IMAGES, FEWEST_IMAGES = 100, 10
@@ -175,7 +175,7 @@ def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding
     """Whether the evaluation by `attack` that lies beside the model, if any, is not stronger than this one by more than
     the interval, on the images that both saw."""
     try:
-        result = json.loads(subject.result_file(attack).read_text())
+        result = parse_json(subject.result_file(attack).read_text())
         flags = [row["flags"] for row in result["results"] if math.isclose(row["eps"], eps, rel_tol=1e-6)]
         if (result["model_sha256"], result["dataset"]) != (subject.sha256, subject.dataset) or not flags:
             return Finding(None, "not run at this eps on this checkpoint")
@@ -184,7 +184,7 @@ def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding
         ):  # a smaller test set is drawn, not the first
             return Finding(None, "not run on the same images")
         count = min(len(flags[0]), len(robust))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError):
         return Finding(None, "not run")
     standing = int(robust[:count].sum())
     theirs = flags[0][:count].count("1") / count

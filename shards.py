@@ -28,6 +28,7 @@ from evaluation import Subject, is_done, refuse_to_shrink, result_row, stored_re
 from flags import build_parser
 from losses import logit_margin
 from memory import BatchSize
+from reading import is_number, parse_json
 from utils import EVALUATE, eval_mode, frozen, mixed_seed, row_norms, write_atomically
 
 EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
@@ -171,10 +172,14 @@ class Job:
 def read_parts(job: Job) -> dict[int, Part]:
     """The shards that are done, by number; none where the file is missing, damaged or of another evaluation."""
     try:
-        content = json.loads(job.parts_file.read_text())
+        content = parse_json(job.parts_file.read_text())
         parts = {int(number): Part(**part) for number, part in content["parts"].items()}
         fits = content["identity"] == job.identity and all(
-            len(part.robust) == len(job.shards[number]) for number, part in parts.items()
+            len(part.robust) == len(job.shards[number])
+            and is_number(part.seconds)
+            and type(part.invalid) is int
+            and isinstance(part.warnings, list)
+            for number, part in parts.items()
         )
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return {}
@@ -335,7 +340,7 @@ def finish(job: Job, right: Tensor, parts: list[Part], batch: BatchSize) -> list
     content = {
         "clean_acc": count / n, "clean_ci95": wilson(count, n), "seed": job.seed,
         "settings": {**job.settings, "device": str(job.device), **batch.as_settings()},
-        "seconds": round(sum(r["seconds"] for r in rows.values()), 1), "results": [rows[eps] for eps in sorted(rows)],
+        "seconds": round(sum(r.get("seconds", 0) for r in rows.values()), 1), "results": [rows[eps] for eps in sorted(rows)],
     }  # fmt: skip
     checks = BatchSize(min(n, sanity.MOST_IMAGES), "sanity checks", batch.say).run(
         lambda size: sanity.battery(

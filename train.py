@@ -163,7 +163,7 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
     recorder = RunRecorder(folder, trainer, device)
     if state is None:
         recorder.save(trainer)  # from here on --resume finds a state
-    folder.cut_back(trainer.step, trainer.checked_step)
+    folder.cut_back(trainer.step, trainer.checked_step, len(data.train))
     folder.write_config(config.to_dict(), device)
     print(f"{folder.path}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
           f"{device}; " + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
@@ -257,8 +257,14 @@ def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
     if state["eps"].shape != trainer.eps.shape:
         raise UserError(f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
                         f"{len(trainer.eps)} now: restore the data, or choose another --savepath")  # fmt: skip
+    state = {**state, "model": checkpoint.plain_keys(state["model"])}
     checkpoint.load_weights(trainer.model, state["model"], folder.last)
-    trainer.restore(state)
+    try:
+        trainer.restore(state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {folder.last}: not the state of such a run ({error!r}): choose another --savepath"
+        ) from None
 
 
 def check_batches(trainer: Trainer) -> None:

@@ -112,7 +112,8 @@ class Sums:
         return dict(zip(self.NAMES[1:], [value / examples for value in rest], strict=True)) if examples else {}
 
 
-STATE_KEYS = ("step", "checked_step", "epoch", "model", "optimizer", "eps", "best_margin", "sums", "config")
+STATE_KEYS = {"step": int, "checked_step": int, "epoch": int, "model": dict, "optimizer": dict, "eps": Tensor,
+              "best_margin": float, "sums": list, "config": dict}  # fmt: skip
 
 
 class Trainer:
@@ -165,7 +166,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.eps.copy_(state["eps"])
-        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
 
     def train_step(self) -> StepResult:
         """One optimizer step; every draw is a function of (seed, step)."""

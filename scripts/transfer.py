@@ -149,6 +149,7 @@ def refuse_to_shrink_any(subjects: Sequence[Subject]) -> None:
     """:raises UserError: if a result on more images would be replaced."""
     for subject in subjects:
         refuse_to_shrink(subject, "transfer")
+        stored_result(subject, "pgd")  # read at the end: better refused now
 
 
 # --- adversarial images --------------------------------------------------------------------------------------------
@@ -162,7 +163,8 @@ def images_file(subject: Subject) -> Path:
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor] | None:
     """(N, ...) float32 by radius, on the CPU; None unless they are whole and of this checkpoint, these images, these radii."""
     try:
-        saved = checkpoint.load(images_file(subject), needed=("x_adv", "labels", "numbers", "model_sha256"))
+        kinds = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
+        saved = checkpoint.load(images_file(subject), needed=kinds)
     except UserError:  # missing or damaged
         return None
     x, y, _ = subject.test.everything()
@@ -174,8 +176,9 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
     ):
         return None
     found = {
-        eps: x_adv for eps in radii for own, x_adv in saved["x_adv"].items() if math.isclose(own, eps, rel_tol=1e-9)
-    }
+        eps: x_adv for eps in radii for own, x_adv in saved["x_adv"].items()
+        if isinstance(own, float) and isinstance(x_adv, Tensor) and math.isclose(own, eps, rel_tol=1e-9)
+    }  # fmt: skip
     return (
         found
         if set(found) == set(radii) and all(within(x, x_adv, eps, subject.norm) for eps, x_adv in found.items())
@@ -185,7 +188,7 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
 
 def within(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> bool:
     """Whether every perturbation (N, ...) is at most eps long."""
-    if x_adv.shape != x.shape:
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         return False
     delta = (x_adv - x).flatten(1)
     length = row_norms(delta) if norm == "L2" else delta.abs().amax(1)
