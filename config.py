@@ -22,7 +22,7 @@ SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision bound
 PRECISIONS = ("fp32", "tf32", "bf16")
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
 
-LARGEST = 3e38  # float32 has no larger number
+LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
 MOST_DIGITS = 15  # of a whole number
 MOST_SEARCH_STEPS = 100  # float32 has no smaller bracket
 SMALLEST_RADIUS = 1e-7  # float32 around 1 has no finer steps
