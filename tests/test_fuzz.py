@@ -283,7 +283,7 @@ def test_every_flag_with_every_odd_value(name):
 
 
 @pytest.mark.parametrize("argv", [["--data_root", "~nobody_of_that_name"], ["--lr", "1e30"], ["--device", "cuda:99999999999999999999"],
-                                  ["--savepath", "x" * 5000], ["--savepath", "file/x"], ["--pretrained", "x" * 5000]], ids=lambda argv: str(argv)[:40])  # fmt: skip
+                                  ["--savepath", "x" * 5000], ["--savepath", "a\0b"], ["--savepath", "\ud800"], ["--savepath", "file/x"], ["--pretrained", "x" * 5000]], ids=lambda argv: str(argv)[:40])  # fmt: skip
 def test_odd_values_that_parse_end_in_one_line_later(tmp_path, monkeypatch, capsys, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
