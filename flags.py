@@ -95,9 +95,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
             raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
         for action in self._actions:
-            if (
-                action.option_strings and getattr(given, action.dest, None) == []
-            ):  # argparse drops the value of --flag=--
+            if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
         return vars(given)
 

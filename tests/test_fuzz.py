@@ -26,7 +26,7 @@ import plot_examples
 import shards
 import train
 import transfer
-from config import LARGEST, Config, EvalConfig
+from config import LARGEST, Config, EvalConfig, radius
 from errors import UserError
 from flags import parse_eval, parse_train
 from runlog import RunFolder
@@ -326,3 +326,12 @@ def test_absurd_values_are_refused_by_name(flag, value):
 def test_absurd_l2_radii_are_refused(argv):
     with pytest.raises(UserError, match="so far apart"):
         parse_train([*BASE, *argv])
+
+
+@pytest.mark.parametrize(
+    ("value", "norm", "flag"), [(1e-9, "Linf", "eps"), (1e-9, "L2", "eps"), (1e5, "L2", "eps"), (1e5, "L2", "eps_iter")]
+)
+def test_absurd_radii_of_an_evaluation_are_refused(value, norm, flag):
+    with pytest.raises(UserError, match=f"--{flag} "):
+        radius(value, "mnist", norm, flag)
+    assert radius(1e-9, "mnist", norm, "eps_iter") == (1e-9, [])
