@@ -11,8 +11,11 @@ import io
 import os
 import shutil
 import struct
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,6 +25,7 @@ from errors import UserError
 from utils import write_atomically
 
 CHECKSUM = "checksum"
+NOTHING: Mapping[str, type] = MappingProxyType({})
 
 
 def digest(value: object) -> str:
@@ -79,13 +83,15 @@ def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict without the prefixes that DataParallel and torch.compile put before every key."""
     keys = list(state)
     for prefix in STATE_PREFIXES * 2:
-        if keys and all(key.startswith(prefix) for key in keys):
+        if keys and all(isinstance(key, str) and key.startswith(prefix) for key in keys):
             keys = [key.removeprefix(prefix) for key in keys]
     return dict(zip(keys, state.values(), strict=True))
 
 
-def load(path: Path, needed: Sequence[str] = ()) -> dict:
+def load(path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
     """The content of a checkpoint, on the CPU, without its checksum.
+
+    needed: keys that it must have, with the type of each; a file with such keys is ours and must have a checksum too.
 
     :raises UserError: if there is no such file, or it is damaged, not a checkpoint, lacks a key of `needed`, or would
         run code.
@@ -96,13 +102,15 @@ def load(path: Path, needed: Sequence[str] = ()) -> dict:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror or error}): name another file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"checkpoint {path}: cannot be read ({reason}): name another file") from None
 
 
-def _parse(raw: bytes, path: Path, needed: Sequence[str] = ()) -> dict:
+def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
     try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails anywhere in torch's reader
         reason = "it asks to run code, which is refused" if "GLOBAL" in str(error) or "Unsupported" in str(error) else (
             "truncated, damaged, or another kind of file")  # fmt: skip
@@ -113,12 +121,16 @@ def _parse(raw: bytes, path: Path, needed: Sequence[str] = ()) -> dict:
         expected = content.pop(CHECKSUM)
         try:
             intact = digest(content) == expected
-        except TypeError:
+        except Exception:  # what is not ours may hold anything: sparse tensors, a list that holds itself
             intact = False
         if not intact:
             raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: name another file")
-    if missing := [key for key in needed if key not in content]:
-        raise UserError(f"checkpoint {path}: not the state of a run, it has no {missing[0]!r}: name another file")
+    elif needed:
+        raise UserError(f"checkpoint {path}: not written by this program, it has no checksum: name another file")
+    for key, kind in needed.items():
+        if not isinstance(content.get(key), kind):
+            found = f"{key!r} is a {type(content[key]).__name__}" if key in content else f"it has no {key!r}"
+            raise UserError(f"checkpoint {path}: not what is needed here, {found}: name another file")
     return content
 
 
@@ -137,8 +149,8 @@ def load_model_file(name: str) -> ModelFile:
     :raises UserError: as `load`, and if no weights are in it.
     """
     path = Path(name)
-    if path.is_dir():
-        path = path / "model_best.pt"
+    with suppress(OSError):  # a name that is too long; said when it is read
+        path = path / "model_best.pt" if path.is_dir() else path
     raw = _read(path)
     content = _parse(raw, path)
     weights = content.get("model", content)
@@ -151,14 +163,32 @@ def load_model_file(name: str) -> ModelFile:
 
 
 def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
-    """:raises UserError: naming the first tensor that is missing, too many or of another shape."""
+    """:raises UserError: naming the first tensor that is missing, too many, of another shape or kind, or not finite."""
     own = model.state_dict()
+    if odd := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
+        raise UserError(f"checkpoint {path}: {odd[0]} is not a plain tensor: name another file")
     for key in [*own, *weights]:
         found, wanted = (tuple(d[key].shape) if key in d else None for d in (weights, own))
         if found != wanted:
             raise UserError(f"checkpoint {path}: of another network: {key} is {_shape(found)} there, {_shape(wanted)} "
                             "in the network asked for: name the right --network or --dataset")  # fmt: skip
+        if weights[key].is_floating_point() != own[key].is_floating_point() or weights[key].is_complex():
+            raise UserError(f"checkpoint {path}: of another network: {key} is {weights[key].dtype} there, {own[key].dtype} in "
+                            "the network asked for: name the right --network")  # fmt: skip
+        if not torch.isfinite(weights[key].to(own[key].dtype)).all():
+            raise UserError(f"checkpoint {path}: {key} is not finite (NaN or infinite), the training went wrong: name an "
+                            "earlier checkpoint")  # fmt: skip
     model.load_state_dict(weights)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with numbers behind it."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _shape(shape: tuple | None) -> str:

@@ -22,6 +22,12 @@ SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision bound
 PRECISIONS = ("fp32", "tf32", "bf16")
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
 
+LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
+MOST_DIGITS = 15  # of a whole number
+MOST_SEARCH_STEPS = 100  # float32 has no smaller bracket
+SMALLEST_RADIUS = 1e-7  # float32 around 1 has no finer steps
+LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
+
 Schedule = tuple[tuple[int, float], ...]
 
 
@@ -143,14 +149,14 @@ class Config:
         :raises UserError: if the values are not those of a config.
         """
         names = {f.name for f in dataclasses.fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
         try:
+            known = {name: value for name, value in values.items() if name in names}
             known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
             config = replace(PRESETS[known["dataset"], known["norm"]], **known)
             config = replace(config, method=config.objective)
             _check_types(config)
             validate(config)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"stored config: not one of this program ({error!r}): use another file") from None
         return config
 
@@ -169,6 +175,8 @@ def _check_types(config: Config) -> None:
             (float in kinds and isinstance(value, int | float))
             or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
         )
+        if isinstance(value, int | float):
+            of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
         if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
             raise ValueError(f"{f.name} = {value!r}")
 
@@ -260,12 +268,23 @@ def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, lis
     """
     if value <= 0:
         raise UserError(f"--{flag} {value:g}: a radius must be above 0")
+    _refuse_extreme_radius(value, norm, flag)
     if norm != "Linf" or value <= 1:
         return value, []
     if dataset == "cifar10" and value <= 255:
         return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
     raise UserError(f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
                     f"write {value:g}/255 if 255ths are meant")  # fmt: skip
+
+
+def _refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
+    """:raises UserError: for a radius that float32 cannot use, or that no two images are apart."""
+    if value < SMALLEST_RADIUS and not flag.endswith("_iter"):
+        raise UserError(
+            f"--{flag} {value:g}: below {SMALLEST_RADIUS:g} a radius is lost in rounding: choose a larger one"
+        )
+    if norm == "L2" and value > LARGEST_L2:
+        raise UserError(f"--{flag} {value:g}: no two images in [0, 1] are so far apart: choose a smaller one")
 
 
 def validate(config: Config) -> None:
@@ -292,10 +311,17 @@ def validate(config: Config) -> None:
     for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if config.norm == "Linf" and (getattr(config, name) or 0) > 1:
             raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
+        if getattr(config, name) is not None:
+            _refuse_extreme_radius(getattr(config, name), config.norm, name)
+    if config.num_search_steps > MOST_SEARCH_STEPS:
+        raise UserError(f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
+                        "float32 can tell apart: choose fewer")  # fmt: skip
     if not config.lr or config.lr[0][0] != 0:
         raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
-    if not all(0 < rate <= 1e30 for _, rate in config.lr):
-        raise UserError(f"--lr {config.lr}: a learning rate must be above 0, and no more than 1e30")
+    if not all(0 < rate <= LARGEST for _, rate in config.lr) or sorted(dict(config.lr)) != [
+        step for step, _ in config.lr
+    ]:
+        raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
         raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
                         f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip

@@ -139,7 +139,7 @@ def load_dataset(name: str, root: str, *, seed: int, train_size: int | None, val
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    raw = READERS[name](Path(root).expanduser(), "train")
+    raw = READERS[name](_folder(root), "train")
     count = len(raw.labels)
     val_size = round(count / 10) if val_size is None else val_size
     if val_size >= count:
@@ -184,13 +184,20 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
 
 def _test_part(name: str, root: str, test_size: int | None, device: torch.device) -> TestSplit:
     """The same, with the images of a folder still on disk."""
-    raw = READERS[name](Path(root).expanduser(), "test")
+    raw = READERS[name](_folder(root), "test")
     rows = np.arange(len(raw.labels))
     if test_size is not None and test_size > len(rows):
         raise UserError(f"--test_size {test_size}: {name} has {len(rows)} test images")
     if test_size is not None:
         rows = _first(name, raw.labels, rows, test_size, "test_size")
     return TestSplit(raw.split(rows, device), raw.num_classes)
+
+
+def _folder(root: str) -> Path:
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise UserError(f"--data_root {root}: {error}: name a folder") from None
 
 
 def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int, flag: str) -> np.ndarray:

@@ -153,7 +153,7 @@ def spsa(flags: GradientFreeFlags) -> Kind:
         samples = flags.spsa_samples
         attack = advertorch.attacks.LinfSPSAAttack(
             job.subject.model, job.eps, delta=SPSA_DELTA, lr=SPSA_LEARNING_RATE, nb_iter=steps, nb_sample=samples,
-            max_batch_size=min(samples, -(-SPSA_IMAGES_A_PASS // len(x))),
+            max_batch_size=min(samples, -(-SPSA_IMAGES_A_PASS // len(job.shards[0]))),  # so half the images are half the memory
         )  # fmt: skip
         return attack.perturb(x, y)
 

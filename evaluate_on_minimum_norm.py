@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from config import DATASETS, NORMS, opt, require_positive
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
 from flags import build_parser
+from memory import BatchSize
 from minimum_norm import (
     METHODS,
     NAMES,
@@ -82,13 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for run in runs:
         refuse_to_shrink(subject, run.attack)
+    for attack in possible_attacks(subject):
+        stored_result(subject, attack)  # read at the end: better refused now
 
-    clean = clean_logits(subject, flags.batch_size)
+    batch = BatchSize(flags.batch_size, "--batch_size", tqdm.write)
+    clean = batch.run(lambda size: clean_logits(subject, size))
     print(f"AN-PGD on {len(clean)} images, as the training's check runs it", flush=True)
-    margins = check_split(subject.model, subject.test, subject.training, *CHECK_KEY).margins.cpu().double()
+    margins = anpgd_margins(subject)
     found: dict[str, Found] = {}
     for run in runs:
-        found[run.attack] = attack_all(run, clean, print)
+        found[run.attack] = attack_all(run, clean, batch, print)
         for done in runs[: len(found)]:  # again, because the best known distance may have become shorter
             report = content(done, clean, found, margins)
             write_result(subject, done.attack, report)
@@ -122,7 +127,7 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
         attacked by default would be replaced.
     """
     subject = load_subject(flags, device)
-    possible = [attack for attack, norm in METHODS if norm == subject.norm]
+    possible = possible_attacks(subject)
     attacks = possible if flags.attacks is None else choose(flags.attacks, NAMES)
     if wrong := [attack for attack in attacks if attack not in possible]:
         raise UserError(
@@ -143,6 +148,21 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
         taken = [f"{attack} {default_steps(attack, subject.norm, device)}" for attack in attacks]
         notes.append(f"--steps not given: {', '.join(taken)}" + (" (10000 on a GPU)" if "cw 1000" in taken else ""))
     return subject, attacks, notes
+
+
+def anpgd_margins(subject: Subject) -> Tensor:
+    """(N,) float64 on the CPU: AN-PGD's margins, by the training's own check."""
+
+    def check(size: int) -> Tensor:
+        config = replace(subject.training, eval_batch_size=size)
+        return check_split(subject.model, subject.test, config, *CHECK_KEY).margins
+
+    return BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write).run(check).cpu().double()
+
+
+def possible_attacks(subject: Subject) -> list[str]:
+    """Those for its norm."""
+    return [attack for attack, norm in METHODS if norm == subject.norm]
 
 
 def best_known(subject: Subject, found: dict[str, Found]) -> tuple[list[float], list[str]]:
@@ -175,6 +195,12 @@ def compared(subject: Subject, clean: Tensor, found: dict[str, Found], margins: 
             "distances": margins.tolist()}  # fmt: skip
 
 
+def batch_settings(run: Run, result: Found) -> dict[str, int]:
+    """What was asked for, where it is not what memory sufficed for."""
+    smaller = result.batch_size < run.batch_size
+    return {"batch_size": result.batch_size, "batch_size_asked": run.batch_size} if smaller else {}
+
+
 def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -> dict:
     """The JSON of one attack, without its head."""
     result, n, right = found[run.attack], len(clean), int(is_right(run.subject, clean).sum())
@@ -182,7 +208,7 @@ def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -
     broken = [d for d in distances if d is not None]
     return {
         "clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": run.seed,
-        "settings": {**run.settings, "device": str(clean.device)}, "seconds": result.seconds,
+        "settings": {**run.settings, "device": str(clean.device), **batch_settings(run, result)}, "seconds": result.seconds,
         **summary(result.distances), "not_found": n - len(broken), "mean_of_found": summary(broken)["mean"],
         "anpgd": compared(run.subject, clean, found, margins), "distances": distances,
     }  # fmt: skip

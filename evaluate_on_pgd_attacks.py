@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +25,7 @@ from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_
 from fast_pgd import FastPgd
 from flags import parse_eval
 from losses import cross_entropy, cw_loss, logit_margin
+from memory import BatchSize
 from pgd import Attacked, PgdFn, clean_attacked, repeated_pgd
 from shards import duration
 from utils import use_device
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started = time.monotonic()
     progress = Progress(flags, subject, radii)
-    clean, found, passes = attack_all(flags, subject, radii, progress)
+    batch = BatchSize(min(flags.batch_size, len(subject.test)), "--batch_size", tqdm.write)
+    clean, found, passes = attack_all(flags, subject, radii, progress, batch)
     seconds = round(time.monotonic() - started, 1)
 
     right = int(clean.robust.sum())
@@ -70,10 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"AvgAcc {averages['avg_acc']:.2%} (clean and every eps), AvgRobAcc {averages['avg_rob_acc']:.2%} (every eps)"
         )
     at = min(radii, key=lambda eps: abs(eps - subject.training.test_eps))  # where other attacks run by default
-    checks = sanity.battery(subject, at, found[at].x_adv, found[at].robust, sanity.images_for(passes))
+    count = sanity.images_for(passes)
+    checks = BatchSize(count, "sanity checks", print).run(
+        lambda size: sanity.battery(subject, at, found[at].x_adv, found[at].robust, count, batch_size=size)
+    )
     for line in sanity.lines(checks):
         print(line)
-    settings |= {"batch_size": flags.batch_size, "device": str(device)}
+    settings |= {"device": str(device), **batch.as_settings()}
     path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
                                          "settings": settings, "seconds": seconds, **averages,
                                          "sanity": sanity.as_json(checks), "results": results})  # fmt: skip
@@ -139,7 +144,7 @@ class Progress:
         """Restarts done at the last radius, and the state at each; nothing if there is no such file, or it is damaged or
         of another evaluation."""
         try:
-            content = checkpoint.load(self.path, needed=("identity", "restarts", "states"))
+            content = checkpoint.load(self.path, needed={"identity": str, "restarts": int, "states": dict})
         except UserError:
             return 0, {}
         if content["identity"] != self.identity:
@@ -166,23 +171,39 @@ class Progress:
                             "or make room") from None  # fmt: skip
 
 
+@dataclass
+class Reached:
+    """How far the attack has come, in whole restarts: less memory or a stop loses no more than a part of one."""
+
+    restarts: int  # at the last radius in `found`
+    found: dict[float, Attacked]  # what fell stays fallen
+    attacks: int = 0  # on an image, by this process
+
+
 def attack_all(
-    flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress
+    flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, batch: BatchSize
 ) -> tuple[Attacked, dict[float, Attacked], int]:
-    """The clean state, the state after all restarts at each radius, ascending: what fell stays fallen; and the number of
-    passes over an image that it took. Goes on from where the same evaluation was stopped."""
+    """The clean state, the state after all restarts at each radius, ascending, and the number of passes over an image that
+    it took. Goes on from where the same evaluation was stopped, and in smaller batches if memory does not suffice."""
     x, y, _ = subject.test.everything()
-    batch_size = min(flags.batch_size, len(y))
-    clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
+    clean = batch.run(lambda size: clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=size))
+    reached = Reached(*progress.load())
+    going_on = bool(reached.found)
+    batch.run(lambda size: attack_rest(flags, subject, radii, progress, clean, reached, size, going_on))
+    return clean, reached.found, reached.attacks * flags.nb_iter
+
+
+def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, clean: Attacked,
+                reached: Reached, batch_size: int, going_on: bool) -> None:  # fmt: skip
+    """Make the restarts that are missing in `reached`, and move it on after each."""
+    x, y, _ = subject.test.everything()
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
-    first_restart, found = progress.load()
-    state = found[max(found)] if found else clean
+    found = reached.found
     left = list(radii)[max(len(found) - 1, 0) :]
-    standing = int(state.robust.sum())
-    repeats = flags.nb_restart * len(left) - first_restart
-    work = standing * repeats
-    print(forecast(flags, subject, attack, -(-standing // batch_size) * batch_size * repeats, going_on=bool(found)))
-    with tqdm(total=work, unit="attack", dynamic_ncols=True) as bar:
+    standing = int((found[max(found)] if found else clean).robust.sum())
+    repeats = flags.nb_restart * len(left) - reached.restarts
+    print(forecast(flags, subject, attack, -(-standing // batch_size) * batch_size * repeats, batch_size, going_on))
+    with tqdm(total=standing * repeats, unit="attack", dynamic_ncols=True) as bar:
         for later, eps in zip(reversed(range(len(left))), left, strict=True):
             bar.set_description(f"eps {eps:.4g}")
 
@@ -192,25 +213,27 @@ def attack_all(
                 standing = now_standing
                 bar.set_postfix_str(f"accuracy so far {standing / len(y):.2%}")
                 bar.update(count)
+                reached.attacks += count
 
-            state = found[eps] = repeated_pgd(
-                subject.model, x, y, subject.test.numbers, state, loss_fns=[loss for _, loss in restarts(flags)],
-                margin_fn=logit_margin, norm=subject.norm, eps=eps, step_size=step_size(flags, subject, eps),
-                steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size, on_batch=on_batch,
-                on_restart=lambda restart, now, eps=eps: progress.save(restart + 1, {**found, eps: now}),
-                first_restart=first_restart, attack=attack,
+            def on_restart(restart: int, state: Attacked, eps: float = eps) -> None:
+                reached.restarts, found[eps] = restart + 1, Attacked(state.x_adv.clone(), state.margin.clone())
+                progress.save(reached.restarts, found)
+
+            repeated_pgd(
+                subject.model, x, y, subject.test.numbers, found[max(found)] if found else clean,
+                loss_fns=[loss for _, loss in restarts(flags)], margin_fn=logit_margin, norm=subject.norm, eps=eps,
+                step_size=step_size(flags, subject, eps), steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size,
+                on_batch=on_batch, on_restart=on_restart, first_restart=reached.restarts if eps in found else 0,
+                attack=attack,
             )  # fmt: skip
-            first_restart = 0
-        passes = bar.n * flags.nb_iter
-    return clean, found, passes
 
 
-def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, going_on: bool) -> str:
+def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, batch_size: int, going_on: bool) -> str:
     """How long `work` attacks on an image take if none falls, by two steps on one batch.
 
     :raises UserError: if the network has no gradient.
     """
-    count = min(flags.batch_size, len(subject.test))
+    count = min(batch_size, len(subject.test))
     x, y, _ = subject.test.batch(torch.arange(count))
     seconds = []
     for _ in range(2):  # the first one warms up

@@ -16,6 +16,7 @@ from config import BUILT_IN_NETWORKS, PRESETS, Config, EvalConfig
 from data import Split, load_test
 from errors import UserError
 from models import build_model
+from reading import parse_json, refuse_odd
 from utils import write_atomically
 
 
@@ -53,7 +54,7 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     if network not in BUILT_IN_NETWORKS and flags.network is None:
         raise UserError(f"checkpoint {file.path}: names the network {network}, which is code: "
                         f"add --network {network} if you trust it")  # fmt: skip
-    own_root = stored.data_root if stored and stored.dataset == dataset and Path(stored.data_root).is_dir() else "data"
+    own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     data_root = flags.data_root or own_root
     test, num_classes = load_test(dataset, data_root, test_size=flags.test_size, device=device)
     model = build_model(network, *test.shape, num_classes)
@@ -64,6 +65,13 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
         name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value
     }
     return Subject(model, file.path, file.sha256, test, training, dataset, norm, overrides)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def wilson(successes: int, count: int) -> list[float]:
@@ -84,12 +92,23 @@ def result_row(eps: float, robust: Tensor) -> dict:
 
 
 def stored_result(subject: Subject, attack: str) -> dict:
-    """What the JSON beside the model says of this very checkpoint file; {} if nothing."""
+    """What the JSON beside the model says of this very checkpoint file; {} if nothing.
+
+    :raises UserError: if the file is damaged, or says of this checkpoint what no evaluation writes.
+    """
+    path = subject.result_file(attack)
     try:
-        result = json.loads(subject.result_file(attack).read_text())
-        return result if result["model_sha256"] == subject.sha256 and result["dataset"] == subject.dataset else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        result = parse_json(path.read_text())
+        if not isinstance(result, dict):
+            raise ValueError("not a JSON object")
+        if (result.get("model_sha256"), result.get("dataset")) != (subject.sha256, subject.dataset):
+            return {}
+        refuse_odd(result)
+        return result
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}): move it away first") from None
 
 
 def is_done(subject: Subject, attack: str, wanted: dict, radii: Sequence[float]) -> bool:
@@ -102,7 +121,7 @@ def is_done(subject: Subject, attack: str, wanted: dict, radii: Sequence[float])
 
     result = stored_result(subject, attack)
     return (agrees(result, wanted) and result.get("n") == len(subject.test)
-            and [row["eps"] for row in result["results"]] == list(radii))  # fmt: skip
+            and [row["eps"] for row in result.get("results", ())] == list(radii))  # fmt: skip
 
 
 def refuse_to_shrink(subject: Subject, attack: str) -> None:

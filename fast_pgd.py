@@ -24,6 +24,13 @@ class FastPgd:
         self.twin = BFloat16Twin(model) if precision == "bf16" else None
         self.graphs: dict[tuple, Captured] = {}
 
+    def resize(self, rows: int) -> FastPgd:
+        """The same attack for batches of at most `rows`; nothing happens where batches are not padded."""
+        if self.rows not in (None, rows):
+            self.rows = rows
+            self.graphs.clear()
+        return self
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, loss_fn: LossFn, norm: str, eps: float | Tensor,
                  step_size: float | Tensor, steps: int, noise: Tensor | None = None) -> Tensor:  # fmt: skip
         """See `pgd`."""

@@ -12,11 +12,25 @@ import itertools
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from config import ALPHA, DATASETS, NORMS, PRESETS, Config, EvalConfig, Schedule, radius, require_positive, validate
+from config import (
+    ALPHA,
+    DATASETS,
+    LARGEST,
+    MOST_DIGITS,
+    NORMS,
+    PRESETS,
+    Config,
+    EvalConfig,
+    Schedule,
+    radius,
+    require_positive,
+    validate,
+)
 from errors import UserError
 
 
@@ -26,7 +40,7 @@ def number(text: str) -> float:
         value = float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 0.3 or 8/255")
     return value
 
@@ -46,9 +60,16 @@ def schedule(text: str) -> Schedule:
 
 def whole(text: str) -> int:
     """A whole number >= 0."""
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
     return int(text)
+
+
+def words(text: str) -> str:
+    """Text that can be the name of a file."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} holds control characters or broken ones; leave them out")
+    return text
 
 
 def radius_or_grid(text: str) -> float | str:
@@ -57,7 +78,7 @@ def radius_or_grid(text: str) -> float | str:
 
 
 Radii = tuple[float, ...]
-PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: str}
+PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: words}
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +94,9 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
             raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+        for action in self._actions:
+            if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
+                self.error(f"{action.option_strings[0]}: a value is missing")
         return vars(given)
 
 

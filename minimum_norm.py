@@ -29,7 +29,9 @@ from checkpoint import digest
 from errors import UserError
 from evaluation import Subject, stored_result
 from losses import cross_entropy, logit_margin
+from memory import BatchSize
 from pgd import project_l2
+from reading import parse_json
 from shards import duration, untouched
 from utils import EVALUATE, mixed_seed, per_row, row_norms, write_atomically
 
@@ -95,8 +97,9 @@ class Run:
     def is_done(self) -> bool:
         """Whether the JSON beside the model holds this evaluation."""
         stored = stored_result(self.subject, self.attack)
-        found = {name: stored.get("settings", {}).get(name) for name in self.settings}
-        return found == self.settings and (stored["seed"], stored["n"]) == (self.seed, len(self.subject.test))
+        settings = stored.get("settings", {})
+        found = {name: settings.get(f"{name}_asked", settings.get(name)) for name in self.settings}
+        return found == self.settings and (stored.get("seed"), stored["n"]) == (self.seed, len(self.subject.test))
 
 
 class Found(NamedTuple):
@@ -104,6 +107,7 @@ class Found(NamedTuple):
 
     distances: list[float]  # (N,) inf where it found nothing
     seconds: float
+    batch_size: int  # the smallest: memory may not have sufficed for as many as were asked for
 
 
 def clean_logits(subject: Subject, batch_size: int) -> Tensor:
@@ -118,8 +122,10 @@ def is_right(subject: Subject, logits: Tensor) -> Tensor:
     return logit_margin(logits, subject.test.labels) < 0
 
 
-def attack_all(run: Run, clean: Tensor, say: Callable[[str], None]) -> Found:
+def attack_all(run: Run, clean: Tensor, size: BatchSize, say: Callable[[str], None]) -> Found:
     """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits; say: tells the user a line.
+
+    Where memory does not suffice, a batch is attacked in halves, with the same draws for each.
 
     :raises UserError: if the folder of the model cannot be written.
     """
@@ -129,7 +135,8 @@ def attack_all(run: Run, clean: Tensor, say: Callable[[str], None]) -> Found:
     if parts:
         say(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
     if len(parts) < len(batches):
-        say(f"{run.attack}: at most about {forecast(run, batches[len(parts):])} for {sum(map(len, batches[len(parts):]))} "
+        longest = size.run(lambda size: forecast(run, batches[len(parts) :], size))
+        say(f"{run.attack}: at most about {longest} for {sum(map(len, batches[len(parts):]))} "
               "images; stopped, the same command goes on after the last whole batch")  # fmt: skip
     with tqdm(
         total=len(right), initial=sum(len(part["distances"]) for part in parts), unit="image", dynamic_ncols=True
@@ -137,8 +144,11 @@ def attack_all(run: Run, clean: Tensor, say: Callable[[str], None]) -> Found:
         bar.set_description(run.attack)
         for number in range(len(parts), len(batches)):
             started = time.monotonic()
-            distances = attack_batch(run, number, batches[number], clean)
-            parts.append({"distances": distances.tolist(), "seconds": time.monotonic() - started})
+            distances = size.run(lambda size, number=number: torch.cat(
+                [attack_batch(run, number, rows, clean) for rows in batches[number].split(size)]))  # fmt: skip
+            parts.append(
+                {"distances": distances.tolist(), "seconds": time.monotonic() - started, "batch_size": size.used}
+            )
             write_parts(run, parts)
             bar.update(len(distances))
             so_far = [distance for part in parts for distance in part["distances"]]
@@ -149,12 +159,13 @@ def attack_all(run: Run, clean: Tensor, say: Callable[[str], None]) -> Found:
                 )
     distances = torch.zeros(len(clean), dtype=torch.float64)
     distances[right.cpu()] = torch.tensor([d for part in parts for d in part["distances"]], dtype=torch.float64)
-    return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1))
+    smallest = min([size.used, *(part["batch_size"] for part in parts)])
+    return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1), smallest)
 
 
-def forecast(run: Run, batches: Sequence[Tensor]) -> str:
-    """How long these batches take if no search ends early, by two gradients of the first."""
-    x, y, _ = run.subject.test.batch(batches[0])
+def forecast(run: Run, batches: Sequence[Tensor], size: int) -> str:
+    """How long these batches take if no search ends early, by two gradients of `size` images of the first."""
+    x, y, _ = run.subject.test.batch(batches[0][:size])
     x = x.requires_grad_()
     for _ in range(2):  # the first warms up
         started = time.monotonic()
@@ -221,11 +232,11 @@ def parts_file(run: Run) -> Path:
 def read_parts(run: Run) -> list[dict]:
     """Distances and seconds of each batch that is done; none where the file is missing, damaged or of another evaluation."""
     try:
-        stored = json.loads(parts_file(run).read_text())
-        parts = [{"distances": [float(d) for d in part["distances"]], "seconds": float(part["seconds"])}
-                 for part in stored["parts"]]  # fmt: skip
+        stored = parse_json(parts_file(run).read_text())
+        parts = [{"distances": [float(d) for d in part["distances"]], "seconds": float(part["seconds"]),
+                  "batch_size": int(part["batch_size"])} for part in stored["parts"]]  # fmt: skip
         return parts if stored["identity"] == identity(run) else []
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return []
 
 

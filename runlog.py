@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import math
@@ -16,13 +15,14 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
 import torchvision
 
 from errors import UserError
+from lock import FolderLock
+from reading import parse_json, read_margins
 from utils import write_atomically
 
 
@@ -34,29 +34,22 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self.margins_file = path / "margins.npy"
-        self._lock: TextIO | None = None
+        self._lock = FolderLock(path)
         self.last, self.previous, self.best = path / "last.pt", path / "last.prev.pt", path / "model_best.pt"
 
     def holds_a_run(self) -> bool:
         return any(f.exists() for f in (self.config_file, self.metrics_file, self.last, self.previous, self.best))
 
     def lock(self) -> None:
-        """Keep other processes out of this folder, which must be there, for as long as this one lives.
+        """Keep other processes out of this folder, which must be there, until `unlock` or the end of this one.
 
         :raises UserError: if another process trains here.
         """
-        if self._lock is not None:
-            return
-        self._lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise UserError(f"--savepath {self.path}: another process trains here ({self._lock.read().strip()}): "
-                            "wait for it, or choose another folder") from None  # fmt: skip
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
+        self._lock.acquire()
+
+    def unlock(self) -> None:
+        """Let others in."""
+        self._lock.release()
 
     def prepare(self) -> None:
         """Make and lock the folder, and remove what an interrupted write left.
@@ -79,7 +72,7 @@ class RunFolder:
         :raises UserError: if the file is not JSON.
         """
         try:
-            config = json.loads(self.config_file.read_text())
+            config = parse_json(self.config_file.read_text())
             if not isinstance(config, dict):
                 raise ValueError("not a JSON object")
             return config
@@ -100,15 +93,15 @@ class RunFolder:
 
         :raises UserError: if another line is damaged.
         """
-        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+        lines = self.metrics_file.read_text(errors="replace").splitlines() if self.metrics_file.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                if not {"kind", "step"} <= set(row):
+                row = parse_json(line)
+                if not _is_row(row):
                     raise ValueError("not a row")
                 rows.append(row)
-            except (ValueError, TypeError):
+            except ValueError:
                 if number < len(lines):
                     raise UserError(
                         f"{self.metrics_file}: line {number} is damaged: mend it, or choose another --savepath"
@@ -139,26 +132,36 @@ class RunFolder:
         """One more row (training examples,) of margins.npy."""
         self._write_margins(np.concatenate([self._read_margins(len(eps)), eps.astype(np.float16)[None]]))
 
-    def cut_back(self, step: int, checked_step: int) -> None:
-        """Forget every row after `step`, and every check after `checked_step`."""
+    def cut_back(self, step: int, checked_step: int, count: int) -> None:
+        """Forget every row after `step`, and every check after `checked_step`; count: training examples."""
         kept = [row for row in self.rows() if row["step"] <= (checked_step if row["kind"] == "eval" else step)]
         write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept).encode())
         if self.margins_file.exists():
-            self._write_margins(self._read_margins(0)[: len(self.checked_steps())])
+            self._write_margins(self._read_margins(count)[: len(self.checked_steps())])
 
     def _read_margins(self, count: int) -> np.ndarray:
         """The rows so far; (0, count) where there are none."""
         if not self.margins_file.exists():
             return np.empty((0, count), np.float16)
         try:
-            return np.load(self.margins_file, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            margins = read_margins(self.margins_file)
+            if margins.shape[1] != count:
+                raise ValueError(f"of {margins.shape[1]} training images instead of {count}")
+            return margins
+        except ValueError as error:
             raise UserError(f"{self.margins_file}: damaged ({error}): remove it; only this record is lost") from None
 
     def _write_margins(self, margins: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, margins)
         write_atomically(self.margins_file, buffer.getvalue())
+
+
+def _is_row(row: object) -> bool:
+    """Whether it can be a line of metrics.jsonl."""
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
+        return False
+    return row["kind"] != "eval" or isinstance(row.get("split"), str)
 
 
 class TensorBoard:

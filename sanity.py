@@ -5,17 +5,17 @@ After Carlini et al. 2019, "On evaluating adversarial robustness", and Tramer et
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation import Subject, wilson
 from losses import cross_entropy, cw_loss, logit_margin
 from pgd import clean_attacked, repeated_pgd
+from reading import parse_json
 from utils import frozen, row_norms
 
 MOST_IMAGES, FEWEST_IMAGES = 100, 10
@@ -40,12 +40,18 @@ def images_for(passes: int) -> int:
 
 
 def battery(
-    subject: Subject, eps: float, x_adv: Tensor | None, robust: Tensor, count: int, others: Sequence[str] = OTHERS
+    subject: Subject,
+    eps: float,
+    x_adv: Tensor | None,
+    robust: Tensor,
+    count: int,
+    others: Sequence[str] = OTHERS,
+    batch_size: int = MOST_IMAGES,
 ) -> dict[str, Finding]:
     """Every check, by name, on the first `count` images at radius `eps`.
 
     x_adv (N, ...), robust (N,): the evaluation's perturbed images, None if it checked them itself, and which stand. others:
-    the attacks that should not be stronger than it.
+    the attacks that should not be stronger than it. batch_size: images that pass through the network together.
     """
     model = subject.model
     everything = subject.test.everything()
@@ -53,19 +59,19 @@ def battery(
     count = len(x)
     found = {
         "inputs in [0, 1]": _in_range(everything.x, *([] if x_adv is None else [x_adv])),
-        "network": _network(subject, x),
-        "gradients": _gradients(subject, x, y),
+        "network": _network(subject, x, batch_size),
+        "gradients": _gradients(subject, x, y, batch_size),
     }
     if x_adv is not None:
         found["perturbations within eps"] = _within(everything.x, x_adv, eps, subject.norm)
     with torch.no_grad():
-        clean = float((logit_margin(model(x), y) < 0).float().mean())
+        clean = float((logit_margin(_logits(model, x, batch_size), y) < 0).float().mean())
     largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
     others_found = {f"{name} not stronger": _other(subject, name, eps, robust) for name in others}
     if found["gradients"].value == NO_GRADIENT:
         return found | others_found
     at = {
-        name: _accuracy(subject, x, y, *setting)
+        name: _accuracy(subject, x, y, batch_size, *setting)
         for name, setting in {
             "zero": (0.0, 1, 1), "half": (eps / 2, STEPS, 1), "eps": (eps, STEPS, 1), "few steps": (eps, STEPS // 4, 1),
             "restarts": (eps, STEPS, 3), "all": (largest, 2 * STEPS, 1),
@@ -101,12 +107,17 @@ def as_json(found: dict[str, Finding]) -> dict:
     return {name: finding._asdict() for name, finding in found.items()}
 
 
-def _accuracy(subject: Subject, x: Tensor, y: Tensor, eps: float, steps: int, restarts: int) -> float:
+def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([model(part) for part in x.split(batch_size)])
+
+
+def _accuracy(subject: Subject, x: Tensor, y: Tensor, batch_size: int, eps: float, steps: int, restarts: int) -> float:
+    batch_size = min(batch_size, len(x))
     losses = [(cross_entropy, cw_loss)[restart % 2] for restart in range(restarts)]
-    clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=len(x))
+    clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
     state = repeated_pgd(
         subject.model, x, y, subject.test.numbers[: len(x)], clean, loss_fns=losses, margin_fn=logit_margin,
-        norm=subject.norm, eps=eps, step_size=2.5 * eps / steps, steps=steps, seed=0, batch_size=len(x),
+        norm=subject.norm, eps=eps, step_size=2.5 * eps / steps, steps=steps, seed=0, batch_size=batch_size,
     )  # fmt: skip
     return float(state.robust.float().mean())
 
@@ -126,10 +137,10 @@ def _within(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Finding:
     return Finding(length <= eps * (1 + 1e-4) + 1e-6, f"largest {length:.6g} of {eps:.6g}")
 
 
-def _network(subject: Subject, x: Tensor) -> Finding:
+def _network(subject: Subject, x: Tensor, batch_size: int) -> Finding:
     """In eval mode, deterministic, and giving logits: rows that are no probabilities, or their logarithms."""
     with torch.no_grad():
-        first, second = subject.model(x), subject.model(x)
+        first, second = _logits(subject.model, x, batch_size), _logits(subject.model, x, batch_size)
     wrong = []
     if any(module.training for module in subject.model.modules()):
         wrong.append("not in eval mode")
@@ -145,15 +156,17 @@ def _network(subject: Subject, x: Tensor) -> Finding:
     return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
 
 
-def _gradients(subject: Subject, x: Tensor, y: Tensor) -> Finding:
+def _gradients(subject: Subject, x: Tensor, y: Tensor, batch_size: int) -> Finding:
     """The share of images at which cross-entropy has no gradient: zero, or not a number."""
-    images = x.detach().requires_grad_()
+    norms = []
     with frozen(subject.model), torch.enable_grad():
-        loss = cross_entropy(subject.model(images), y).sum()
-        if not loss.requires_grad:
-            return Finding(False, NO_GRADIENT)
-        (gradient,) = torch.autograd.grad(loss, images)
-    norms = row_norms(gradient)
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            images = images.detach().requires_grad_()
+            loss = cross_entropy(subject.model(images), labels).sum()
+            if not loss.requires_grad:
+                return Finding(False, NO_GRADIENT)
+            norms.append(row_norms(torch.autograd.grad(loss, images)[0]))
+    norms = torch.cat(norms)
     share = float((~torch.isfinite(norms) | (norms == 0)).float().mean())
     return Finding(share <= 0.05, f"{share:.1%} zero or not finite")
 
@@ -162,7 +175,7 @@ def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding
     """Whether the evaluation by `attack` that lies beside the model, if any, is not stronger than this one by more than
     the interval, on the images that both saw."""
     try:
-        result = json.loads(subject.result_file(attack).read_text())
+        result = parse_json(subject.result_file(attack).read_text())
         flags = [row["flags"] for row in result["results"] if math.isclose(row["eps"], eps, rel_tol=1e-6)]
         if (result["model_sha256"], result["dataset"]) != (subject.sha256, subject.dataset) or not flags:
             return Finding(None, "not run at this eps on this checkpoint")
@@ -171,7 +184,7 @@ def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding
         ):  # a smaller test set is drawn, not the first
             return Finding(None, "not run on the same images")
         count = min(len(flags[0]), len(robust))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError):
         return Finding(None, "not run")
     standing = int(robust[:count].sum())
     theirs = flags[0][:count].count("1") / count

@@ -27,6 +27,8 @@ from errors import UserError
 from evaluation import Subject, is_done, refuse_to_shrink, result_row, stored_result, wilson, write_result
 from flags import build_parser
 from losses import logit_margin
+from memory import BatchSize
+from reading import is_number, parse_json
 from utils import EVALUATE, eval_mode, frozen, mixed_seed, row_norms, write_atomically
 
 EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
@@ -118,6 +120,7 @@ class Part:
     seconds: float
     invalid: int  # images whose perturbation was too long or left [0, 1]
     warnings: list[str]
+    batch_size: int | None = None  # images attacked together, where memory did not suffice for all
 
 
 @dataclass(frozen=True)
@@ -169,10 +172,14 @@ class Job:
 def read_parts(job: Job) -> dict[int, Part]:
     """The shards that are done, by number; none where the file is missing, damaged or of another evaluation."""
     try:
-        content = json.loads(job.parts_file.read_text())
+        content = parse_json(job.parts_file.read_text())
         parts = {int(number): Part(**part) for number, part in content["parts"].items()}
         fits = content["identity"] == job.identity and all(
-            len(part.robust) == len(job.shards[number]) for number, part in parts.items()
+            len(part.robust) == len(job.shards[number])
+            and is_number(part.seconds)
+            and type(part.invalid) is int
+            and isinstance(part.warnings, list)
+            for number, part in parts.items()
         )
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return {}
@@ -217,46 +224,61 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, e
     return classified_right(model, x_adv.clamp(0, 1), y) | ~valid, valid
 
 
-def attack_shard(job: Job, number: int, right: Tensor, attack: AttackFn, show: Show) -> Part:
-    """Attack the images of one shard that are classified right; right (N,) bool."""
+def attack_shard(job: Job, number: int, right: Tensor, attack: AttackFn, show: Show, size: int | None = None) -> Part:
+    """Attack the images of one shard that are classified right, right (N,) bool, at most `size` together."""
     started = time.monotonic()
     model, rows = job.subject.model, job.shards[number]
     x, y, _ = job.subject.test.batch(rows)
     attacked = right[rows]
-    robust, invalid, warnings = attacked.clone(), 0, []
-    if attacked.any():
-        x, y = x[attacked], y[attacked]
+    robust, valid, warnings = attacked.clone(), torch.ones_like(attacked), []
+    for part in attacked.nonzero().squeeze(1).split(size or job.batch_size) if attacked.any() else ():
         with untouched(model, job.device):
-            x_adv, warnings = attack(x, y, mixed_seed(job.seed, EVALUATE, number), show)
-            robust[attacked], valid = judge(model, x, y, x_adv.detach(), norm=job.subject.norm, eps=job.eps)
-        invalid = int((~valid).sum())
+            x_adv, said = attack(x[part], y[part], mixed_seed(job.seed, EVALUATE, number), show)
+            robust[part], valid[part] = judge(
+                model, x[part], y[part], x_adv.detach(), norm=job.subject.norm, eps=job.eps
+            )
+        warnings += said
     flags = "".join("1" if flag else "0" for flag in robust.tolist())
-    return Part(flags, time.monotonic() - started, invalid, warnings)
+    smaller = size if size is not None and size < job.batch_size else None
+    return Part(flags, time.monotonic() - started, int((~valid).sum()), list(dict.fromkeys(warnings)), smaller)
 
 
 def run_job(job: Job, attack: AttackFn, longest: LongestFn, say: Callable[[str], None]) -> None:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
+    Where memory does not suffice for a shard at once, its images are attacked in halves, with the same draws for each.
+
     :raises UserError: if the folder cannot be written, or holds this network's result on more images.
     """
     refuse_to_shrink(job.subject, job.attack)
-    model, test = job.subject.model, job.subject.test
-    with eval_mode(model):
-        right = torch.cat([classified_right(model, *test.batch(rows)[:2]) for rows in job.shards])
+    model = job.subject.model
+    batch = BatchSize(job.batch_size, "--batch_size", say)
+    right = batch.run(lambda size: _all_right(job, size))
     parts = read_parts(job)
-    for line in forecast(job, right, parts, longest):
+    for line in batch.run(lambda size: forecast(job, right, parts, longest, size)):
         say(line)
     with tqdm(total=len(right), unit="image", dynamic_ncols=True) as bar:
         bar.set_description(job.attack)
         for number, rows in enumerate(job.shards):
             if number not in parts:
                 with passes_shown(model, bar):
-                    parts[number] = attack_shard(job, number, right, attack, bar.set_description)
+                    parts[number] = batch.run(
+                        lambda size, number=number: attack_shard(job, number, right, attack, bar.set_description, size)
+                    )
                 write_parts(job, parts)
             bar.set_postfix_str(f"accuracy so far {_accuracy(parts, number):.2%}")
             bar.update(len(rows))
-    for line in finish(job, right, [parts[number] for number in range(len(job.shards))]):
+    batch.used = min([batch.used, *(part.batch_size for part in parts.values() if part.batch_size)])
+    for line in finish(job, right, [parts[number] for number in range(len(job.shards))], batch):
         say(line)
+
+
+def _all_right(job: Job, size: int) -> Tensor:
+    """(N,) bool: the test images that are classified right."""
+    model, test = job.subject.model, job.subject.test
+    with eval_mode(model):
+        batches = [test.batch(rows) for rows in torch.arange(len(test)).split(size)]
+        return torch.cat([classified_right(model, x, y) for x, y, _ in batches])
 
 
 @contextmanager
@@ -285,13 +307,13 @@ def _accuracy(parts: dict[int, Part], last: int) -> float:
     return flags.count("1") / len(flags)
 
 
-def forecast(job: Job, right: Tensor, parts: dict[int, Part], longest: LongestFn) -> list[str]:
+def forecast(job: Job, right: Tensor, parts: dict[int, Part], longest: LongestFn, size: int) -> list[str]:
     """What is done already and how long the rest takes, by a short trial on its first shard."""
     lines = [f"{len(parts)} of {len(job.shards)} shards are done, by {job.parts_file.name}"] if parts else []
     left = [rows[right[rows].cpu()] for number, rows in enumerate(job.shards) if number not in parts]
     left = [rows for rows in left if len(rows)]
     if left:
-        x, y, _ = job.subject.test.batch(left[0])
+        x, y, _ = job.subject.test.batch(left[0][:size])
         with untouched(job.subject.model, job.device):
             seconds = longest(x, y) * sum(map(len, left)) / len(y)
         lines.append(f"{job.title}: at most about {duration(seconds)} for {sum(map(len, left))} images; if stopped, the same "
@@ -306,7 +328,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def finish(job: Job, right: Tensor, parts: list[Part]) -> list[str]:
+def finish(job: Job, right: Tensor, parts: list[Part], batch: BatchSize) -> list[str]:
     """Write the JSON, with the rows that the same evaluation had at other radii; forget the shards. The lines to say."""
     subject, n, count = job.subject, len(right), int(right.sum())
     robust = torch.tensor([flag == "1" for part in parts for flag in part.robust])
@@ -317,10 +339,14 @@ def finish(job: Job, right: Tensor, parts: list[Part]) -> list[str]:
     rows = {**job.stored_rows, job.eps: row}
     content = {
         "clean_acc": count / n, "clean_ci95": wilson(count, n), "seed": job.seed,
-        "settings": {**job.settings, "batch_size": job.batch_size, "device": str(job.device)},
-        "seconds": round(sum(r["seconds"] for r in rows.values()), 1), "results": [rows[eps] for eps in sorted(rows)],
+        "settings": {**job.settings, "device": str(job.device), **batch.as_settings()},
+        "seconds": round(sum(r.get("seconds", 0) for r in rows.values()), 1), "results": [rows[eps] for eps in sorted(rows)],
     }  # fmt: skip
-    checks = sanity.battery(subject, job.eps, None, robust, min(n, sanity.MOST_IMAGES), others=())
+    checks = BatchSize(min(n, sanity.MOST_IMAGES), "sanity checks", batch.say).run(
+        lambda size: sanity.battery(
+            subject, job.eps, None, robust, min(n, sanity.MOST_IMAGES), others=(), batch_size=size
+        )
+    )
     checks["perturbations within eps"] = sanity.Finding(invalid == 0, f"{invalid} too long or outside [0, 1]")
     path = write_result(subject, job.attack, {**content, "sanity": sanity.as_json(checks)})
     job.parts_file.unlink(missing_ok=True)

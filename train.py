@@ -175,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
             ) from None
+        finally:
+            folder.unlock()
 
 
 def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str],
@@ -261,7 +263,7 @@ def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: di
         raise UserError(
             f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
         )
-    folder.cut_back(trainer.step, trainer.checked_step)
+    folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
     folder.write_config(trainer.config.to_dict(), device)
     return recorder
 
@@ -343,7 +345,12 @@ def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
                         f"{len(trainer.eps)} now: restore the data, or choose another --savepath")  # fmt: skip
     state = {**state, "model": checkpoint.plain_keys(state["model"])}
     checkpoint.load_weights(trainer.model, state["model"], folder.last)
-    trainer.restore(state)
+    try:
+        trainer.restore(state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {folder.last}: not the state of such a run ({error!r}): choose another --savepath"
+        ) from None
 
 
 def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
@@ -353,7 +360,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
         raise UserError(f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
                         "BatchNorm cannot work: choose another")  # fmt: skip
     shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
-    if (shares or len(data.train) % size % world.size) and not accepts(model.eval(), data.train, images=0):
+    if (shares or len(data.train) % size % world.size) and not accepts(model, data.train, images=0):
         raise UserError(f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
                         "it" + (", or give --local_bn" if shares else ", or choose another --batch_size"))  # fmt: skip
     if size < world.size:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,6 +26,7 @@ from fast_pgd import FastPgd
 from global_batchnorm import with_global_statistics
 from guard import ENOUGH, Guard, all_finite
 from losses import LOSSES, logit_margin
+from memory import BatchSize
 from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
 from precision import tf32
@@ -122,7 +125,8 @@ class Sums:
         return dict(zip(self.NAMES[1:], [value / examples if examples else None for value in rest], strict=True))
 
 
-STATE_KEYS = ("step", "checked_step", "epoch", "model", "optimizer", "eps", "best_margin", "sums", "config")
+STATE_KEYS = {"step": int, "checked_step": int, "epoch": int, "model": dict, "optimizer": dict, "eps": Tensor,
+              "best_margin": float, "sums": list, "config": dict}  # fmt: skip
 
 
 class NotFinite(ArithmeticError):
@@ -160,6 +164,7 @@ class Trainer:
         self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
         recorded = on_cuda and not batchnorms and world.size == 1
         self.gradient = Captured(self._gradient, config.batch_size) if recorded else self._gradient
+        self.check_batch = BatchSize(config.eval_batch_size, "--eval_batch_size", warnings.warn)
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)
@@ -192,7 +197,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
-        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
         in_a_row, since_row = state.get("skipped", (0, 0))
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
@@ -338,6 +343,15 @@ class Trainer:
                 "steps_per_second": round(steps_per_second, 4),
                 **({"skipped_steps": skipped} if skipped else {})}  # fmt: skip
 
+    def _check(self, split: Split, number: int, stop: Callable[[], bool], batch_size: int) -> Check | None:
+        config = replace(self.config, eval_batch_size=batch_size)
+        with tf32(config.precision != "fp32"):
+            attack = self.check_attack.resize(batch_size)
+            return check_split(self.model, split, config, number, self.step, stop=stop, attack=attack, world=self.world)
+
+    def _smaller_batch(self) -> dict[str, int]:
+        return {"eval_batch_size": self.check_batch.used} if self.check_batch.used < self.check_batch.asked else {}
+
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
 
@@ -348,16 +362,17 @@ class Trainer:
         for number, (name, split) in enumerate(splits.items()):
             if not len(split):
                 continue
-            with tf32(self.config.precision != "fp32"):
-                result = check_split(
-                    self.model, split, self.config, number, self.step, stop=stop, attack=self.check_attack,
-                    world=self.world,
-                )  # fmt: skip
+            if self.world.size > 1:  # if one halved its batches, the others would wait for it in vain
+                result = self._check(split, number, stop, self.check_batch.used)
+            else:
+                result = self.check_batch.run(
+                    lambda size, split=split, number=number: self._check(split, number, stop, size)
+                )
             if result is None:
                 return False
             rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,
                          "clean_acc": result.clean_acc, "robust_acc": result.robust_acc,
-                         "mean_margin": result.mean_margin})  # fmt: skip
+                         "mean_margin": result.mean_margin, **self._smaller_batch()})  # fmt: skip
         if rows[0]["mean_margin"] > self.best_margin:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})
@@ -397,11 +412,15 @@ def uses_all(model: nn.Module, split: Split) -> bool:
 
 
 def accepts(model: nn.Module, split: Split, images: int) -> bool:
-    """Whether a forward pass in train mode works on so few images: BatchNorm on vectors does not work on one."""
-    probe = copy.deepcopy(model).train()
+    """Whether the network works on so few images, on one in train mode too: BatchNorm on vectors does not."""
+    probe = copy.deepcopy(model).train(images > 0)
     try:
         with torch.no_grad():
             probe(split.batch(torch.zeros(images, dtype=torch.long)).x)
     except ValueError:
+        return False
+    except Exception:  # people's own networks on no image at all
+        if images:
+            raise
         return False
     return True

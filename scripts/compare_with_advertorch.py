@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +25,11 @@ from foolbox import PyTorchModel
 from foolbox.attacks import LinfPGD
 from torch import Tensor, nn
 
+import checkpoint
+from config import require_positive
 from data import load_test
 from errors import exits_on_user_error
+from flags import Parser, number, whole
 from losses import cross_entropy, logit_margin
 from pgd import pgd
 from utils import generator
@@ -38,7 +42,7 @@ def wheel_network(name: str) -> nn.Module:
     """`advtrained` or `clntrained`, as its authors trained it."""
     path = Path(advertorch_examples.__file__).parent / "trained_models" / f"mnist_lenet5_{name}.pt"
     model = LeNet5()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    checkpoint.load_weights(model, checkpoint.load_model_file(str(path)).weights, path)
     return model.eval()
 
 
@@ -78,13 +82,14 @@ ATTACKS = {"ours": robust_by_ours, "advertorch": robust_by_advertorch, "foolbox"
 
 
 @exits_on_user_error
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Attack, print one line for each network, radius and kind of start."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--data_root", default="data")
-    parser.add_argument("--test_size", type=int, default=1000)
-    parser.add_argument("--eps", type=float, nargs="+", default=[EPS])
-    flags = parser.parse_args()
+    parser.add_argument("--test_size", type=whole, default=1000)
+    parser.add_argument("--eps", type=number, nargs="+", default=[EPS])
+    flags = argparse.Namespace(**parser.parse(argv))
+    require_positive(flags, ("test_size",))
     batch = load_test(
         "mnist", flags.data_root, test_size=flags.test_size, device=torch.device("cpu")
     ).split.everything()

@@ -7,7 +7,6 @@ Reads each run's margins.npy, the radius that AN-PGD found for each training ima
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from plotting import HATCHES, common, labels, read_config, save, style  # isort: skip  # first: it finds the rest
+
+import reading
 from errors import UserError, exits_on_user_error
 from flags import Parser
-from plotting import HATCHES, common, labels, read_config, save, style
+from reading import parse_json
 from results import NORMS, image_name, in_255ths, title
 
 BINS = 40
@@ -40,12 +42,12 @@ def read_margins(run: Path, config: dict) -> Margins:
     path = run / "margins.npy"
     remedy = "only MMA and OMMA training record margins; name such a run"
     try:
-        eps = np.load(path, allow_pickle=False).astype(np.float32)
+        eps = reading.read_margins(path).astype(np.float32)
     except FileNotFoundError:
         raise UserError(f"{path}: not there: {remedy}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: damaged ({error}): leave this run out") from None
-    if eps.ndim != 2 or not eps.size:
+    if not eps.size:
         raise UserError(f"{path}: of shape {eps.shape}, not (checks, training images): leave this run out")
     if not eps.any():
         raise UserError(f"{path}: every margin in it is 0: {remedy}")
@@ -57,9 +59,9 @@ def epochs_of_checks(run: Path, config: dict, checks: int, images: int) -> np.nd
     path, steps = run / "metrics.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            row = json.loads(line)
-            steps += [row["step"]] if row["kind"] == "eval" and row["split"] == "val" else []
-        except (ValueError, TypeError, KeyError):  # a half-written last line
+            row = parse_json(line)
+            steps += [int(row["step"])] if row["kind"] == "eval" and row["split"] == "val" else []
+        except (ValueError, TypeError, KeyError, OverflowError):  # a half-written last line
             continue
     if len(steps) != checks or not config.get("batch_size"):
         return np.arange(1, checks + 1)

@@ -59,7 +59,7 @@ def draw(runs: Sequence[Run], norm: str | None) -> tuple[Figure, str]:
     for number, ((run, e), name) in enumerate(zip(found.items(), names, strict=True)):
         eps, accuracy, low, high = zip(*curve(e), strict=True)
         doubted = "\n⚠ " + "\n⚠ ".join(run.doubts(e)) if run.doubts(e) else ""
-        errors = [np.subtract(accuracy, low), np.subtract(high, accuracy)]
+        errors = np.maximum([np.subtract(accuracy, low), np.subtract(high, accuracy)], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
         aside = 0.02 * widest * (number - (len(runs) - 1) / 2) / len(runs)
         axes.errorbar([scale * (v + aside) for v in eps], accuracy, errors, capsize=3, elinewidth=1, linewidth=1.6, markersize=5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError
+from results import checked_config
 
 # Grey levels, lines and markers have periods of 3, 4 and 7, so that no two of 84 runs look alike.
 GREYS = ("0.0", "0.35", "0.6")
@@ -39,8 +39,8 @@ def read_config(run: Path) -> dict:
     if not run.is_dir():
         raise UserError(f"run folder {run}: not there: name a folder that train.py made")
     try:
-        return dict(json.loads((run / "config.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return checked_config(run / "config.json")
+    except (OSError, ValueError):
         raise UserError(f"{run / 'config.json'}: missing or damaged: name a folder that train.py made") from None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 import statistics
 import sys
@@ -19,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import published
 from config import PRESETS
 from errors import UserError
+from reading import is_number, parse_json, refuse_odd
 
 RUN_NAME = re.compile(r"(?P<dataset>.+?)-(?P<norm>Linf|L2)-(?P<method>.+?)-sd(?P<seed>\d+)(?P<rest>-.+)?")
 METHODS = ("STD", "PGD", "PGDLS", "TRADES", "OMMA", "MMA")  # the order of rows
@@ -31,7 +30,7 @@ ATTACKS = {"pgd": "white-box PGD", "autoattack": "AutoAttack", "square": "Square
            "cw": "Carlini-Wagner ℓ2", "ddn": "DDN", "fmn": "FMN"}  # fmt: skip
 # What may differ between seeds without a word: it names the seed, or where and how often something is written.
 UNIMPORTANT = {"seed", "savepath", "data_root", "device", "environment", "resume", "disp_interval", "save_interval",
-               "tensorboard", "batch_size", "eval_batch_size", "test_size", "name", "overrides"}  # fmt: skip
+               "tensorboard", "batch_size", "batch_size_asked", "eval_batch_size", "test_size", "name", "overrides"}  # fmt: skip
 NONE, WARNING = "–", "⚠"
 
 
@@ -40,7 +39,7 @@ def read_evaluation(path: Path) -> dict:
 
     :raises ValueError: saying what is wrong with it.
     """
-    content = json.loads(path.read_text())
+    content = parse_json(path.read_text())
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     if missing := [key for key in ("attack", "dataset", "norm", "n", "clean_acc") if key not in content]:
@@ -51,18 +50,25 @@ def read_evaluation(path: Path) -> dict:
     if "quartiles" in content:
         for figures in (content, content.get("anpgd") or content):
             values = [figures["mean"], *figures["quartiles"]]
-            if len(values) != 4 or not all(value is None or _is_number(value) for value in values):
+            if len(values) != 4 or not all(value is None or is_number(value) for value in values):
                 raise ValueError("mean or quartiles are not numbers")
     elif not content.get("results"):
         raise ValueError("it has neither results nor quartiles")
     else:
         fractions += [row["robust_acc"] for row in content["results"]]
-        if not all(_is_number(row["eps"]) for row in content["results"]):
-            raise ValueError("an eps is not a number")
-    if not all(_is_number(value) and 0 <= value <= 1 for value in fractions):
+    if not all(is_number(value) and 0 <= value <= 1 for value in fractions):
         raise ValueError("an accuracy is not between 0 and 1")
     if not all(isinstance(content.get(key) or {}, dict) for key in ("settings", "sanity")):
         raise ValueError("settings or sanity is not a JSON object")
+    refuse_odd(content)
+    if not all(isinstance(content.get(key), str | None) for key in ("attack", "dataset", "model_sha256")):
+        raise ValueError("attack, dataset or model_sha256 is not text")
+    for row in (content, *content.get("results", ())):
+        intervals = [row.get("clean_ci95") or [0, 0], row.get("ci95") or [0, 0]]
+        if not all(isinstance(i, list) and len(i) == 2 and all(map(is_number, i)) for i in intervals):
+            raise ValueError("an interval is not two numbers")
+        if not isinstance(row.get("flags"), str | None) or not isinstance(row.get("warnings"), list | None):
+            raise ValueError("flags are not text, or warnings no list")
     if path.name != (right := f"eval_{content['attack']}_{content['norm']}.json"):
         raise ValueError(f"its name is not {right}")
     return content
@@ -74,8 +80,20 @@ def shown(path: Path) -> Path:
     return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else path
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+def checked_config(path: Path) -> dict:
+    """A run's config.json.
+
+    :raises OSError, ValueError: if it cannot be read, or what the tables and pictures need of it is of another type.
+    """
+    config = parse_json(path.read_text())
+    if not isinstance(config, dict):
+        raise ValueError("not a JSON object")
+    if not all(isinstance(config.get(key), str | None) for key in ("dataset", "norm")):
+        raise ValueError("dataset or norm is not text")
+    size, d_max = config.get("batch_size") or 1, config.get("hinge_maxeps") or 1
+    if type(size) is not int or size < 1 or not is_number(d_max):
+        raise ValueError("batch_size or hinge_maxeps is not a number")
+    return config
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +133,8 @@ class Run:
         path = self.folder / "metrics.jsonl"
         for line in reversed(path.read_text(errors="replace").splitlines() if path.exists() else []):
             try:
-                return int(json.loads(line)["step"])
-            except (ValueError, TypeError, KeyError):  # a half-written last line
+                return int(parse_json(line)["step"])
+            except (ValueError, TypeError, KeyError, OverflowError):  # a half-written last line
                 continue
         return None
 
@@ -157,7 +175,7 @@ def read_run(folder: Path) -> Run:
     for path in [*folder.glob("config.json"), *sorted(folder.glob("eval_*.json"))]:
         try:
             if path.name == "config.json":
-                config = dict(json.loads(path.read_text()))
+                config = checked_config(path)
             else:
                 evaluations.append({**read_evaluation(path), "file": path.name})
         except KeyError as error:

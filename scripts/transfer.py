@@ -30,6 +30,7 @@ from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, result_row, stored_result, wilson, write_result
 from flags import Radii, build_parser
 from losses import logit_margin
+from memory import BatchSize
 from utils import row_norms, use_device
 
 EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
@@ -69,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"{images_file(subject)}: not of these images and radii although just made: look at it")
 
     names, started = short_names(subjects), time.monotonic()
-    right = replay_all(subjects, radii, flags.batch_size)
-    clean = [classified_right(subject, subject.test.everything().x, flags.batch_size) for subject in subjects]
+    batch = BatchSize(flags.batch_size, "--batch_size", tqdm.write)
+    right = replay_all(subjects, radii, batch)
+    clean = [classified_right(subject, subject.test.everything().x, batch) for subject in subjects]
     seconds = round(time.monotonic() - started, 1)
     for row, subject in enumerate(subjects):
         write_result(subject, "transfer", content(subjects, names, row, clean[row], right, seconds))
@@ -147,6 +149,7 @@ def refuse_to_shrink_any(subjects: Sequence[Subject]) -> None:
     """:raises UserError: if a result on more images would be replaced."""
     for subject in subjects:
         refuse_to_shrink(subject, "transfer")
+        stored_result(subject, "pgd")  # read at the end: better refused now
 
 
 # --- adversarial images --------------------------------------------------------------------------------------------
@@ -160,7 +163,8 @@ def images_file(subject: Subject) -> Path:
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor] | None:
     """(N, ...) float32 by radius, on the CPU; None unless they are whole and of this checkpoint, these images, these radii."""
     try:
-        saved = checkpoint.load(images_file(subject), needed=("x_adv", "labels", "numbers", "model_sha256"))
+        kinds = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
+        saved = checkpoint.load(images_file(subject), needed=kinds)
     except UserError:  # missing or damaged
         return None
     x, y, _ = subject.test.everything()
@@ -172,8 +176,9 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
     ):
         return None
     found = {
-        eps: x_adv for eps in radii for own, x_adv in saved["x_adv"].items() if math.isclose(own, eps, rel_tol=1e-9)
-    }
+        eps: x_adv for eps in radii for own, x_adv in saved["x_adv"].items()
+        if isinstance(own, float) and isinstance(x_adv, Tensor) and math.isclose(own, eps, rel_tol=1e-9)
+    }  # fmt: skip
     return (
         found
         if set(found) == set(radii) and all(within(x, x_adv, eps, subject.norm) for eps, x_adv in found.items())
@@ -183,7 +188,7 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
 
 def within(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> bool:
     """Whether every perturbation (N, ...) is at most eps long."""
-    if x_adv.shape != x.shape:
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         return False
     delta = (x_adv - x).flatten(1)
     length = row_norms(delta) if norm == "L2" else delta.abs().amax(1)
@@ -207,23 +212,28 @@ def attack_command(flags: TransferFlags, run: str, subject: Subject, radii: Sequ
 # --- replaying -----------------------------------------------------------------------------------------------------
 
 
-def classified_right(subject: Subject, images: Tensor, batch_size: int) -> Tensor:
+def classified_right(subject: Subject, images: Tensor, batch: BatchSize) -> Tensor:
     """(N, ...) -> (N,) bool, on the CPU. An output that is not a number is not right."""
     y = subject.test.labels
-    with torch.no_grad():
-        right = [logit_margin(subject.model(images[rows].to(y.device)), y[rows]) < 0
-                 for rows in torch.arange(len(y)).split(batch_size)]  # fmt: skip
-    return torch.cat(right).cpu()
+
+    def in_batches(size: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([logit_margin(subject.model(images[rows].to(y.device)), y[rows]) < 0
+                              for rows in torch.arange(len(y)).split(size)])  # fmt: skip
+
+    return batch.run(in_batches).cpu()
 
 
-def replay_all(subjects: Sequence[Subject], radii: Sequence[float], batch_size: int) -> dict[float, list[list[Tensor]]]:
+def replay_all(
+    subjects: Sequence[Subject], radii: Sequence[float], batch: BatchSize
+) -> dict[float, list[list[Tensor]]]:
     """By radius, [network][source] -> (N,) bool: whether the network is right on the images made against the source."""
     right = {eps: [[] for _ in subjects] for eps in radii}
     with tqdm(total=len(subjects) ** 2 * len(radii), unit="replay", dynamic_ncols=True) as bar:
         for source in subjects:
             for eps, x_adv in saved_images(source, radii).items():
                 for network, row in zip(subjects, right[eps], strict=True):
-                    row.append(classified_right(network, x_adv, batch_size))
+                    row.append(classified_right(network, x_adv, batch))
                     bar.update()
     return right
 

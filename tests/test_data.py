@@ -1,12 +1,17 @@
 """Data sets: splits, batches, augmentation, and what happens to damaged or missing files."""
 
+import hashlib
+import os
+import pickle
 import shutil
 import struct
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 
 from data import MNIST_FILES, crop_and_flip, draw_crops, load_dataset, load_test, steps_per_epoch, train_batch
@@ -137,8 +142,6 @@ def test_sizes_that_do_not_fit(sizes, flag):
 
 
 def test_mnist_missing_and_not_to_be_had(tmp_path, monkeypatch):
-    import torchvision
-
     def no_network(*_, **__):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
@@ -160,6 +163,135 @@ def test_mnist_damaged(tmp_path):
         UserError, match=r"train-images-idx3-ubyte: truncated or changed .*16 bytes instead of 47040016"
     ):
         load("mnist", tmp_path, val_size=5000)
+
+
+# --- the files of MNIST and CIFAR-10, damaged on the disk ------------------------------------------------------------
+
+
+def idx(array):
+    """A file of MNIST's format."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """MNIST of 40 + 20 images in whole files, whose sums are taken for the right ones: {name: path}."""
+    folder, draw, sums = tmp_path / "MNIST" / "raw", np.random.default_rng(0), {}
+    folder.mkdir(parents=True)
+    for name in MNIST_FILES:
+        count = 40 if name.startswith("train") else 20
+        array = draw.integers(0, 256, (count, 28, 28)) if "images" in name else np.arange(count) % 10
+        (folder / name).write_bytes(idx(array.astype(np.uint8)))
+        raw = (folder / name).read_bytes()
+        sums[name] = (hashlib.md5(raw).hexdigest(), len(raw))
+    monkeypatch.setattr("data.MNIST_FILES", sums)
+    assert len(load("mnist", tmp_path, val_size=10).train) == 30
+    return {name: folder / name for name in sums}
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """CIFAR-10 of 5 x 20 + 20 images, likewise."""
+    kind = torchvision.datasets.CIFAR10
+    folder, draw, found = tmp_path / kind.base_folder, np.random.default_rng(0), {}
+    folder.mkdir()
+
+    def write(name, content):
+        found[name] = folder / name
+        found[name].write_bytes(pickle.dumps(content))
+        return hashlib.md5(found[name].read_bytes()).hexdigest()
+
+    for listed in ("train_list", "test_list"):
+        rows = [[name, write(name, {"data": draw.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]})]
+                for name, _ in getattr(kind, listed)]  # fmt: skip
+        monkeypatch.setattr(kind, listed, rows)
+    meta = {**kind.meta, "md5": write(kind.meta["filename"], {"label_names": list("abcdefghij")})}
+    monkeypatch.setattr(kind, "meta", meta)
+    assert len(load("cifar10", tmp_path, val_size=10).train) == 90
+    return found
+
+
+def refused(name, root, path, *parts):
+    """By training and by evaluation, in one message that names the file and the remedy."""
+    for reader in (
+        lambda: load(name, root, val_size=10),
+        lambda: load_test(name, str(root), test_size=None, device=CPU),
+    ):
+        with pytest.raises(UserError) as error:
+            reader()
+        for part in (str(path), "--data_root", *parts):
+            assert part in str(error.value)
+
+
+SETS = ("mnist", "cifar10")
+
+
+@pytest.fixture(params=SETS)
+def whole(request, tmp_path):
+    """(name, root, files) of each of them."""
+    return request.param, tmp_path, request.getfixturevalue(f"small_{request.param}")
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "page", "longer"])
+def test_a_changed_data_file_is_named_with_both_sums(whole, how, number):
+    name, root, paths = whole
+    path = list(paths.values())[number]
+    raw = path.read_bytes()
+    changed = {"cut": raw[: len(raw) // 2], "flipped": raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:], "emptied": b"",
+               "page": b"<html>404</html>", "longer": raw + b"x"}[how]  # fmt: skip
+    path.write_bytes(changed)
+    said = [hashlib.md5(content).hexdigest() for content in (raw, changed)]
+    sizes = [f"{len(changed)} bytes instead of {len(raw)}"] if name == "mnist" and how != "flipped" else []
+    refused(name, root, path, *said, *sizes, "delete it")
+
+
+def test_swapped_data_files_are_named(whole):
+    name, root, paths = whole
+    first, second = list(paths.values())[:2]
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    refused(name, root, first, *(hashlib.md5(content).hexdigest() for content in contents))
+
+
+def test_a_missing_data_file_is_named(whole, monkeypatch):
+    """The download is tried, and fails as it does without a network."""
+    name, root, paths = whole
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    path = list(paths.values())[1]
+    path.unlink()
+    refused(name, root, path.name, str(path.parent), "the download failed")
+    assert not path.exists() and not list(path.parent.glob(f"{path.name}*"))
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network in this test")
+
+
+def test_a_folder_in_place_of_a_data_file_is_named(whole):
+    name, root, paths = whole
+    path = next(iter(paths.values()))
+    path.unlink()
+    path.mkdir()
+    refused(name, root, path, "cannot be read", "directory")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_data_file_is_named(whole):
+    name, root, paths = whole
+    path = next(iter(paths.values()))
+    path.chmod(0)
+    refused(name, root, path, "cannot be read", "Permission denied")
+
+
+def test_a_link_that_leads_nowhere_is_named(whole, monkeypatch):
+    name, root, paths = whole
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    path = next(iter(paths.values()))
+    path.unlink()
+    path.symlink_to(root / "moved")
+    refused(name, root, path.name, "the download failed")
 
 
 def test_real_mnist(mnist_root):

@@ -85,6 +85,7 @@ def test_another_seed_gives_other_draws():
     y = model(x).argmax(1)
     job = type("Job", (), {})()
     job.subject, job.eps, job.device = type("Subject", (), {"model": model, "norm": "Linf"})(), 0.01, x.device
+    job.shards = (y,)
     for kind in (square_kind, spsa):
         a, b, c = (kind(GradientFreeFlags()).run(job, x, y, seed, 3) for seed in (1, 1, 2))
         if kind is spsa:
