@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from errors import UserError
+from utils import use_device
 
 T = TypeVar("T")
 
@@ -57,6 +58,14 @@ class World(NamedTuple):
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return int(values)
 
+    def join(self, own: dict) -> dict:
+        """The dicts of all processes together."""
+        if self.size == 1:
+            return own
+        found: list[dict] = [{}] * self.size
+        dist.all_gather_object(found, own)
+        return {key: value for one in found for key, value in one.items()}
+
     def share_from(self, rank: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """`tensors`, overwritten with those of process `rank`."""
         if self.size > 1:
@@ -79,6 +88,11 @@ class World(NamedTuple):
             if said is not None:
                 raise SharedError(said if rank == 0 else f"rank {rank}: {said}")
         return result
+
+    def one_a_machine_first(self, work: Callable[[], T]) -> T:
+        """`work()` on every process, on each machine by one of them before the others: it may download a file."""
+        found = self.together(lambda: work() if local_rank() == 0 else None)
+        return self.together(lambda: work() if found is None else found)
 
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work()` gives on the first process, on all; it runs there alone."""
@@ -159,3 +173,19 @@ def device_name(name: str) -> str:
         raise UserError(f"--device {name}: {local_size()} processes and {gpus} GPUs on this machine: start as many "
                         "processes as GPUs (torchrun --nproc_per_node), or give --device cpu")  # fmt: skip
     return f"cuda:{local_rank()}"
+
+
+def one_process_only(program: str) -> None:
+    """:raises UserError: if torchrun started several processes of a program that is made for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{program}: works on one process: start it with python instead of torchrun")
+
+
+@contextmanager
+def device_of(flag: str, deterministic: bool) -> Iterator[tuple[World, torch.device]]:
+    """The processes, and this one's device.
+
+    :raises UserError: if `--device` cannot be used.
+    """
+    with joined(flag) as world:
+        yield world, world.together(lambda: use_device(device_name(flag), deterministic))

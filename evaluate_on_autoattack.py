@@ -21,10 +21,10 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from config import opt
+from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, stored_result
 from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
-from utils import use_device
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 # Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
@@ -63,19 +63,22 @@ def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
     flags = parse(argv)
-    device = use_device(flags.device, flags.deterministic)
-    subject = load_subject(flags, device)
-    eps, notes = settle_eps(flags, subject)
-    ensemble = choose_ensemble(flags, subject)
+    with device_of(flags.device, flags.deterministic) as (world, device):
+        return evaluate(flags, world.one_a_machine_first(lambda: load_subject(flags, device)), world)
+
+
+def evaluate(flags: AutoAttackFlags, subject: Subject, world: World) -> int:
+    """Of several processes each attacks its shards, and the first prints and writes."""
+    device, say = subject.test.labels.device, print if world.is_first else lambda line: None
+    eps, notes = world.together(lambda: settle_eps(flags, subject))
+    ensemble = world.together(lambda: choose_ensemble(flags, subject))
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()] + ensemble.notes:
-        print(note)
+        say(note)
     job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, flags.batch_size, ensemble.settings(subject))
-    if flags.resume and eps in job.stored_rows:
-        print(f"{subject.result_file('autoattack')}: already done")
+    if world.from_first(lambda: flags.resume and eps in job.stored_rows):
+        say(f"{subject.result_file('autoattack')}: already done")
         return 0
-    if not ensemble.standard and stored_result(subject, "autoattack").get("settings", {}).get("standard"):
-        raise UserError(f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
-                        "result by standard AutoAttack: move it away first")  # fmt: skip
+    world.from_first(lambda: refuse_to_replace_standard(subject, ensemble))
 
     def build(seed: int) -> AutoAttack:
         return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=device)
@@ -83,8 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
         return run_ensemble(build(seed), x, y, show)
 
-    run_job(job, attack, lambda x, y: longest(build, ensemble, x, y), print)
+    run_job(job, attack, lambda x, y: longest(build, ensemble, x, y), say, world)
     return 0
+
+
+def refuse_to_replace_standard(subject: Subject, ensemble: Ensemble) -> None:
+    """:raises UserError: if the network's result by standard AutoAttack would be replaced by another one."""
+    if not ensemble.standard and stored_result(subject, "autoattack").get("settings", {}).get("standard"):
+        raise UserError(f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
+                        "result by standard AutoAttack: move it away first")  # fmt: skip
 
 
 class Ensemble(NamedTuple):
@@ -202,4 +212,4 @@ def longest(build: Callable[[int], AutoAttack], ensemble: Ensemble, x: Tensor, y
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process(main))

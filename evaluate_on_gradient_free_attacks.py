@@ -19,10 +19,10 @@ from torch import Tensor
 
 from advertorch_compat import advertorch
 from config import opt
+from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject
 from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
-from utils import use_device
 
 TITLES = {"square": "Square", "spsa": "SPSA"}
 ATTACKS = tuple(TITLES)
@@ -61,14 +61,15 @@ def parse(argv: Sequence[str] | None = None) -> GradientFreeFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the results. Returns the exit status."""
     flags = parse(argv)
-    device = use_device(flags.device, flags.deterministic)
-    subject = first_images(flags, device)
-    eps, notes = settle_eps(flags, subject)
-    attacks = choose_attacks(flags, subject)
-    for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
-        print(note)
-    for name in attacks:
-        evaluate(name, flags, subject, eps)
+    with device_of(flags.device, flags.deterministic) as (world, device):
+        subject = world.one_a_machine_first(lambda: first_images(flags, device))
+        eps, notes = world.together(lambda: settle_eps(flags, subject))
+        attacks = world.together(lambda: choose_attacks(flags, subject))
+        for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
+            if world.is_first:
+                print(note)
+        for name in attacks:
+            evaluate(name, flags, subject, eps, world)
     return 0
 
 
@@ -101,13 +102,14 @@ def choose_attacks(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     return names
 
 
-def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float) -> None:
-    """Run one attack, or say that it is done."""
+def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, world: World) -> None:
+    """Run one attack, or say that it is done. Of several processes the first one speaks."""
+    say = print if world.is_first else lambda line: None
     run, settings, steps, trial_steps, shard = KINDS[name](flags)
     settings |= {"attacks": [name], "overrides": subject.overrides}
     job = Job(subject, name, TITLES[name], eps, flags.seed, flags.batch_size or shard, settings)
-    if flags.resume and eps in job.stored_rows:
-        print(f"{subject.result_file(name)}: already done")
+    if world.from_first(lambda: flags.resume and eps in job.stored_rows):
+        say(f"{subject.result_file(name)}: already done")
         return
 
     def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
@@ -119,7 +121,7 @@ def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float) 
         run(job, x, y, 0, count)
         return (time.monotonic() - started) * steps / count
 
-    run_job(job, attack, longest, print)
+    run_job(job, attack, longest, say, world)
 
 
 class Kind(NamedTuple):
@@ -166,4 +168,4 @@ KINDS = {"square": square, "spsa": spsa}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process(main))

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import DATASETS, NORMS, opt, require_positive
+from distributed import one_process_only
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
 from flags import build_parser
@@ -68,6 +69,7 @@ CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test spl
 def main(argv: Sequence[str] | None = None) -> int:
     """Attack, print and write a JSON for each attack. Returns the exit status."""
     flags = parse(argv)
+    one_process_only("evaluate_on_minimum_norm.py")
     device = use_device(flags.device, flags.deterministic)
     subject, attacks, notes = settle(flags, device)
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import checkpoint
 import sanity
 from config import EvalConfig, eval_grid, eval_step_size, radius
+from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
 from fast_pgd import FastPgd
@@ -28,38 +29,47 @@ from losses import cross_entropy, cw_loss, logit_margin
 from memory import BatchSize
 from pgd import Attacked, PgdFn, clean_attacked, repeated_pgd
 from shards import duration
-from utils import use_device
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
     flags = parse_eval(argv)
-    device = use_device(flags.device, flags.deterministic)
-    subject = load_subject(flags, device)
-    flags, radii, notes = settle_radii(flags, subject)
+    with device_of(flags.device, flags.deterministic) as (world, device):
+        return evaluate(flags, world.one_a_machine_first(lambda: load_subject(flags, device)), world)
+
+
+def evaluate(flags: EvalConfig, subject: Subject, world: World) -> int:
+    """Of several processes each attacks its share, and the first prints and writes."""
+    device = subject.test.labels.device
+    flags, radii, notes = world.together(lambda: settle_radii(flags, subject))
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
-        print(note)
+        if world.is_first:
+            print(note)
     settings = {
         "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
         "eps_iter": [step_size(flags, subject, eps) for eps in radii], "precision": flags.precision,
         "overrides": subject.overrides,
     }  # fmt: skip
-    if flags.resume and is_done(subject, "pgd", {"seed": flags.seed, "settings": settings}, radii):
-        print(f"{subject.result_file('pgd')}: already done")
+    wanted = {"seed": flags.seed, "settings": settings}
+    if world.from_first(lambda: flags.resume and is_done(subject, "pgd", wanted, radii)):
+        if world.is_first:
+            print(f"{subject.result_file('pgd')}: already done")
         return 0
-    refuse_to_shrink(subject, "pgd")
+    world.from_first(lambda: refuse_to_shrink(subject, "pgd"))
 
     started = time.monotonic()
     progress = Progress(flags, subject, radii)
     batch = BatchSize(min(flags.batch_size, len(subject.test)), "--batch_size", tqdm.write)
-    clean, found, passes = attack_all(flags, subject, radii, progress, batch)
+    clean, found, passes = attack_all(flags, subject, radii, progress, batch, world)
+    if not world.is_first:
+        return 0
     seconds = round(time.monotonic() - started, 1)
 
     right = int(clean.robust.sum())
     n = len(subject.test)
     print(f"{subject.path}: {subject.dataset}, {n} test images, {subject.norm} PGD, {flags.nb_iter} steps, "
-          f"{flags.nb_restart} restarts, {seconds:g} s on {device}")  # fmt: skip
+          f"{flags.nb_restart} restarts, {seconds:g} s on {device}" + (f", {world.size} processes" if world.size > 1 else ""))  # fmt: skip
     print(f"clean accuracy            {right / n:8.2%}   95 % interval [{_interval(wilson(right, n))}]")
     results = [result_row(eps, state.robust) for eps, state in found.items()]
     for row in results:
@@ -78,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for line in sanity.lines(checks):
         print(line)
-    settings |= {"device": str(device), **batch.as_settings()}
+    settings |= {"device": str(device), "processes": world.size, **batch.as_settings()}
     path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
                                          "settings": settings, "seconds": seconds, **averages,
                                          "sanity": sanity.as_json(checks), "results": results})  # fmt: skip
@@ -181,20 +191,23 @@ class Reached:
 
 
 def attack_all(
-    flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, batch: BatchSize
+    flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, batch: BatchSize, world: World
 ) -> tuple[Attacked, dict[float, Attacked], int]:
     """The clean state, the state after all restarts at each radius, ascending, and the number of passes over an image that
-    it took. Goes on from where the same evaluation was stopped, and in smaller batches if memory does not suffice."""
+    it took. Goes on from where the same evaluation was stopped, and, on one process, in smaller batches if memory does not
+    suffice."""
     x, y, _ = subject.test.everything()
-    clean = batch.run(lambda size: clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=size))
-    reached = Reached(*progress.load())
+    # Of several processes one cannot halve its batches while the others wait for it.
+    run = batch.run if world.size == 1 else lambda work: work(batch.used)
+    clean = run(lambda size: clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=size, world=world))
+    reached = Reached(*world.from_first(progress.load))
     going_on = bool(reached.found)
-    batch.run(lambda size: attack_rest(flags, subject, radii, progress, clean, reached, size, going_on))
+    run(lambda size: attack_rest(flags, subject, radii, progress, clean, reached, size, going_on, world))
     return clean, reached.found, reached.attacks * flags.nb_iter
 
 
 def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, clean: Attacked,
-                reached: Reached, batch_size: int, going_on: bool) -> None:  # fmt: skip
+                reached: Reached, batch_size: int, going_on: bool, world: World) -> None:  # fmt: skip
     """Make the restarts that are missing in `reached`, and move it on after each."""
     x, y, _ = subject.test.everything()
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
@@ -202,8 +215,10 @@ def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], pro
     left = list(radii)[max(len(found) - 1, 0) :]
     standing = int((found[max(found)] if found else clean).robust.sum())
     repeats = flags.nb_restart * len(left) - reached.restarts
-    print(forecast(flags, subject, attack, -(-standing // batch_size) * batch_size * repeats, batch_size, going_on))
-    with tqdm(total=standing * repeats, unit="attack", dynamic_ncols=True) as bar:
+    if world.is_first:
+        work = -(-standing // batch_size // world.size) * batch_size * repeats
+        print(forecast(flags, subject, attack, work, batch_size, going_on))
+    with tqdm(total=standing * repeats, unit="attack", dynamic_ncols=True, disable=not world.is_first) as bar:
         for later, eps in zip(reversed(range(len(left))), left, strict=True):
             bar.set_description(f"eps {eps:.4g}")
 
@@ -217,14 +232,15 @@ def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], pro
 
             def on_restart(restart: int, state: Attacked, eps: float = eps) -> None:
                 reached.restarts, found[eps] = restart + 1, Attacked(state.x_adv.clone(), state.margin.clone())
-                progress.save(reached.restarts, found)
+                if world.is_first:
+                    progress.save(reached.restarts, found)
 
             repeated_pgd(
                 subject.model, x, y, subject.test.numbers, found[max(found)] if found else clean,
                 loss_fns=[loss for _, loss in restarts(flags)], margin_fn=logit_margin, norm=subject.norm, eps=eps,
                 step_size=step_size(flags, subject, eps), steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size,
                 on_batch=on_batch, on_restart=on_restart, first_restart=reached.restarts if eps in found else 0,
-                attack=attack,
+                attack=attack, world=world,
             )  # fmt: skip
 
 
@@ -270,4 +286,4 @@ def _interval(ci: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process(main))

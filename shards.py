@@ -23,6 +23,7 @@ from tqdm import tqdm
 import sanity
 from checkpoint import digest
 from config import DATASETS, NORMS, opt, radius, require_positive
+from distributed import ALONE, World
 from errors import UserError
 from evaluation import Subject, is_done, refuse_to_shrink, result_row, stored_result, wilson, write_result
 from flags import build_parser
@@ -243,34 +244,44 @@ def attack_shard(job: Job, number: int, right: Tensor, attack: AttackFn, show: S
     return Part(flags, time.monotonic() - started, int((~valid).sum()), list(dict.fromkeys(warnings)), smaller)
 
 
-def run_job(job: Job, attack: AttackFn, longest: LongestFn, say: Callable[[str], None]) -> None:
+def run_job(job: Job, attack: AttackFn, longest: LongestFn, say: Callable[[str], None], world: World = ALONE) -> None:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
-    Where memory does not suffice for a shard at once, its images are attacked in halves, with the same draws for each.
+    Where memory does not suffice for a shard at once, its images are attacked in halves, with the same draws for each. Of
+    several processes each attacks a shard at a time, and the first one writes and speaks.
 
     :raises UserError: if the folder cannot be written, or holds this network's result on more images.
     """
-    refuse_to_shrink(job.subject, job.attack)
-    model = job.subject.model
+    world.from_first(lambda: refuse_to_shrink(job.subject, job.attack))
     batch = BatchSize(job.batch_size, "--batch_size", say)
     right = batch.run(lambda size: _all_right(job, size))
-    parts = read_parts(job)
-    for line in batch.run(lambda size: forecast(job, right, parts, longest, size)):
-        say(line)
-    with tqdm(total=len(right), unit="image", dynamic_ncols=True) as bar:
+    parts = world.from_first(lambda: read_parts(job))
+    if world.is_first:
+        for line in batch.run(lambda size: forecast(job, right, parts, longest, size, world.size)):
+            say(line)
+    with tqdm(total=len(right), unit="image", dynamic_ncols=True, disable=not world.is_first) as bar:
         bar.set_description(job.attack)
-        for number, rows in enumerate(job.shards):
-            if number not in parts:
-                with passes_shown(model, bar):
-                    parts[number] = batch.run(
-                        lambda size, number=number: attack_shard(job, number, right, attack, bar.set_description, size)
-                    )
+        for first in range(0, len(job.shards), world.size):
+            own = first + world.rank
+            missing = own < len(job.shards) and own not in parts
+            found = {own: _attack_with(bar, job, own, right, attack, batch)} if missing else {}
+            found = world.join(found)
+            parts |= found
+            if found and world.is_first:
                 write_parts(job, parts)
-            bar.set_postfix_str(f"accuracy so far {_accuracy(parts, number):.2%}")
-            bar.update(len(rows))
+            last = min(first + world.size, len(job.shards)) - 1
+            bar.set_postfix_str(f"accuracy so far {_accuracy(parts, last):.2%}")
+            bar.update(sum(map(len, job.shards[first : last + 1])))
+    if not world.is_first:
+        return
     batch.used = min([batch.used, *(part.batch_size for part in parts.values() if part.batch_size)])
     for line in finish(job, right, [parts[number] for number in range(len(job.shards))], batch):
         say(line)
+
+
+def _attack_with(bar: tqdm, job: Job, number: int, right: Tensor, attack: AttackFn, batch: BatchSize) -> Part:
+    with passes_shown(job.subject.model, bar):
+        return batch.run(lambda size: attack_shard(job, number, right, attack, bar.set_description, size))
 
 
 def _all_right(job: Job, size: int) -> Tensor:
@@ -285,7 +296,7 @@ def _all_right(job: Job, size: int) -> Tensor:
 def passes_shown(model: nn.Module, bar: tqdm) -> Iterator[None]:
     """Count the network's passes beside the bar, about once a second, so that a long shard is seen to move."""
     count, shown = 0, time.monotonic()
-    accuracy = bar.postfix or ""
+    accuracy = getattr(bar, "postfix", None) or ""  # a disabled bar has none
 
     def count_pass(*_: object) -> None:
         nonlocal count, shown
@@ -307,7 +318,8 @@ def _accuracy(parts: dict[int, Part], last: int) -> float:
     return flags.count("1") / len(flags)
 
 
-def forecast(job: Job, right: Tensor, parts: dict[int, Part], longest: LongestFn, size: int) -> list[str]:
+def forecast(job: Job, right: Tensor, parts: dict[int, Part], longest: LongestFn, size: int,
+             processes: int) -> list[str]:  # fmt: skip
     """What is done already and how long the rest takes, by a short trial on its first shard."""
     lines = [f"{len(parts)} of {len(job.shards)} shards are done, by {job.parts_file.name}"] if parts else []
     left = [rows[right[rows].cpu()] for number, rows in enumerate(job.shards) if number not in parts]
@@ -315,7 +327,7 @@ def forecast(job: Job, right: Tensor, parts: dict[int, Part], longest: LongestFn
     if left:
         x, y, _ = job.subject.test.batch(left[0][:size])
         with untouched(job.subject.model, job.device):
-            seconds = longest(x, y) * sum(map(len, left)) / len(y)
+            seconds = longest(x, y) * sum(map(len, left)) / len(y) / processes
         lines.append(f"{job.title}: at most about {duration(seconds)} for {sum(map(len, left))} images; if stopped, the same "
                      f"command goes on after the last whole shard of {job.batch_size}")  # fmt: skip
     return lines

@@ -18,22 +18,14 @@ from tqdm import tqdm
 import checkpoint
 from config import Config
 from data import AUGMENT_PAD, Dataset, load_dataset
-from distributed import (
-    World,
-    device_name,
-    joined,
-    local_rank,
-    local_size,
-    main_of_process,
-    restarted_by_launcher,
-)
+from distributed import World, device_of, local_size, main_of_process, restarted_by_launcher
 from errors import UserError, exits_on_user_error
 from flags import parse_train
 from models import build_model
 from runlog import RunFolder, TensorBoard
 from signals import StopSignals
 from trainer import STATE_KEYS, NotFinite, StepResult, Trainer, accepts
-from utils import has_batchnorm, use_device
+from utils import has_batchnorm
 
 # What may differ between a run and its continuation.
 FREE_ON_RESUME = {
@@ -167,8 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if restarted_by_launcher():
         config = dataclasses.replace(config, resume=True)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
-    with joined(config.device) as world:
-        device = world.together(lambda: use_device(device_name(config.device), config.deterministic))
+    with device_of(config.device, config.deterministic) as (world, device):
         try:
             return run(config, folder, device, argv, notes, world)
         except OSError as error:
@@ -238,9 +229,7 @@ def new_trainer(config: Config, device: torch.device, world: World, state: dict 
         check_batches(config, model, data, world)
         return model
 
-    first_here = local_rank() == 0  # who downloads what is missing
-    data = world.together(lambda: load() if first_here else None)
-    data = world.together(lambda: data or load())
+    data = world.one_a_machine_first(load)
     if config.streaming is None and data.streamed:
         say(f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
             "they stay on disk")  # fmt: skip

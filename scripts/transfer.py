@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoint
 import evaluate_on_pgd_attacks
 from config import DATASETS, NORMS, EvalConfig, opt, require_positive
+from distributed import one_process_only
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, result_row, stored_result, wilson, write_result
 from flags import Radii, build_parser
@@ -56,6 +57,7 @@ class TransferFlags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay, print and write a JSON beside each network. Returns the exit status."""
     runs, flags = parse(argv)
+    one_process_only("transfer.py")
     device = use_device(flags.device, False)
     subjects = [load_subject(evaluation_flags(flags, run), device) for run in runs]
     radii = shared_radii(flags, runs, subjects)

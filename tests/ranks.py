@@ -47,8 +47,8 @@ def in_processes(size, function, *args, timeout=120):
         for process in processes:
             process.join(10)
             process.kill()
-    for rank, (_, error) in sorted(results.items()):
-        assert error is None, f"rank {rank}: {error}"
+    errors = [f"rank {rank}: {error}" for rank, (_, error) in sorted(results.items()) if error is not None]
+    assert not errors, "\n".join(errors)
     return [torch.load(io.BytesIO(results[rank][0]), weights_only=False) for rank in range(size)]
 
 
@@ -225,11 +225,46 @@ def train_until(argv, place, count):
     return train_alone(argv)
 
 
-def train(argv):
-    """train.main in this process; its output, quiet here, comes back."""
-    from train import main
-
+def quietly(main, argv):
+    """A program's status, and what it says of itself."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         status = main(argv)
     return status, out.getvalue()
+
+
+def train(argv):
+    from train import main
+
+    return quietly(main, argv)
+
+
+def evaluate_quietly(argv):
+    from evaluate_on_pgd_attacks import main
+
+    return quietly(main, argv)
+
+
+def autoattack(argv):
+    from evaluate_on_autoattack import main
+
+    return quietly(main, argv)
+
+
+def gradient_free(argv):
+    from evaluate_on_gradient_free_attacks import main
+
+    return quietly(main, argv)
+
+
+def train_where_data_is_missing(argv):
+    """train.main; the second process finds no data."""
+    import train as program
+    from errors import UserError
+
+    def missing(*args, **kwargs):
+        raise UserError("data file gone: not there")
+
+    if os.environ["RANK"] == "1":
+        program.load_dataset = missing
+    return train(argv)

@@ -4,6 +4,7 @@ The processes are forked from a server and joined by gloo; torchrun itself is us
 """
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -228,3 +229,125 @@ def test_local_batchnorm_ends_alike_everywhere(trained):
     for key, value in a["weights"].items():
         assert torch.equal(value, b["weights"][key])
     assert not all(torch.allclose(a["buffers"][k], v) for k, v in plain["buffers"].items()), "statistics are of a slice"
+
+
+def flags_of(folder, name, norm="Linf"):
+    return [
+        (row["eps"], row["flags"]) for row in json.loads((folder / f"eval_{name}_{norm}.json").read_text())["results"]
+    ]
+
+
+EVALUATIONS = [
+    ("pgd", ranks.evaluate_quietly, ["--nb_iter", "5", "--nb_restart", "4", "--eps", "0.05", "0.1", "--test_size", "100"]),
+    ("autoattack", ranks.autoattack, ["--attacks", "apgd-ce,square", "--test_size", "30", "--eps", "0.05"]),
+    ("square", ranks.gradient_free, ["--attacks", "square", "--test_size", "30", "--eps", "0.05", "--square_queries", "20"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "program", "more"), EVALUATIONS, ids=lambda v: v if isinstance(v, str) else "")
+def test_evaluations_give_the_same_flags(tmp_path, trained, name, program, more):
+    found = []
+    for size in SIZES:
+        folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
+        outputs = in_processes(size, program, ["--model", str(folder), "--device", "cpu", "--batch_size", "10", *more])
+        assert [status for status, _ in outputs] == [0] * size, outputs
+        assert "robust accuracy" in outputs[0][1] and not any(said.strip() for _, said in outputs[1:])
+        found.append(flags_of(folder, name))
+        assert not list(folder.glob("partial_*"))
+    assert found[1] == found[0] and found[2] == found[0]
+    assert "0" in found[0][-1][1] and "1" in found[0][0][1]
+
+
+def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):
+    folder = shutil.copytree(trained / "lenet5", tmp_path / "run")
+    argv = [
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        "--nb_iter",
+        "2",
+        "--nb_restart",
+        "2",
+        "--test_size",
+        "40",
+        "--resume",
+    ]
+    for size in (2, 1, 3):
+        found = in_processes(size, ranks.evaluate_quietly, argv)
+        assert [status for status, _ in found] == [0] * size
+        assert ("already done" in found[0][1]) == (size != 2)
+
+
+def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
+    for argv, said in (
+        (["--model", str(tmp_path / "none.pt"), "--device", "cpu"], "none.pt"),
+        (["--model", str(trained / "lenet5"), "--device", "cpu", "--eps", "3"], "--eps 3"),
+        (["--model", str(trained / "lenet5"), "--device", "cpu", "--misspelt"], "--misspelt"),
+    ):
+        found = in_processes(2, ranks.evaluate_quietly, argv)
+        assert [status for status, _ in found] == [2, 2]
+        assert found[0][1].startswith("error: ") and said in found[0][1] and found[0][1].count("\n") == 1
+        assert found[1][1] == ""
+
+
+def test_what_one_process_alone_meets_is_said_by_it_and_ends_all(tmp_path):
+    """The data set is missing on the second machine."""
+    found = in_processes(
+        2, ranks.train_where_data_is_missing, [*TINY, "--max_steps", "3", "--savepath", str(tmp_path / "run")]
+    )
+    assert [status for status, _ in found] == [2, 2]
+    assert "rank 1: data file gone" in found[0][1] and not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_images_a_batch_are_refused(tmp_path):
+    found = in_processes(3, ranks.train, [*TINY, "--batch_size", "2", "--savepath", str(tmp_path / "run")])
+    assert [status for status, _ in found] == [2] * 3 and "--batch_size 2" in found[0][1]
+
+
+def reading_network(channels, height, width, num_classes):
+    """Cannot work on an empty batch."""
+
+    class Reading(nn.Sequential):
+        def forward(self, x):
+            x[0]
+            return super().forward(x)
+
+    return Reading(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * (height - 2) * (width - 2), num_classes))  # fmt: skip
+
+
+def test_a_network_that_needs_an_image_is_refused_but_with_local_statistics(tmp_path):
+    argv = [
+        *TINY,
+        "--network",
+        "test_distributed:reading_network",
+        "--max_steps",
+        "2",
+        "--savepath",
+        str(tmp_path / "run"),
+    ]
+    found = in_processes(2, ranks.train, argv)
+    assert [status for status, _ in found] == [2, 2] and "--local_bn" in found[0][1]
+    assert [status for status, _ in in_processes(2, ranks.train, [*argv, "--local_bn"])] == [0, 0]
+
+
+def test_parameters_without_a_part_in_the_output(tmp_path):
+    argv = [
+        *TINY,
+        "--network",
+        "test_distributed:idle_network",
+        "--max_steps",
+        "3",
+        "--savepath",
+        str(tmp_path / "run"),
+    ]
+    assert [status for status, _ in in_processes(2, ranks.train, argv)] == [0, 0]
+
+
+def idle_network(channels, height, width, num_classes):
+    class Idle(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.idle = nn.Parameter(torch.ones(3))
+
+    return Idle(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
