@@ -299,7 +299,7 @@ def test_odd_values_that_parse_end_in_one_line_later(tmp_path, monkeypatch, caps
         "--nb_iter",
         "1",
         "--max_steps",
-        "2",
+        "6",
     ]
     status = train.main([*BASE, *small, "--savepath", "new", *argv])
     error = [line for line in capsys.readouterr().err.splitlines() if "step/s" not in line and line]

@@ -79,9 +79,10 @@ def same(a, b):
 
 
 def children(pid=None):
-    """The processes that this one has started and that still run."""
+    """The processes that this one has started and that still run, but for multiprocessing's own servers."""
     pid = pid or os.getpid()
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in found if b"multiprocessing." not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
