@@ -137,10 +137,10 @@ def save_for_ever(folder):
     last, previous = folder / "last.pt", folder / "last.prev.pt"
     number = checkpoint.load(last)["number"] if last.exists() else 0
     weights = torch.zeros(50_000)
-    print("saving", flush=True)
     while True:
         number += 1
         checkpoint.save(last, {"number": number, "weights": weights.fill_(number)}, previous=previous)
+        print("saved", number, flush=True)
 
 
 def train_limited(argv, size):
