@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 ENOUGH = 3  # skipped steps in a row that end a run
+# Below, a step of Adam or SGD cannot overflow float32: (1e15)^2, 1e10 * 1e15 and their sums stay finite.
+SAFE_VALUE, SAFE_RATE, SAFE_DECAY = 1e15, 1e10, 1e10
+
+
+def largest(tensors: Iterable[Tensor]) -> Tensor:
+    """() on the device: the largest magnitude; not finite if one value is not."""
+    return get_total_norm([t for t in tensors if t.is_floating_point() and t.numel()], norm_type=float("inf"))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """() bool on the device."""
-    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    return get_total_norm(floating, norm_type=float("inf")).isfinite()
+    return largest(tensors).isfinite()
 
 
 class Guard:
-    """Keeps what a step changes, to put it back: parameters, buffers, optimizer. Counts the steps taken back.
+    """Takes optimizer steps, and takes back those that are not finite: parameters, buffers, optimizer. Counts them.
 
-    Call `remember()` before a step and `settle(ok)` after it.
+    Call `remember()` before the passes of a step, which move BatchNorm's statistics, and `step` after its backward.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: int, device: torch.device) -> None:
         self.model, self.optimizer = model, optimizer
-        self.waits_for_nothing = device.type == "cpu"
-        self.copies: list[Tensor] = []
+        self.reads_are_free = device.type == "cpu"
+        self.buffers: list[Tensor] = []
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.since_row = torch.zeros_like(self.in_a_row)
         self.last = torch.full_like(self.in_a_row, -1)  # the step that made ENOUGH in a row; -1: none
@@ -34,43 +40,58 @@ class Guard:
 
     def changing(self) -> list[Tensor]:
         """Everything that a step overwrites."""
+        return [*self.model.buffers(), *self._optimized()]
+
+    def _optimized(self) -> list[Tensor]:
         state = [value for values in self.optimizer.state.values() for value in values.values()]
-        return [*self.model.parameters(), *self.model.buffers(), *(v for v in state if isinstance(v, Tensor))]
+        return [*self.model.parameters(), *(value for value in state if isinstance(value, Tensor))]
 
     @torch.no_grad()
     def remember(self) -> None:
-        tensors = self.changing()
-        if [t.shape for t in tensors] != [
-            c.shape for c in self.copies
-        ]:  # the optimizer makes its state at its first step
-            self.copies = [torch.empty_like(tensor) for tensor in tensors]
-        by_kind: dict[tuple, list[int]] = {}
-        for i, tensor in enumerate(tensors):
-            by_kind.setdefault((tensor.dtype, tensor.device), []).append(i)
-        for members in by_kind.values():
-            torch._foreach_copy_([self.copies[i] for i in members], [tensors[i] for i in members])
+        """Keep the buffers as they are."""
+        self.buffers = [buffer.clone() for buffer in self.model.buffers()]
 
     @torch.no_grad()
-    def settle(self, finite: Tensor, gradients: Sequence[Tensor], step: int) -> Tensor:
-        """() bool: whether the step counts; if not, everything is as `remember` found it.
+    def step(self, finite: Tensor, number: int) -> Tensor:
+        """() bool: whether the step `number` counts; if not, nothing has changed since `remember`.
 
-        finite: (B,) bool, by example; gradients: what the optimizer was given; step: its number.
+        finite: (B,) bool, by example. The gradients lie in the parameters.
         """
-        new = self.changing()
-        ok = finite.all() & all_finite(gradients) & all_finite(new)
-        if not (self.waits_for_nothing and ok):
-            old = [*self.copies, *(torch.zeros_like(tensor) for tensor in new[len(self.copies):])]  # fmt: skip
-            for tensor, before in zip(new, old, strict=True):
-                tensor.copy_(torch.where(ok.to(tensor.device), tensor, before))
-        self._count(ok, finite, step)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        ok = finite.all() & all_finite([*gradients, *self.model.buffers()])
+        if self.reads_are_free and ok and self._cannot_overflow(gradients):
+            self.optimizer.step()  # most steps on a CPU: nothing is copied
+        elif not self.reads_are_free or ok:
+            before = [tensor.clone() for tensor in self._optimized()]
+            self.optimizer.step()
+            after = self._optimized()
+            ok = ok & all_finite(after)
+            before += [torch.zeros_like(tensor) for tensor in after[len(before) :]]  # what the first step made
+            _put_back(after, before, ok)
+        _put_back(list(self.model.buffers()), self.buffers, ok)
+        self._count(ok, finite, number)
         return ok
 
-    def _count(self, ok: Tensor, finite: Tensor, step: int) -> None:
+    def _cannot_overflow(self, gradients: list[Tensor]) -> bool:
+        values = [*gradients, *self._optimized()]
+        rates = all(g["lr"] < SAFE_RATE and g["weight_decay"] < SAFE_DECAY for g in self.optimizer.param_groups)
+        wide = all(value.dtype in (torch.float32, torch.float64) for value in gradients)
+        return rates and wide and bool(largest(values) < SAFE_VALUE)
+
+    def _count(self, ok: Tensor, finite: Tensor, number: int) -> None:
         bad = ~ok
         row = torch.zeros_like(self.examples[0])
         row[: len(finite)] = ~finite
         going_on = bad & (self.last < 0)  # what ended the run is not forgotten
         self.examples = torch.where(going_on, torch.cat([self.examples[1:], row[None]]), self.examples)
         self.in_a_row = torch.where(bad, self.in_a_row + 1, 0)
-        self.last = torch.where((self.in_a_row == ENOUGH) & (self.last < 0), step, self.last)
+        self.last = torch.where((self.in_a_row == ENOUGH) & (self.last < 0), number, self.last)
         self.since_row += bad
+
+
+def _put_back(tensors: list[Tensor], before: list[Tensor], ok: Tensor) -> None:
+    """Overwrite `tensors` unless `ok`; a CPU's is simply read."""
+    if ok.device.type == "cpu" and ok:
+        return
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(ok, tensor, old))

@@ -213,11 +213,9 @@ class Trainer:
         self.guard.remember()
         own = self._own_gradient(step)
         result = self._merge(own)
-        self.optimizer.step()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        counts = self.guard.settle(result.finite, gradients, step)
         if config.local_bn:
             world.share_from(0, *self.model.buffers())
+        counts = self.guard.step(result.finite, step)
         if config.enlarges_margins:
             index = send(self.batches.global_rows(step), self.device)
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
