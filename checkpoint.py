@@ -64,7 +64,10 @@ def save(path: Path, content: dict, previous: Path | None = None) -> None:
     """
     buffer = io.BytesIO()  # torch reports a full disk as RuntimeError; a plain write reports it as OSError
     torch.save({**content, CHECKSUM: digest(content)}, buffer)
-    if previous is not None and path.exists():
+
+    def keep_the_old() -> None:
+        if previous is None or not path.exists():
+            return
         # A second name first, then one replace each: `path` never goes missing.
         link = previous.with_name(f".{previous.name}.tmp")
         link.unlink(missing_ok=True)
@@ -73,7 +76,8 @@ def save(path: Path, content: dict, previous: Path | None = None) -> None:
         except OSError:  # file systems without hard links
             shutil.copy2(path, link)
         link.replace(previous)
-    write_atomically(path, buffer.getvalue())
+
+    write_atomically(path, buffer.getvalue(), keep_the_old)
 
 
 STATE_PREFIXES = ("module.", "_orig_mod.")

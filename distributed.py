@@ -7,6 +7,7 @@ Alone (`ALONE`), every method is what it would be without other processes, and n
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -89,6 +90,10 @@ class World(NamedTuple):
                 raise SharedError(said if rank == 0 else f"rank {rank}: {said}")
         return result
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.largest(0)
+
     def one_a_machine_first(self, work: Callable[[], T]) -> T:
         """`work()` on every process, on each machine by one of them before the others: it may download a file."""
         found = self.together(lambda: work() if local_rank() == 0 else None)
@@ -118,6 +123,16 @@ def local_rank() -> int:
 def local_size() -> int:
     """Processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launcher() -> str:
+    """The process that started this one."""
+    return f"process {os.getppid()} on {platform.node()}"
 
 
 def restarted_by_launcher() -> bool:

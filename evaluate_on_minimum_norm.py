@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import DATASETS, NORMS, opt, require_positive
-from distributed import one_process_only
+from distributed import ALONE, World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
 from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
 from flags import build_parser
@@ -35,9 +35,9 @@ from minimum_norm import (
     shown,
     summary,
 )
+from pgd import PgdFn, pgd
 from shards import choose
 from trainer import check_split
-from utils import use_device
 
 
 @dataclass(frozen=True)
@@ -69,42 +69,54 @@ CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test spl
 def main(argv: Sequence[str] | None = None) -> int:
     """Attack, print and write a JSON for each attack. Returns the exit status."""
     flags = parse(argv)
-    one_process_only("evaluate_on_minimum_norm.py")
-    device = use_device(flags.device, flags.deterministic)
-    subject, attacks, notes = settle(flags, device)
+    with device_of(flags.device, flags.deterministic) as (world, device):
+        return evaluate(flags, device, world)
+
+
+def evaluate(flags: MinimumNormFlags, device: torch.device, world: World) -> int:
+    """Of several processes each attacks its batches, and the first prints and writes."""
+    say = print if world.is_first else lambda line: None
+    subject, attacks, notes = world.one_a_machine_first(lambda: settle(flags, device))
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
-        print(note)
+        say(note)
     flags = replace(flags, batch_size=flags.batch_size or (200 if device.type == "cuda" else 25))
     runs = [Run(subject, attack, flags.steps or default_steps(attack, subject.norm, device), flags.batch_size, flags.seed)
             for attack in attacks]  # fmt: skip
     if flags.resume:
-        for run in runs:
-            if run.is_done:
-                print(f"{subject.result_file(run.attack)}: already done")
-        runs = [run for run in runs if not run.is_done]
+        done = world.from_first(lambda: [run.attack for run in runs if run.is_done])
+        for attack in done:
+            say(f"{subject.result_file(attack)}: already done")
+        runs = [run for run in runs if run.attack not in done]
     if not runs:
         return 0
-    for run in runs:
-        refuse_to_shrink(subject, run.attack)
-    for attack in possible_attacks(subject):
-        stored_result(subject, attack)  # read at the end: better refused now
+    world.from_first(lambda: refuse_what_is_in_the_way(subject, runs))
 
     batch = BatchSize(flags.batch_size, "--batch_size", tqdm.write)
     clean = batch.run(lambda size: clean_logits(subject, size))
-    print(f"AN-PGD on {len(clean)} images, as the training's check runs it", flush=True)
-    margins = anpgd_margins(subject)
+    say(f"AN-PGD on {len(clean)} images, as the training's check runs it")
+    margins = anpgd_margins(subject, world)
     found: dict[str, Found] = {}
     for run in runs:
-        found[run.attack] = attack_all(run, clean, batch, print)
+        found[run.attack] = attack_all(run, clean, batch, say, world)
+        if not world.is_first:
+            continue
         for done in runs[: len(found)]:  # again, because the best known distance may have become shorter
             report = content(done, clean, found, margins)
             write_result(subject, done.attack, report)
         parts_file(run).unlink(missing_ok=True)
-    for line in table(subject, clean, found, margins):
-        print(line)
+    for line in table(subject, clean, found, margins) if world.is_first else ():
+        say(line)
     for run in runs:
-        print(f"written: {subject.result_file(run.attack)}")
+        say(f"written: {subject.result_file(run.attack)}")
     return 0
+
+
+def refuse_what_is_in_the_way(subject: Subject, runs: Sequence[Run]) -> None:
+    """:raises UserError: if a result on more images would be replaced, or one that is needed at the end is damaged."""
+    for run in runs:
+        refuse_to_shrink(subject, run.attack)
+    for attack in possible_attacks(subject):
+        stored_result(subject, attack)
 
 
 def parse(argv: Sequence[str] | None = None) -> MinimumNormFlags:
@@ -152,14 +164,17 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
     return subject, attacks, notes
 
 
-def anpgd_margins(subject: Subject) -> Tensor:
+def anpgd_margins(subject: Subject, world: World = ALONE) -> Tensor:
     """(N,) float64 on the CPU: AN-PGD's margins, by the training's own check."""
+    batch = BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write)
 
-    def check(size: int) -> Tensor:
+    def check(size: int, attack: PgdFn) -> Tensor:
         config = replace(subject.training, eval_batch_size=size)
-        return check_split(subject.model, subject.test, config, *CHECK_KEY).margins
+        return check_split(subject.model, subject.test, config, *CHECK_KEY, attack=attack, world=world).margins
 
-    return BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write).run(check).cpu().double()
+    # Several processes go on with the same batches; where memory does not suffice, one attacks its own in parts.
+    margins = check(batch.asked, batch.attack(pgd)) if world.size > 1 else batch.run(lambda size: check(size, pgd))
+    return margins.cpu().double()
 
 
 def possible_attacks(subject: Subject) -> list[str]:
@@ -252,4 +267,4 @@ def table(subject: Subject, clean: Tensor, found: dict[str, Found], margins: Ten
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of_process(main))

@@ -147,11 +147,10 @@ class Progress:
             subject.norm, test.images, test.labels, str(test.labels.device), str(torch.__version__),
         ])  # fmt: skip
         self.path = subject.path.parent / f"partial_pgd_{subject.norm}_{self.identity[:12]}.pt"
-        self.device = test.labels.device
         self.saved_at = time.monotonic()
 
     def load(self) -> tuple[int, dict[float, Attacked]]:
-        """Restarts done at the last radius, and the state at each; nothing if there is no such file, or it is damaged or
+        """Restarts done at the last radius, and the state at each, on the CPU; nothing if there is no such file, or it is damaged or
         of another evaluation."""
         try:
             content = checkpoint.load(self.path, needed={"identity": str, "restarts": int, "states": dict})
@@ -159,10 +158,7 @@ class Progress:
             return 0, {}
         if content["identity"] != self.identity:
             return 0, {}
-        states = {
-            eps: Attacked(x.to(self.device), margin.to(self.device)) for eps, (x, margin) in content["states"].items()
-        }
-        return content["restarts"], states
+        return content["restarts"], {eps: Attacked(*state) for eps, state in content["states"].items()}
 
     def save(self, restarts_done: int, states: dict[float, Attacked]) -> None:
         """Not more often than every `EVERY` seconds.
@@ -197,20 +193,23 @@ def attack_all(
     it took. Goes on from where the same evaluation was stopped, and, on one process, in smaller batches if memory does not
     suffice."""
     x, y, _ = subject.test.everything()
-    # Of several processes one cannot halve its batches while the others wait for it.
-    run = batch.run if world.size == 1 else lambda work: work(batch.used)
+    # Several processes go on with the same batches; where memory does not suffice, one attacks its own in parts.
+    run = batch.run if world.size == 1 else lambda work: work(batch.asked)
     clean = run(lambda size: clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=size, world=world))
-    reached = Reached(*world.from_first(progress.load))
+    done, states = world.from_first(progress.load)
+    reached = Reached(done, {eps: Attacked(*(part.to(x.device) for part in state)) for eps, state in states.items()})
     going_on = bool(reached.found)
-    run(lambda size: attack_rest(flags, subject, radii, progress, clean, reached, size, going_on, world))
+    run(lambda size: attack_rest(flags, subject, radii, progress, clean, reached, batch, size, going_on, world))
+    batch.used = -world.largest(-batch.used)
     return clean, reached.found, reached.attacks * flags.nb_iter
 
 
 def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, clean: Attacked,
-                reached: Reached, batch_size: int, going_on: bool, world: World) -> None:  # fmt: skip
+                reached: Reached, batch: BatchSize, batch_size: int, going_on: bool, world: World) -> None:  # fmt: skip
     """Make the restarts that are missing in `reached`, and move it on after each."""
     x, y, _ = subject.test.everything()
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
+    attack = batch.attack(attack) if world.size > 1 else attack
     found = reached.found
     left = list(radii)[max(len(found) - 1, 0) :]
     standing = int((found[max(found)] if found else clean).robust.sum())

@@ -42,17 +42,18 @@ class GlobalBatchNorm(_BatchNorm):
         dims = [d for d in range(x.dim()) if d != 1]
         channels, shape = x.shape[1], [1, -1] + [1] * (x.dim() - 2)
         # One sum of everything, in float64: sum of squares minus square of the sum cancels.
-        count = x.new_full((1,), x.numel() // channels, dtype=torch.float64)
-        sums = torch.cat([count, x.sum(dims, dtype=torch.float64), x.square().sum(dims, dtype=torch.float64)])
+        wide = x.double()
+        count = wide.new_full((1,), x.numel() // channels)
+        sums = torch.cat([count, wide.sum(dims), wide.square().sum(dims)])
         count, total, squares = SumOverProcesses.apply(sums).split([1, channels, channels])
         count = count.detach()
         if count <= 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
         mean = total / count
-        variance = squares / count - mean.square()
+        variance = (squares / count - mean.square()).clamp(min=0)
         if self.running_mean is not None:
             self._track(mean.detach(), variance.detach() * count / (count - 1))
-        scale = (variance.clamp(min=0) + self.eps).rsqrt().to(x)
+        scale = (variance + self.eps).rsqrt().to(x)
         normalised = (x - mean.to(x).view(shape)) * scale.view(shape)
         return torch.addcmul(self.bias.view(shape), normalised, self.weight.view(shape)) if self.affine else normalised
 

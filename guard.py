@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 ENOUGH = 3  # skipped steps in a row that end a run
-# Below, a step of Adam or SGD cannot overflow float32: (1e15)^2, 1e10 * 1e15 and their sums stay finite.
-SAFE_VALUE, SAFE_RATE, SAFE_DECAY = 1e15, 1e10, 1e10
+# Below, a step of Adam or SGD cannot overflow float32: (1e15 + 1e3 * 1e15)^2 is the largest that comes up.
+SAFE_VALUE, SAFE_RATE, SAFE_DECAY, SAFE_MOMENTUM = 1e15, 1e10, 1e3, 1.0
 
 
 def largest(tensors: Iterable[Tensor]) -> Tensor:
@@ -33,14 +33,18 @@ class Guard:
         self.model, self.optimizer = model, optimizer
         self.reads_are_free = device.type == "cpu"
         self.buffers: list[Tensor] = []
+        self.odd = [name for name, buffer in model.named_buffers() if not all_finite([buffer])]  # as a mask of -inf
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.since_row = torch.zeros_like(self.in_a_row)
         self.last = torch.full_like(self.in_a_row, -1)  # the step that made ENOUGH in a row; -1: none
         self.examples = torch.zeros(ENOUGH, rows, dtype=torch.bool, device=device)  # not finite, in the last such steps
 
     def changing(self) -> list[Tensor]:
-        """Everything that a step overwrites."""
-        return [*self.model.buffers(), *self._optimized()]
+        """Everything that a step overwrites and that must be finite."""
+        return [*self._watched(), *self._optimized()]
+
+    def _watched(self) -> list[Tensor]:
+        return [buffer for name, buffer in self.model.named_buffers() if name not in self.odd]
 
     def _optimized(self) -> list[Tensor]:
         state = [value for values in self.optimizer.state.values() for value in values.values()]
@@ -58,7 +62,7 @@ class Guard:
         finite: (B,) bool, by example. The gradients lie in the parameters.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        ok = finite.all() & all_finite([*gradients, *self.model.buffers()])
+        ok = finite.all() & all_finite([*gradients, *self._watched()])
         if self.reads_are_free and ok and self._cannot_overflow(gradients):
             self.optimizer.step()  # most steps on a CPU: nothing is copied
         elif not self.reads_are_free or ok:
@@ -74,7 +78,8 @@ class Guard:
 
     def _cannot_overflow(self, gradients: list[Tensor]) -> bool:
         values = [*gradients, *self._optimized()]
-        rates = all(g["lr"] < SAFE_RATE and g["weight_decay"] < SAFE_DECAY for g in self.optimizer.param_groups)
+        rates = all(g["lr"] < SAFE_RATE and g["weight_decay"] < SAFE_DECAY and g.get("momentum", 0) <= SAFE_MOMENTUM
+                    for g in self.optimizer.param_groups)  # fmt: skip
         wide = all(value.dtype in (torch.float32, torch.float64) for value in gradients)
         return rates and wide and bool(largest(values) < SAFE_VALUE)
 

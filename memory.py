@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from errors import UserError
 
@@ -42,6 +43,24 @@ class BatchSize:
                     raise
             # Only here are the error, its frames and the tensors in them gone.
             self._halve()
+
+    def attack(self, attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`attack(model, x, y, ...)`, made on fewer rows at a time where memory does not suffice; rows do not influence
+        each other. For processes that must all go on with the same batches."""
+
+        def in_parts(model: nn.Module, x: Tensor, y: Tensor, **settings: object) -> Tensor:
+            def rows(value: object, part: slice) -> object:
+                return value[part] if isinstance(value, Tensor) and value.dim() else value
+
+            def work(size: int) -> Tensor:
+                made = attack.resize(size) if hasattr(attack, "resize") else attack
+                parts = [slice(first, first + size) for first in range(0, len(x), size)]
+                return torch.cat([made(model, x[part], y[part], **{k: rows(v, part) for k, v in settings.items()}).clone()
+                                  for part in parts]) if len(parts) > 1 else made(model, x, y, **settings)  # fmt: skip
+
+            return self.run(work)
+
+        return in_parts
 
     def _halve(self) -> None:
         if self.used == 1:

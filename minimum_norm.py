@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint import digest
+from distributed import ALONE, World
 from errors import UserError
 from evaluation import Subject, stored_result
 from losses import cross_entropy, logit_margin
@@ -122,45 +123,55 @@ def is_right(subject: Subject, logits: Tensor) -> Tensor:
     return logit_margin(logits, subject.test.labels) < 0
 
 
-def attack_all(run: Run, clean: Tensor, size: BatchSize, say: Callable[[str], None]) -> Found:
+def attack_all(run: Run, clean: Tensor, size: BatchSize, say: Callable[[str], None], world: World = ALONE) -> Found:
     """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits; say: tells the user a line.
 
-    Where memory does not suffice, a batch is attacked in halves, with the same draws for each.
+    Where memory does not suffice, a batch is attacked in halves, with the same draws for each. Of several processes each
+    attacks a batch at a time, and the first one writes.
 
     :raises UserError: if the folder of the model cannot be written.
     """
     right = is_right(run.subject, clean).nonzero().squeeze(1)
     batches = right.split(run.batch_size) if len(right) else ()
-    parts = read_parts(run)
+    parts = world.from_first(lambda: read_parts(run))
     if parts:
         say(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
-    if len(parts) < len(batches):
+    if len(parts) < len(batches) and world.is_first:
         longest = size.run(lambda size: forecast(run, batches[len(parts) :], size))
         say(f"{run.attack}: at most about {longest} for {sum(map(len, batches[len(parts):]))} "
               "images; stopped, the same command goes on after the last whole batch")  # fmt: skip
     with tqdm(
-        total=len(right), initial=sum(len(part["distances"]) for part in parts), unit="image", dynamic_ncols=True
+        total=len(right),
+        initial=sum(len(part["distances"]) for part in parts),
+        unit="image",
+        dynamic_ncols=True,
+        disable=not world.is_first,
     ) as bar:
         bar.set_description(run.attack)
-        for number in range(len(parts), len(batches)):
-            started = time.monotonic()
-            distances = size.run(lambda size, number=number: torch.cat(
-                [attack_batch(run, number, rows, clean) for rows in batches[number].split(size)]))  # fmt: skip
-            parts.append(
-                {"distances": distances.tolist(), "seconds": time.monotonic() - started, "batch_size": size.used}
-            )
-            write_parts(run, parts)
-            bar.update(len(distances))
+        for first in range(len(parts), len(batches), world.size):
+            own = first + world.rank
+            found = world.join({own: _attack_one(run, own, batches[own], clean, size)} if own < len(batches) else {})
+            parts += [found[number] for number in sorted(found)]
+            if world.is_first:
+                write_parts(run, parts)
+            bar.update(sum(len(part["distances"]) for part in found.values()))
             so_far = [distance for part in parts for distance in part["distances"]]
             bar.set_postfix_str(f"median so far {shown(summary(so_far)['quartiles'][1])}")
-            if number == 0 and len(batches) > 1:
+            left = len(batches) - len(parts)
+            if first == 0 and left and world.is_first:
                 bar.write(
-                    f"{run.attack}: about {duration(parts[0]['seconds'] * (len(batches) - 1))} more", file=sys.stdout
+                    f"{run.attack}: about {duration(parts[0]['seconds'] * left / world.size)} more", file=sys.stdout
                 )
     distances = torch.zeros(len(clean), dtype=torch.float64)
     distances[right.cpu()] = torch.tensor([d for part in parts for d in part["distances"]], dtype=torch.float64)
     smallest = min([size.used, *(part["batch_size"] for part in parts)])
     return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1), smallest)
+
+
+def _attack_one(run: Run, number: int, rows: Tensor, clean: Tensor, size: BatchSize) -> dict:
+    started = time.monotonic()
+    distances = size.run(lambda size: torch.cat([attack_batch(run, number, part, clean) for part in rows.split(size)]))
+    return {"distances": distances.tolist(), "seconds": time.monotonic() - started, "batch_size": size.used}
 
 
 def forecast(run: Run, batches: Sequence[Tensor], size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,7 +29,13 @@ class Replica:
         self.model, self.world, self.shares_statistics = model, world, shares_statistics
         self.hooked: nn.Module = model
         if world.size > 1:
-            self.hooked = DistributedDataParallel(model, **{BUFFERS: False}, find_unused_parameters=leaves_out)
+            # Looking for unused parameters also keeps the buckets as they are: else they change after the first step, and
+            # with them the order of gloo's sums, so that a resumed run would differ in its last bits.
+            on_cpu = not next(model.parameters()).is_cuda
+            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
+            self.hooked = DistributedDataParallel(
+                model, **{BUFFERS: False}, find_unused_parameters=leaves_out or on_cpu
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, C): a pass whose backward, outside of `unsent`, leaves the gradient of the global batch."""

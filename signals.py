@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 SAME_SIGNAL = 2.0  # seconds: a launcher passes on what the terminal already sent to all
 PATIENCE = 20.0  # seconds until a process that waits for others in vain exits
@@ -16,7 +17,7 @@ class StopSignals:
     """Inside, the two signals are noted; calling it says whether the run is to stop, on every process alike.
 
     agree: of the number that each process received (0: none), the largest over all. launched: whether a launcher may pass
-    a signal on twice, and other processes may keep this one waiting.
+    a signal on a second time, and other processes may keep this one waiting.
     """
 
     def __init__(self, agree: Callable[[int], int] = lambda number: number, launched: bool = False) -> None:
@@ -46,6 +47,8 @@ class StopSignals:
 
     def __call__(self) -> bool:
         self.agreed = self.agreed or self.agree(self.number)
+        if self.agreed and self.launched:
+            self.over.set()  # the processes have met; what follows is the save
         return self.agreed > 0
 
     def _handle(self, number: int, _frame: object) -> None:
@@ -61,8 +64,11 @@ class StopSignals:
 
     def _exit_if_nothing_ends(self) -> None:
         """In a thread: Python's handlers wait while the main thread waits for another process, this one does not."""
-        received = os.read(self.woken, 1)
+        while received := os.read(self.woken, 1):
+            if received[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue  # other handlers wake it too, as DataLoader's for its workers
+            if not self.over.wait(PATIENCE):
+                with suppress(OSError):
+                    os.write(2, b"no step ended: exit without saving; the last saved state is whole\n")
+                os._exit(128 + received[0])
         os.close(self.woken)
-        if received and not self.over.wait(PATIENCE):
-            os.write(2, b"no step ended: exit without saving; the last saved state is whole\n")
-            os._exit(128 + received[0])

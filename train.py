@@ -8,8 +8,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from tqdm import tqdm
 import checkpoint
 from config import Config
 from data import AUGMENT_PAD, Dataset, load_dataset
-from distributed import World, device_of, local_size, main_of_process, restarted_by_launcher
+from distributed import World, device_of, is_launched, launcher, local_size, main_of_process, restarted_by_launcher
 from errors import UserError, exits_on_user_error
 from flags import parse_train
 from models import build_model
@@ -61,12 +62,13 @@ class RunRecorder:
         self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        if self.tensorboard:
-            self.tensorboard.close()
+        with suppress(OSError):
+            self.bar.close()
+        self._on_tensorboard(lambda board: board.close())
 
     def step(self, result: StepResult) -> None:
-        self.bar.update(1)
+        with suppress(OSError):  # a log file on a full disk
+            self.bar.update(1)
         # On a GPU reading a value waits for the device: there the bar follows the train rows only.
         if self.reads_are_free and time.monotonic() - self.shown_at > 0.5:
             self.shown_at = time.monotonic()
@@ -77,10 +79,9 @@ class RunRecorder:
     def rows(self, rows: list[dict]) -> None:
         self._write("rows", lambda: self.folder.append(rows))
         for row in rows:
-            if self.tensorboard:
-                self.tensorboard.row(row)
+            self._on_tensorboard(lambda board, row=row: board.row(row))
             if row["kind"] == "eval":
-                tqdm.write(
+                tell(
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
                     f"mean margin {row['mean_margin']:.4f}"
                 )
@@ -96,14 +97,21 @@ class RunRecorder:
     def margins(self, eps: Tensor, step: int) -> None:
         values = eps.cpu().numpy().copy()
         self._write("margins", lambda: self.folder.append_margins(values))
-        if self.tensorboard:
-            self.tensorboard.margins(values, step)
+        self._on_tensorboard(lambda board: board.margins(values, step))
 
     def save(self, trainer: Trainer) -> None:
         """The state, once everything that belongs before it is written; `failed` says whether it was."""
         self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]
         self._write("state", lambda: checkpoint.save(self.folder.last, trainer.state(), previous=self.folder.previous))
         self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]  # the next one is newer
+
+    def _on_tensorboard(self, work: Callable[[TensorBoard], None]) -> None:
+        try:
+            if self.tensorboard:
+                work(self.tensorboard)
+        except OSError as error:
+            self.tensorboard = None
+            tell(f"warning: --tensorboard: cannot be written ({error}): going on without it", sys.stderr)
 
     def _write(self, kind: str, write: Callable[[], None]) -> None:
         self.waiting.append((kind, write))
@@ -113,12 +121,12 @@ class RunRecorder:
                 self.waiting.pop(0)
         except OSError as error:
             if self.failed is None:
-                tqdm.write(f"warning: {self.folder.path}: cannot be written ({error}): training goes on and tries again at "
-                           "every save; make room", file=sys.stderr)  # fmt: skip
+                tell(f"warning: {self.folder.path}: cannot be written ({error}): training goes on and tries again at every save; "
+                     "make room", sys.stderr)  # fmt: skip
             self.failed = error
         else:
             if self.failed is not None:
-                tqdm.write(f"{self.folder.path}: written again", file=sys.stderr)
+                tell(f"{self.folder.path}: written again", sys.stderr)
             self.failed = None
 
     def _show_row(self, row: dict) -> None:
@@ -140,6 +148,12 @@ class RunRecorder:
         self.bar.set_postfix_str(f"loss {loss:.3f}, acc {accuracy:.1%}, mean eps {mean_eps:.4f}")
 
 
+def tell(text: str, file: TextIO | None = None) -> None:
+    """A line above the bar; lost if it goes to a log file on a full disk."""
+    with suppress(OSError):
+        tqdm.write(text, file=file)
+
+
 class Silent(nullcontext):
     """The recorder of every process but the first: it writes and shows nothing."""
 
@@ -156,8 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or go on training. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
-    if restarted_by_launcher():
-        config = dataclasses.replace(config, resume=True)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
         try:
@@ -174,7 +186,7 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
         world: World) -> int:  # fmt: skip
     """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
     say = print if world.is_first else lambda line: None
-    state = world.from_first(lambda: open_run(folder, config))
+    state = world.from_first(lambda: open_run(folder, config, goes_on_by_itself(folder)))
     if state == "finished":
         say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
@@ -189,12 +201,13 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
     say(f"{folder.path}: {images} images; {device}; " + (f"{world.size} processes; " if world.size > 1 else "")
         + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
     try:
-        with recorder, StopSignals(world.largest, launched=world.size > 1) as stop, trainer.batches:
+        with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
             finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
             print(f"error: {error}: nothing of it was saved; lower --lr or mend the data, then start in another --savepath",
                   file=sys.stderr)  # fmt: skip
+        world.wait()  # a launcher ends all when the first one has ended
         return 3
     if recorder.failed:
         print(f"error: {folder.path}: the last state could not be written ({recorder.failed}): make room, then go on with: "
@@ -252,30 +265,49 @@ def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: di
         raise UserError(
             f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
         )
-    folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
-    folder.write_config(trainer.config.to_dict(), device)
+    try:
+        folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
+        folder.write_config(trainer.config.to_dict(), device, launcher() if is_launched() else None)
+    except OSError as error:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({error}): make room, or choose another"
+        ) from None
     return recorder
 
 
-def open_run(folder: RunFolder, config: Config) -> dict | str | None:
-    """The state to go on from, "finished", or None for a fresh start.
+def goes_on_by_itself(folder: RunFolder) -> bool:
+    """Whether torchrun has started this process again after a failure in a run that it began here."""
+    stored = folder.read_config() if restarted_by_launcher() else None
+    return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
+
+
+def open_run(folder: RunFolder, config: Config, go_on: bool = False) -> dict | str | None:
+    """The state to go on from, "finished", or None for a fresh start. go_on: as with `--resume`.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
     """
-    if folder.path.is_dir():
-        folder.lock()
+    try:
+        if folder.path.is_dir():
+            folder.lock()
+    except OSError as error:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
     if not folder.holds_a_run():
         return None
-    if not config.resume:
+    if not (config.resume or go_on):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
         )
     stored = folder.read_config()
     if stored is not None:
         refuse_differences(config, Config.from_dict(stored), folder)
-    if config.max_steps in folder.checked_steps():
+    finished = config.max_steps in folder.checked_steps()
+    if finished and not folder.last.exists():
         return "finished"
     state = usable_state(folder)
+    if finished and (state is None or state["checked_step"] >= config.max_steps):
+        return "finished"  # else it was killed between the last check's rows and its save: the check is made again
     if state is not None:
         refuse_differences(config, Config.from_dict(state["config"]), folder)
     elif folder.best.exists() or folder.checked_steps():
@@ -348,6 +380,15 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
     if not accepts(model, data.train, images=1) and (len(data.train) - 1) % size == 0:
         raise UserError(f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
                         "BatchNorm cannot work: choose another")  # fmt: skip
+    if world.size > 1 and config.local_bn:
+        slices = {batch // world.size for batch in (size, len(data.train) % size or size)}
+        if 1 in slices and not accepts(model, data.train, images=1):
+            raise UserError(f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
+                            "BatchNorm cannot work: choose another, or leave --local_bn out")  # fmt: skip
+    batchnorms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if world.size > 1 and not config.local_bn and any(module.running_mean is None for module in batchnorms):
+        raise UserError(f"--network {config.network}: a BatchNorm without running statistics cannot cover the batches of several "
+                        "processes in attacks: give --local_bn")  # fmt: skip
     shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
     if (shares or len(data.train) % size % world.size) and not accepts(model, data.train, images=0):
         raise UserError(f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
@@ -362,6 +403,8 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
     model = build_model(config.network, *data.train.shape, data.num_classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
+    if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
+        raise UserError(f"--network {config.network}: its {odd[0]} is not finite from the start: mend it")
     if config.augment and min(data.train.shape[1:]) <= AUGMENT_PAD:
         raise UserError(f"--augment: images must be larger than {AUGMENT_PAD} pixels: give --no-augment")
     if pretrained:

@@ -23,7 +23,7 @@ from cuda_graph import Captured
 from data import Batch, Dataset, Split, TrainBatches, steps_per_epoch
 from distributed import ALONE, World
 from fast_pgd import FastPgd
-from global_batchnorm import with_global_statistics
+from global_batchnorm import GlobalBatchNorm, with_global_statistics
 from guard import ENOUGH, Guard, all_finite
 from losses import LOSSES, logit_margin
 from memory import BatchSize
@@ -150,6 +150,10 @@ class Trainer:
         if shares_statistics:
             model = with_global_statistics(model, self.device)
         self.model = model
+        # Buffers that each process would move by its own passes: the first one's count.
+        shared = (GlobalBatchNorm, nn.SyncBatchNorm)
+        self.own_buffers = [buffer for module in model.modules() if not isinstance(module, shared)
+                            for buffer in module.buffers(recurse=False)]  # fmt: skip
         self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, data.train))
         self.optimizer = make_optimizer(config, model)
         self.guard = Guard(model, self.optimizer, config.batch_size, self.device)
@@ -160,9 +164,9 @@ class Trainer:
         slice_size = -(-config.batch_size // world.size)
         batchnorms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         padded = on_cuda and all(module.running_mean is not None for module in batchnorms)
-        self.attack = FastPgd(model, config.precision, rows=slice_size if padded and batchnorms else None)
-        self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
         recorded = on_cuda and not batchnorms and world.size == 1
+        self.attack = FastPgd(model, config.precision, rows=slice_size if padded and not recorded else None)
+        self.check_attack = FastPgd(model, config.precision, rows=config.eval_batch_size if padded else None)
         self.gradient = Captured(self._gradient, config.batch_size) if recorded else self._gradient
         self.check_batch = BatchSize(config.eval_batch_size, "--eval_batch_size", warnings.warn)
         self.step = 0  # optimizer steps done
@@ -213,8 +217,7 @@ class Trainer:
         self.guard.remember()
         own = self._own_gradient(step)
         result = self._merge(own)
-        if config.local_bn:
-            world.share_from(0, *self.model.buffers())
+        world.share_from(0, *self.own_buffers)
         counts = self.guard.step(result.finite, step)
         if config.enlarges_margins:
             index = send(self.batches.global_rows(step), self.device)
@@ -292,6 +295,7 @@ class Trainer:
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
             if stopping:
                 self._save(recorder)
+                self.world.wait()  # a launcher ends all when the first one has ended
                 return False
             if self.step >= config.max_steps:
                 return True
@@ -341,11 +345,17 @@ class Trainer:
                 "steps_per_second": round(steps_per_second, 4),
                 **({"skipped_steps": skipped} if skipped else {})}  # fmt: skip
 
-    def _check(self, split: Split, number: int, stop: Callable[[], bool], batch_size: int) -> Check | None:
-        config = replace(self.config, eval_batch_size=batch_size)
-        with tf32(config.precision != "fp32"):
-            attack = self.check_attack.resize(batch_size)
-            return check_split(self.model, split, config, number, self.step, stop=stop, attack=attack, world=self.world)
+    def _check(self, split: Split, number: int, stop: Callable[[], bool]) -> Check | None:
+        def check(size: int, attack: PgdFn) -> Check | None:
+            config = replace(self.config, eval_batch_size=size)
+            with tf32(config.precision != "fp32"):
+                return check_split(
+                    self.model, split, config, number, self.step, stop=stop, attack=attack, world=self.world
+                )
+
+        if self.world.size > 1:  # every process goes on with the same batches
+            return check(self.check_batch.asked, self.check_batch.attack(self.check_attack))
+        return self.check_batch.run(lambda size: check(size, self.check_attack.resize(size)))
 
     def _smaller_batch(self) -> dict[str, int]:
         return {"eval_batch_size": self.check_batch.used} if self.check_batch.used < self.check_batch.asked else {}
@@ -360,12 +370,7 @@ class Trainer:
         for number, (name, split) in enumerate(splits.items()):
             if not len(split):
                 continue
-            if self.world.size > 1:  # if one halved its batches, the others would wait for it in vain
-                result = self._check(split, number, stop, self.check_batch.used)
-            else:
-                result = self.check_batch.run(
-                    lambda size, split=split, number=number: self._check(split, number, stop, size)
-                )
+            result = self._check(split, number, stop)
             if result is None:
                 return False
             rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from errors import UserError
 ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL = range(7)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:
     """Replace `path` by `content` at once: at any moment the old or the new file is there, whole.
+
+    before: called when the new file is written, before it takes the old one's place.
 
     :raises OSError: if the folder is full or cannot be written; `path` is then as it was.
     """
@@ -28,6 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        before()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -191,6 +191,7 @@ def train_until(argv, place, count):
     import pathlib
 
     import checkpoint
+    import runlog
     import trainer
 
     left = count
@@ -214,6 +215,7 @@ def train_until(argv, place, count):
         "after the replace": (pathlib.Path, "replace", True),
         "link": (os, "link", True),  # the old state has its second name
         "save": (checkpoint, "digest", False),
+        "rows": (runlog.RunFolder, "append", True),  # a check's rows are there, the state after it is not
         "check": (
             trainer,
             "zero_crossing",
@@ -255,6 +257,20 @@ def gradient_free(argv):
     from evaluate_on_gradient_free_attacks import main
 
     return quietly(main, argv)
+
+
+def minimum_norm(argv):
+    from evaluate_on_minimum_norm import main
+
+    return quietly(main, argv)
+
+
+def train_impatient(argv):
+    """train.main that takes a waiting process for a hanging one after a second."""
+    import signals
+
+    signals.PATIENCE = 1.0
+    return train(argv)
 
 
 def train_where_data_is_missing(argv):

@@ -1,6 +1,6 @@
 """Several processes against one: the same examples, starts, gradients, radii, flags; runs continued on another number.
 
-The processes are forked from a server and joined by gloo; torchrun itself is used in test_faults.py.
+The processes are forked from a server and joined by gloo; torchrun itself is used in test_torchrun.py.
 """
 
 import json
@@ -153,6 +153,30 @@ def inputs(shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 3 + 10
 
 
+def far_from_zero_here():
+    with joined("cpu") as world:
+        model = with_global_statistics(nn.BatchNorm1d(2, momentum=1.0), torch.device("cpu"))
+        out = model(far_from_zero()[world.rank :: world.size])
+        return out.detach(), model.running_var.clone(), model.eval()(far_from_zero())
+
+
+def far_from_zero():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(7)) * 0.01 + 1000
+    x[:, 1] = 1000.1
+    return x
+
+
+def test_batchnorm_far_from_zero_in_float32():
+    """A sum of squares in float32 would leave nothing, or a variance below zero."""
+    x = far_from_zero()
+    expected = nn.BatchNorm1d(2, momentum=1.0)(x)
+    for out, variance, evaluated in in_processes(2, far_from_zero_here):
+        assert (variance >= 0).all() and evaluated.isfinite().all()
+        torch.testing.assert_close(variance[0], x[:, 0].double().var().float(), rtol=1e-3, atol=0)
+        assert out.isfinite().all() and expected.isfinite().all()
+        assert 0.5 < out[:, 0].std() < 2
+
+
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3), (7, 5, 3, 2)])
 def test_batchnorm_over_processes_is_batchnorm_of_the_whole_batch(shape):
     x = inputs(shape).requires_grad_()
@@ -223,6 +247,16 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, first, then):
     assert len(margins) == 3  # after the first epoch (24 steps), at 30 and at 34
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size):
+    """In mid-epoch, at step 30 of 24 a epoch."""
+    whole = run(size, tmp_path / "whole", steps=34)
+    run(size, tmp_path / "parts", steps=30)
+    parts = run(size, tmp_path / "parts", "--resume", steps=34)
+    for key in ("model", "optimizer", "eps"):
+        assert checkpoint.digest(parts[key]) == checkpoint.digest(whole[key]), key
+
+
 def test_local_batchnorm_ends_alike_everywhere(trained):
     a, b = in_processes(2, step_here, trained, "wrn", torch.float64, {"local_bn": True})
     (plain,) = in_processes(1, step_here, trained, "wrn", torch.float64, {})
@@ -256,6 +290,22 @@ def test_evaluations_give_the_same_flags(tmp_path, trained, name, program, more)
         assert not list(folder.glob("partial_*"))
     assert found[1] == found[0] and found[2] == found[0]
     assert "0" in found[0][-1][1] and "1" in found[0][0][1]
+
+
+def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
+    found = []
+    for size in SIZES:
+        folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
+        argv = ["--model", str(folder), "--device", "cpu", "--norm", "L2", "--attacks", "ddn", "--steps", "20", "--test_size", "30",
+                "--batch_size", "8"]  # fmt: skip
+        outputs = in_processes(size, ranks.minimum_norm, argv)
+        assert [status for status, _ in outputs] == [0] * size, outputs
+        assert not any(said.strip() for _, said in outputs[1:])
+        result = json.loads((folder / "eval_ddn_L2.json").read_text())
+        found.append(
+            {key: value for key, value in result.items() if key not in ("seconds", "settings", "model_sha256")}
+        )
+    assert found[1] == found[0] and found[2] == found[0]
 
 
 def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):

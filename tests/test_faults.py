@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory):
 
 PLACES = [("step", 1), ("step", 9), ("check", 1), ("check", 4), ("fsync", 1), ("fsync", 20), ("fsync", 30),
           ("before the replace", 11), ("after the replace", 11), ("before the replace", 25), ("after the replace", 26),
-          ("link", 3), ("save", 12)]  # fmt: skip
+          ("link", 3), ("save", 12), ("rows", 3), ("rows", 11)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("place", "count"), PLACES)
@@ -130,6 +130,29 @@ def test_a_disk_full_from_the_beginning(tmp_path):
     assert started.join() == 2
     assert started.text.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in started.text
     go_on(tmp_path / "run")
+
+
+def test_a_disk_full_under_tensorboard(tmp_path):
+    """Its events are given up, the run is not."""
+    folder = tmp_path / "run"
+    started = start(folder, "--tensorboard", "--max_steps", "60")
+    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    limited(started, 100)
+    started.wait_for(lambda: "cannot be written" in started.text)
+    started.wait_for(lambda: "step 20, val" in started.text)
+    limited(started, resource.RLIM_INFINITY)
+    assert started.join() == 0, started.text
+    assert checkpoint.load(folder / "last.pt")["step"] == 60
+
+
+def test_a_failed_save_keeps_both_earlier_states(tmp_path):
+    folder = tmp_path / "run"
+    go_on(folder)
+    before = [(folder / name).read_bytes() for name in ("last.pt", "last.prev.pt")]
+    assert before[0] != before[1]
+    started = Started(ranks.train_limited, [*RUN, "--max_steps", "20", "--resume", "--savepath", folder], 100_000)
+    assert started.join() != 0
+    assert [(folder / name).read_bytes() for name in ("last.pt", "last.prev.pt")] == before
 
 
 def test_a_disk_full_never_makes_a_damaged_state_the_previous_one(tmp_path, undisturbed):
@@ -243,10 +266,32 @@ class Idle(Sometimes):
 def test_an_overflow_of_the_weights_is_taken_back():
     """Loss and gradient are finite, the new weight is not."""
     images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    trainer = trainer_of(Idle, images, optimizer="sgd", lr=((0, 1.0),), weight_decay=1e10)
-    before = checkpoint.digest(trainer.model.state_dict())
+    for changes in ({"optimizer": "sgd", "lr": ((0, 1.0),), "weight_decay": 1e10},
+                    {"optimizer": "adam", "lr": ((0, 1e-3),), "weight_decay": 1e9},
+                    {"optimizer": "sgd", "lr": ((0, 1e6),), "momentum": 1e28, "weight_decay": 1e-4}):  # fmt: skip
+        trainer = trainer_of(Idle, images, **changes)
+        for _ in range(3):
+            before = everything(trainer)
+            counted = trainer.train_step() and int(trainer.guard.in_a_row) == 0
+            if not counted:
+                break
+        assert not counted and (everything(trainer) == before or trainer.step == 1)
+        assert all(value.isfinite().all() for value in trainer.guard.changing())
+
+
+class Masked(Sometimes):
+    """With a buffer that is meant to be infinite."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.register_buffer("mask", torch.tensor([-torch.inf, 0.0]))
+
+
+def test_a_buffer_that_is_infinite_by_design_is_no_fault():
+    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    trainer = trainer_of(Masked, images)
     trainer.train_step()
-    assert checkpoint.digest(trainer.model.state_dict()) == before and int(trainer.guard.in_a_row) == 1
+    assert int(trainer.guard.in_a_row) == 0
 
 
 def test_three_in_a_row_end_the_run_naming_steps_and_images(tmp_path):

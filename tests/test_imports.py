@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "cuda_graph": set(),
     "fast_pgd": {"pgd", "precision", "cuda_graph"},
     "objectives": {"anpgd", "pgd", "losses", "config", "replica", "utils"},
-    "minimum_norm": {"checkpoint", "evaluation", "losses", "memory", "pgd", "reading", "shards", *LOW},
+    "minimum_norm": {"checkpoint", "distributed", "evaluation", "losses", "memory", "pgd", "reading", "shards", *LOW},
     "sanity": {"evaluation", "losses", "pgd", "reading", "utils"},
     "shards": {
         "checkpoint",

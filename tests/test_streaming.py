@@ -15,6 +15,7 @@ from PIL import Image
 
 import checkpoint
 import data
+import ranks
 import streaming
 import train
 from config import Config
@@ -356,3 +357,15 @@ def alive(pid):
     """Not ended, not a zombie that nobody waits for."""
     status = Path(f"/proc/{pid}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_several_processes_from_disk(tmp_path, folder):
+    """Their workers end after each check, which is no signal to stop."""
+    argv = [*SMALL, "--streaming", "--data_root", str(folder), "--max_steps", "12", "--savepath"]
+    found = ranks.in_processes(2, ranks.train_impatient, [*argv, str(tmp_path / "disk")])
+    assert [status for status, _ in found] == [0, 0], found
+    argv[argv.index("--streaming")] = "--no-streaming"
+    assert [status for status, _ in ranks.in_processes(2, ranks.train, [*argv, str(tmp_path / "memory")])] == [0, 0]
+    states = [checkpoint.load(tmp_path / name / "last.pt") for name in ("disk", "memory")]
+    for key in ("model", "optimizer", "eps"):
+        assert checkpoint.digest(states[0][key]) == checkpoint.digest(states[1][key])

@@ -67,9 +67,20 @@ def test_the_first_process_killed_in_a_save_ends_all_and_leaves_the_state_whole(
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 4
 
 
-def test_ctrl_c_stops_all_after_a_step_and_the_run_goes_on_alone(tmp_path):
+def test_a_folder_that_holds_another_run_is_not_gone_on_with_by_a_restart(tmp_path):
     folder = tmp_path / "run"
-    process = torchrun(folder, steps=3000)
+    assert Started(ranks.train_alone, [*FLAGS, "--max_steps", "2", "--savepath", folder]).join() == 0
+    before = (folder / "last.pt").read_bytes()
+    process = torchrun(folder, restarts=1, processes=1)
+    out = finish(process)
+    assert process.returncode != 0 and "holds a run already" in out and "going on" not in out
+    assert (folder / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_stops_all_after_a_step_and_the_run_goes_on_alone(tmp_path, processes):
+    folder = tmp_path / "run"
+    process = torchrun(folder, steps=3000, processes=processes)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or '"step": 8' not in (folder / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline and process.poll() is None
@@ -79,7 +90,8 @@ def test_ctrl_c_stops_all_after_a_step_and_the_run_goes_on_alone(tmp_path):
     out = finish(process)
     assert process.returncode != 0 and not alive(process)
     assert time.monotonic() - began < 60
-    assert "state saved; go on with: torchrun --nproc_per_node 2" in out and "--resume" in out
+    assert "Exception ignored" not in out and "state saved; go on with: " in out and "--resume" in out
+    assert ("torchrun --nproc_per_node 2" in out) == (processes == 2)
     step = checkpoint.load(folder / "last.pt")["step"]
     assert 8 <= step < 3000
     more = ["--max_steps", "3000", "--savepath", folder, "--resume"]
