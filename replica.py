@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distributed import ALONE, World
+from utils import eval_mode
 
 # Newer releases of torch call the flag by another name, and warn of the old one.
 BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -29,13 +29,15 @@ class Replica:
         self.model, self.world, self.shares_statistics = model, world, shares_statistics
         self.hooked: nn.Module = model
         if world.size > 1:
-            # Looking for unused parameters also keeps the buckets as they are: else they change after the first step, and
-            # with them the order of gloo's sums, so that a resumed run would differ in its last bits.
-            on_cpu = not next(model.parameters()).is_cuda
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-            self.hooked = DistributedDataParallel(
-                model, **{BUFFERS: False}, find_unused_parameters=leaves_out or on_cpu
-            )
+            self.hooked = DistributedDataParallel(model, **{BUFFERS: False}, find_unused_parameters=leaves_out)
+
+    def warm_up(self, x: Tensor) -> None:
+        """A pass and a backward of nothing. DistributedDataParallel rearranges its buckets after its first ones, and with
+        them the order of sums: a resumed run would differ from the one it goes on with in the last bits."""
+        if self.world.size > 1:
+            with eval_mode(self.model):
+                (0 * self.hooked(x).sum()).backward()
+            self.model.zero_grad(set_to_none=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, C): a pass whose backward, outside of `unsent`, leaves the gradient of the global batch."""

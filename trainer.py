@@ -155,6 +155,7 @@ class Trainer:
         self.own_buffers = [buffer for module in model.modules() if not isinstance(module, shared)
                             for buffer in module.buffers(recurse=False)]  # fmt: skip
         self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, data.train))
+        self.replica.warm_up(data.train.batch(torch.zeros(1, dtype=torch.long)).x)
         self.optimizer = make_optimizer(config, model)
         self.guard = Guard(model, self.optimizer, config.batch_size, self.device)
         self.parameters = list(model.parameters())

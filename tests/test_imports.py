@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "data": {"image_folder", "streaming", *LOW},
     "distributed": LOW,
     "global_batchnorm": set(),
-    "replica": {"distributed"},
+    "replica": {"distributed", "utils"},
     "guard": set(),
     "signals": set(),
     "pgd": {"distributed", "utils"},
