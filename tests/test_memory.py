@@ -217,3 +217,23 @@ def test_pgd_goes_on_after_its_last_whole_restart(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(evaluate_on_pgd_attacks, "repeated_pgd", repeated_pgd)
     assert evaluate_on_pgd_attacks.main([*argv, "--model", "Linear", "--network", "test_transfer:Linear"]) == 0
     assert result(tmp_path / "Later", "pgd")["results"] == result(tmp_path / "Linear", "pgd")["results"]
+
+
+def test_of_several_processes_one_attacks_its_batch_in_parts():
+    """The same images as at once; said, and remembered for the next batch."""
+    said, sizes = [], []
+
+    def attack(model, x, y, *, eps, noise):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x + y[:, None] + eps + noise
+
+    batch = BatchSize(8, "--batch_size", said.append)
+    x, y, noise = torch.rand(7, 2), torch.arange(7), torch.rand(7, 2)
+    in_parts = batch.attack(attack)
+    for _ in range(2):
+        found = in_parts(None, x, y, eps=0.5, noise=noise)
+        assert torch.equal(found, x + y[:, None] + 0.5 + noise)
+    assert sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1] and len(said) == 2 and batch.used == 2
+    assert len(in_parts(None, x[:0], y[:0], eps=0.5, noise=noise[:0])) == 0
