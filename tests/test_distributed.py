@@ -112,6 +112,7 @@ def steps_here(folder, name, dtype, count):
         model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
         config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, method="mma")
         trainer = Trainer(config, model.to(dtype), digits(dtype), world)
+        trainer.eps = trainer.eps.to(dtype)
         trained, found = copy.deepcopy(model.state_dict()), []
         for step in range(count):
             model.load_state_dict(trained)
