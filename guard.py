@@ -15,7 +15,10 @@ SAFE_VALUE, SAFE_RATE, SAFE_DECAY, SAFE_MOMENTUM = 1e15, 1e10, 1e3, 1.0
 
 def largest(tensors: Iterable[Tensor]) -> Tensor:
     """() on the device: the largest magnitude; not finite if one value is not."""
-    return get_total_norm([t for t in tensors if t.is_floating_point() and t.numel()], norm_type=float("inf"))
+    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    if floating and floating[0].device.type == "cpu":  # where a norm takes ten times as long
+        return torch.stack([end.double() for tensor in floating for end in tensor.aminmax()]).abs().max()
+    return get_total_norm(floating, norm_type=float("inf"))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
