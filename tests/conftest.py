@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ranks import set_root_powers
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -19,6 +21,14 @@ def mnist_root():
     if not root:
         pytest.skip("MMA_TEST_DATA is not set: no real MNIST here")
     return root
+
+
+@pytest.fixture
+def file_modes_count():
+    """Also for root."""
+    set_root_powers(False)
+    yield
+    set_root_powers(True)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The command lines for real: train, stop, resume, attack; and every refusal in one line with status 2."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -438,11 +437,20 @@ def test_from_another_folder_as_a_newcomer_would(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+def test_a_folder_that_cannot_be_written(tmp_path, capsys, file_modes_count):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     fails(capsys, train.main, [*SMALL, "--savepath", folder / "run"], "locked")
+
+
+def test_a_run_in_a_folder_that_has_become_read_only(run, capsys, file_modes_count):
+    before = files(run)
+    for path in run.iterdir():
+        path.chmod(0o400)
+    run.chmod(0o500)
+    fails(capsys, train.main, [*SMALL, "--max_steps", "40", "--resume", "--savepath", run], "cannot be written")
+    assert files(run) == before
+    run.chmod(0o700)
 
 
 def test_a_folder_that_is_a_file(tmp_path, capsys):

@@ -112,6 +112,17 @@ def test_a_disk_full_for_a_while(tmp_path, undisturbed):
     assert content(folder) == undisturbed
 
 
+def test_a_folder_that_is_read_only_for_a_while(tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    started = Started(ranks.train_without_root_powers, [*RUN, "--savepath", folder])
+    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    folder.chmod(0o500)
+    started.wait_for(lambda: "cannot be written" in started.text)
+    folder.chmod(0o700)
+    assert started.join() == 0, started.text
+    assert "written again" in started.text and content(folder) == undisturbed
+
+
 def test_a_disk_full_to_the_end(tmp_path, undisturbed):
     folder = tmp_path / "run"
     started = start(folder)

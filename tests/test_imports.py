@@ -87,7 +87,20 @@ MAY_IMPORT = {
     "runlog": {"lock", "reading", *LOW},
     "evaluation": {"checkpoint", "config", "data", "models", "reading", *LOW},
     "advertorch_compat": set(),
-    "train": {"checkpoint", "config", "data", "distributed", "flags", "models", "runlog", "signals", "trainer", *LOW},
+    "train": {
+        "checkpoint",
+        "config",
+        "data",
+        "distributed",
+        "flags",
+        "models",
+        "recorder",
+        "runlog",
+        "signals",
+        "trainer",
+        *LOW,
+    },
+    "recorder": {"checkpoint", "runlog", "trainer"},
     **dict.fromkeys(EVALUATORS, EVALUATOR_MAY_IMPORT),
 }
 FILES = {path.stem: path for path in ROOT.glob("*.py")}
