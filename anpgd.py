@@ -14,8 +14,17 @@ from pgd import LossFn, PgdFn, as_rows, pgd
 from utils import has_batchnorm, per_row
 
 
-def zero_crossing(model: nn.Module, x: Tensor, y: Tensor, direction: Tensor, *, loss_fn: LossFn,
-                  start_eps: float | Tensor, max_eps: float, steps: int) -> Tensor:  # fmt: skip
+def zero_crossing(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    direction: Tensor,
+    *,
+    loss_fn: LossFn,
+    start_eps: float | Tensor,
+    max_eps: float,
+    steps: int,
+) -> Tensor:
     """(B, ...), (B,), (B, ...) -> (B,): the eta in [0, max_eps] where loss_fn(model(clip(x + eta direction)), y) = 0.
 
     `steps` halvings of [0, max_eps]; the first loss is measured at start_eps, clipped to max_eps. The error is at most
@@ -49,9 +58,22 @@ class Shortest(NamedTuple):
     eps: Tensor  # (B,) its radius, the estimate of the margin d(x, y)
 
 
-def anpgd(model: nn.Module, x: Tensor, y: Tensor, *, norm: str, start_eps: float | Tensor, max_eps: float, steps: int,
-          step_scale: float, search_steps: int, attack_loss_fn: LossFn, search_loss_fn: LossFn,
-          noise: Tensor | None = None, attack: PgdFn = pgd) -> Shortest:  # fmt: skip
+def anpgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    start_eps: float | Tensor,
+    max_eps: float,
+    steps: int,
+    step_scale: float,
+    search_steps: int,
+    attack_loss_fn: LossFn,
+    search_loss_fn: LossFn,
+    noise: Tensor | None = None,
+    attack: PgdFn = pgd,
+) -> Shortest:
     """(B, ...), (B,) -> `Shortest`: PGD of radius start_eps, then the zero crossing on [0, max_eps] along its direction.
 
     PGD takes `steps` steps of step_scale * start_eps / steps in eval mode; the search runs in the caller's mode. x must
@@ -59,9 +81,19 @@ def anpgd(model: nn.Module, x: Tensor, y: Tensor, *, norm: str, start_eps: float
     attack: `pgd`, or what runs it faster.
     """
     start_eps = as_rows(start_eps, x)
-    x_pgd = attack(model, x, y, loss_fn=attack_loss_fn, norm=norm, eps=start_eps,
-                   step_size=step_scale * start_eps / steps, steps=steps, noise=noise)  # fmt: skip
+    x_pgd = attack(
+        model,
+        x,
+        y,
+        loss_fn=attack_loss_fn,
+        norm=norm,
+        eps=start_eps,
+        step_size=step_scale * start_eps / steps,
+        steps=steps,
+        noise=noise,
+    )
     direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
-    eps = zero_crossing(model, x, y, direction, loss_fn=search_loss_fn, start_eps=start_eps, max_eps=max_eps,
-                        steps=search_steps)  # fmt: skip
+    eps = zero_crossing(
+        model, x, y, direction, loss_fn=search_loss_fn, start_eps=start_eps, max_eps=max_eps, steps=search_steps
+    )
     return Shortest(x + per_row(eps, x) * direction, eps)

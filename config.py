@@ -197,9 +197,17 @@ def _presets() -> dict[tuple[str, str], Config]:
     mnist = Config()
     digits = replace(mnist, dataset="digits", lr=((0, 1e-3),), max_steps=2000, nb_iter=10, val_size=200)
     cifar10 = replace(
-        mnist, dataset="cifar10", network="wrn28_4", optimizer="sgd", weight_decay=2e-4, augment=True, nb_iter=10,
-        lr=((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)), batch_size=128, max_steps=50_000,
-    )  # fmt: skip
+        mnist,
+        dataset="cifar10",
+        network="wrn28_4",
+        optimizer="sgd",
+        weight_decay=2e-4,
+        augment=True,
+        nb_iter=10,
+        lr=((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)),
+        batch_size=128,
+        max_steps=50_000,
+    )
     folder = replace(cifar10, dataset="imagefolder", val_size=None)
     presets = {
         ("mnist", "Linf"): replace(mnist, attack_mineps=0.1, test_eps=0.3, test_eps_iter=0.01),
@@ -273,8 +281,10 @@ def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, lis
         return value, []
     if dataset == "cifar10" and value <= 255:
         return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
-    raise UserError(f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
-                    f"write {value:g}/255 if 255ths are meant")  # fmt: skip
+    raise UserError(
+        f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
+        f"write {value:g}/255 if 255ths are meant"
+    )
 
 
 def _refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
@@ -289,9 +299,27 @@ def _refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
 
 def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
-    require_positive(config, ("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps",
-                               "eps_iter_scale", "attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size",
-                               "eval_batch_size", "save_interval", "train_eps", "ramp_steps"))  # fmt: skip
+    require_positive(
+        config,
+        (
+            "nb_iter",
+            "num_search_steps",
+            "batch_size",
+            "max_steps",
+            "disp_interval",
+            "hinge_maxeps",
+            "eps_iter_scale",
+            "attack_mineps",
+            "test_eps",
+            "test_eps_iter",
+            "train_size",
+            "val_size",
+            "eval_batch_size",
+            "save_interval",
+            "train_eps",
+            "ramp_steps",
+        ),
+    )
     for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
@@ -302,20 +330,26 @@ def validate(config: Config) -> None:
     if not 0 <= config.clean_loss_coeff <= 1:
         raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
     if config.method in ALPHA and _method_of(config.clean_loss_coeff) != config.method:
-        raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: contradicts --method {config.method}, for which it "
-                        f"is {'above 0 and below 1' if config.method == 'mma' else f'{ALPHA[config.method]:g}'}: leave one out")  # fmt: skip
+        raise UserError(
+            f"--clean_loss_coeff {config.clean_loss_coeff:g}: contradicts --method {config.method}, for which it "
+            f"is {'above 0 and below 1' if config.method == 'mma' else f'{ALPHA[config.method]:g}'}: leave one out"
+        )
     if config.hinge_maxeps is None and config.enlarges_margins:
         published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
-        raise UserError(f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
-                        f"{config.norm} are {published}")  # fmt: skip
+        raise UserError(
+            f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
+            f"{config.norm} are {published}"
+        )
     for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if config.norm == "Linf" and (getattr(config, name) or 0) > 1:
             raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
         if getattr(config, name) is not None:
             _refuse_extreme_radius(getattr(config, name), config.norm, name)
     if config.num_search_steps > MOST_SEARCH_STEPS:
-        raise UserError(f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
-                        "float32 can tell apart: choose fewer")  # fmt: skip
+        raise UserError(
+            f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
+            "float32 can tell apart: choose fewer"
+        )
     if not config.lr or config.lr[0][0] != 0:
         raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
     if not all(0 < rate <= LARGEST for _, rate in config.lr) or sorted(dict(config.lr)) != [
@@ -323,12 +357,17 @@ def validate(config: Config) -> None:
     ]:
         raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
-        raise UserError(f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
-                        f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps")  # fmt: skip
+        raise UserError(
+            f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
+            f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps"
+        )
     if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:
         near = difflib.get_close_matches(config.network, BUILT_IN_NETWORKS, n=1)
-        raise UserError(f"--network {config.network}: " + (f"did you mean {near[0]}? " if near else "")
-                        + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable")  # fmt: skip
+        raise UserError(
+            f"--network {config.network}: "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable"
+        )
 
 
 def require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:

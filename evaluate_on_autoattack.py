@@ -21,10 +21,10 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from config import opt
-from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
-from evaluation import Subject, load_subject, stored_result
-from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from evaluations.evaluation import Subject, load_subject, stored_result
+from evaluations.shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from processes.distributed import World, device_of, main_of_process
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 # Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
@@ -44,8 +44,11 @@ TRIAL_STEPS = 10
 class AutoAttackFlags(ShardFlags):
     """One evaluation by AutoAttack."""
 
-    attacks: str | None = opt(None, f"some of {','.join(PARTS)}, by the package's budgets for a list of one's own; "
-                                    "not standard AutoAttack (default: the standard ensemble)")  # fmt: skip
+    attacks: str | None = opt(
+        None,
+        f"some of {','.join(PARTS)}, by the package's budgets for a list of one's own; "
+        "not standard AutoAttack (default: the standard ensemble)",
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
@@ -93,8 +96,10 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, world: World) -> int:
 def refuse_to_replace_standard(subject: Subject, ensemble: Ensemble) -> None:
     """:raises UserError: if the network's result by standard AutoAttack would be replaced by another one."""
     if not ensemble.standard and stored_result(subject, "autoattack").get("settings", {}).get("standard"):
-        raise UserError(f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
-                        "result by standard AutoAttack: move it away first")  # fmt: skip
+        raise UserError(
+            f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
+            "result by standard AutoAttack: move it away first"
+        )
 
 
 class Ensemble(NamedTuple):
@@ -116,10 +121,14 @@ class Ensemble(NamedTuple):
     def settings(self, subject: Subject) -> dict:
         """For the JSON: what makes two results comparable."""
         return {
-            "attacks": list(self.attacks), "version": "custom" if self.custom else "standard", "standard": self.standard,
-            "name": "AutoAttack" if self.standard else "not standard AutoAttack", "targets": self.targets,
-            "package": f"pyautoattack {version('pyautoattack')}", "overrides": subject.overrides,
-        }  # fmt: skip
+            "attacks": list(self.attacks),
+            "version": "custom" if self.custom else "standard",
+            "standard": self.standard,
+            "name": "AutoAttack" if self.standard else "not standard AutoAttack",
+            "targets": self.targets,
+            "package": f"pyautoattack {version('pyautoattack')}",
+            "overrides": subject.overrides,
+        }
 
 
 def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
@@ -130,8 +139,11 @@ def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
     channels, height, width = subject.test.shape
     with torch.no_grad():
         classes = subject.model(torch.zeros(1, channels, height, width, device=subject.test.labels.device)).shape[1]
-    reasons = {name: f"{name} needs at least {least} classes, and here are {classes}"
-               for name, (_, _, least) in PARTS.items() if classes < least}  # fmt: skip
+    reasons = {
+        name: f"{name} needs at least {least} classes, and here are {classes}"
+        for name, (_, _, least) in PARTS.items()
+        if classes < least
+    }
     if not square_starts(subject.norm, height, width):
         reasons["square"] = f"square cannot start on {height}x{width} images under L2"
     targets = min(MOST_TARGETS, classes - 1)
@@ -144,8 +156,9 @@ def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
     return Ensemble(tuple(name for name in STANDARD if name not in reasons), targets, False, notes)
 
 
-def build_autoattack(model: nn.Module, ensemble: Ensemble, *, norm: str, eps: float, seed: int,
-                     device: torch.device) -> AutoAttack:  # fmt: skip
+def build_autoattack(
+    model: nn.Module, ensemble: Ensemble, *, norm: str, eps: float, seed: int, device: torch.device
+) -> AutoAttack:
     """The package's object for these attacks, with no more target classes than there are."""
     common = {"norm": norm, "eps": eps, "seed": seed, "device": device}
     if ensemble.custom:

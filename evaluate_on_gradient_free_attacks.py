@@ -17,12 +17,12 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from advertorch_compat import advertorch
 from config import opt
-from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
-from evaluation import Subject, load_subject
-from shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from evaluations.advertorch_compat import advertorch
+from evaluations.evaluation import Subject, load_subject
+from evaluations.shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from processes.distributed import World, device_of, main_of_process
 
 TITLES = {"square": "Square", "spsa": "SPSA"}
 ATTACKS = tuple(TITLES)
@@ -138,8 +138,17 @@ def square(flags: GradientFreeFlags) -> Kind:
     """Square with AutoAttack's settings."""
 
     def run(job: Job, x: Tensor, y: Tensor, seed: int, queries: int) -> Tensor:
-        attack = SquareAttack(job.subject.model, norm=job.subject.norm, eps=job.eps, n_queries=queries, seed=seed,
-                              p_init=0.8, n_restarts=1, resc_schedule=False, device=job.device)  # fmt: skip
+        attack = SquareAttack(
+            job.subject.model,
+            norm=job.subject.norm,
+            eps=job.eps,
+            n_queries=queries,
+            seed=seed,
+            p_init=0.8,
+            n_restarts=1,
+            resc_schedule=False,
+            device=job.device,
+        )
         with torch.no_grad():
             return attack.perturb(x, y)
 
@@ -154,13 +163,25 @@ def spsa(flags: GradientFreeFlags) -> Kind:
         torch.manual_seed(seed)
         samples = flags.spsa_samples
         attack = advertorch.attacks.LinfSPSAAttack(
-            job.subject.model, job.eps, delta=SPSA_DELTA, lr=SPSA_LEARNING_RATE, nb_iter=steps, nb_sample=samples,
-            max_batch_size=min(samples, -(-SPSA_IMAGES_A_PASS // len(job.shards[0]))),  # so half the images are half the memory
-        )  # fmt: skip
+            job.subject.model,
+            job.eps,
+            delta=SPSA_DELTA,
+            lr=SPSA_LEARNING_RATE,
+            nb_iter=steps,
+            nb_sample=samples,
+            max_batch_size=min(
+                samples, -(-SPSA_IMAGES_A_PASS // len(job.shards[0]))
+            ),  # so half the images are half the memory
+        )
         return attack.perturb(x, y)
 
-    settings = {"package": f"advertorch {version('advertorch')}", "nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples,
-                "delta": SPSA_DELTA, "lr": SPSA_LEARNING_RATE}  # fmt: skip
+    settings = {
+        "package": f"advertorch {version('advertorch')}",
+        "nb_iter": flags.spsa_iter,
+        "nb_sample": flags.spsa_samples,
+        "delta": SPSA_DELTA,
+        "lr": SPSA_LEARNING_RATE,
+    }
     return Kind(run, settings, flags.spsa_iter, 2, 10)
 
 

@@ -17,12 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import DATASETS, NORMS, opt, require_positive
-from distributed import ALONE, World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
-from evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
-from flags import build_parser
-from memory import BatchSize
-from minimum_norm import (
+from evaluations.evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
+from evaluations.minimum_norm import (
     METHODS,
     NAMES,
     Found,
@@ -35,8 +32,11 @@ from minimum_norm import (
     shown,
     summary,
 )
+from evaluations.shards import choose
+from flags import build_parser
+from hardware.memory import BatchSize
 from pgd import PgdFn, pgd
-from shards import choose
+from processes.distributed import ALONE, World, device_of, main_of_process
 from trainer import check_split
 
 
@@ -80,8 +80,10 @@ def evaluate(flags: MinimumNormFlags, device: torch.device, world: World) -> int
     for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
         say(note)
     flags = replace(flags, batch_size=flags.batch_size or (200 if device.type == "cuda" else 25))
-    runs = [Run(subject, attack, flags.steps or default_steps(attack, subject.norm, device), flags.batch_size, flags.seed)
-            for attack in attacks]  # fmt: skip
+    runs = [
+        Run(subject, attack, flags.steps or default_steps(attack, subject.norm, device), flags.batch_size, flags.seed)
+        for attack in attacks
+    ]
     if flags.resume:
         done = world.from_first(lambda: [run.attack for run in runs if run.is_done])
         for attack in done:
@@ -154,8 +156,10 @@ def settle(flags: MinimumNormFlags, device: torch.device) -> tuple[Subject, list
             subject = load_subject(replace(flags, test_size=size), device)
         for attack in attacks:
             if (before := stored_result(subject, attack).get("n", 0)) > len(subject.test):
-                raise UserError(f"--test_size not given: {size} images by default, but {subject.result_file(attack)} holds this "
-                                f"network's result on {before}: add --test_size {before}, or choose other --attacks")  # fmt: skip
+                raise UserError(
+                    f"--test_size not given: {size} images by default, but {subject.result_file(attack)} holds this "
+                    f"network's result on {before}: add --test_size {before}, or choose other --attacks"
+                )
         why = "the paper's 1000 would take cw long on a CPU" if size == CW_SIZE_ON_CPU else "as in the paper"
         notes.append(f"--test_size not given: {len(subject.test)} images ({why})")
     if flags.steps is None:
@@ -204,12 +208,18 @@ def compared(subject: Subject, clean: Tensor, found: dict[str, Found], margins: 
     end, bracket = subject.training.search_maxeps, subject.training.search_maxeps / 2**subject.training.num_search_steps
     at_end = (margins >= end - bracket).tolist()
     best, attacks = best_known(subject, found)
-    usable = [right and not stuck and 0 < distance < math.inf for right, stuck, distance in
-              zip(is_right(subject, clean).tolist(), at_end, best, strict=True)]  # fmt: skip
+    usable = [
+        right and not stuck and 0 < distance < math.inf
+        for right, stuck, distance in zip(is_right(subject, clean).tolist(), at_end, best, strict=True)
+    ]
     ratios = [margin / distance for margin, distance, use in zip(margins.tolist(), best, usable, strict=True) if use]
-    return {**summary(margins.tolist()), "search_end": end, "at_search_end": sum(at_end),
-            "ratio": {**summary(ratios), "n": len(ratios), "below_1": sum(r < 1 for r in ratios), "best_of": attacks},
-            "distances": margins.tolist()}  # fmt: skip
+    return {
+        **summary(margins.tolist()),
+        "search_end": end,
+        "at_search_end": sum(at_end),
+        "ratio": {**summary(ratios), "n": len(ratios), "below_1": sum(r < 1 for r in ratios), "best_of": attacks},
+        "distances": margins.tolist(),
+    }
 
 
 def batch_settings(run: Run, result: Found) -> dict[str, int]:
@@ -224,11 +234,17 @@ def content(run: Run, clean: Tensor, found: dict[str, Found], margins: Tensor) -
     distances = [d if math.isfinite(d) else None for d in result.distances]
     broken = [d for d in distances if d is not None]
     return {
-        "clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": run.seed,
-        "settings": {**run.settings, "device": str(clean.device), **batch_settings(run, result)}, "seconds": result.seconds,
-        **summary(result.distances), "not_found": n - len(broken), "mean_of_found": summary(broken)["mean"],
-        "anpgd": compared(run.subject, clean, found, margins), "distances": distances,
-    }  # fmt: skip
+        "clean_acc": right / n,
+        "clean_ci95": wilson(right, n),
+        "seed": run.seed,
+        "settings": {**run.settings, "device": str(clean.device), **batch_settings(run, result)},
+        "seconds": result.seconds,
+        **summary(result.distances),
+        "not_found": n - len(broken),
+        "mean_of_found": summary(broken)["mean"],
+        "anpgd": compared(run.subject, clean, found, margins),
+        "distances": distances,
+    }
 
 
 def table(subject: Subject, clean: Tensor, found: dict[str, Found], margins: Tensor) -> list[str]:

@@ -17,18 +17,18 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import sanity
 from config import EvalConfig, eval_grid, eval_step_size, radius
-from distributed import World, device_of, main_of_process
 from errors import UserError, exits_on_user_error
-from evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
-from fast_pgd import FastPgd
+from evaluations import sanity
+from evaluations.evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
+from evaluations.shards import duration
 from flags import parse_eval
+from hardware.fast_pgd import FastPgd
+from hardware.memory import BatchSize
 from losses import cross_entropy, cw_loss, logit_margin
-from memory import BatchSize
 from pgd import Attacked, PgdFn, clean_attacked, repeated_pgd
-from shards import duration
+from processes.distributed import World, device_of, main_of_process
+from records import checkpoint
 
 
 @exits_on_user_error
@@ -47,10 +47,13 @@ def evaluate(flags: EvalConfig, subject: Subject, world: World) -> int:
         if world.is_first:
             print(note)
     settings = {
-        "nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "losses": Counter(name for name, _ in restarts(flags)),
-        "eps_iter": [step_size(flags, subject, eps) for eps in radii], "precision": flags.precision,
+        "nb_iter": flags.nb_iter,
+        "nb_restart": flags.nb_restart,
+        "losses": Counter(name for name, _ in restarts(flags)),
+        "eps_iter": [step_size(flags, subject, eps) for eps in radii],
+        "precision": flags.precision,
         "overrides": subject.overrides,
-    }  # fmt: skip
+    }
     wanted = {"seed": flags.seed, "settings": settings}
     if world.from_first(lambda: flags.resume and is_done(subject, "pgd", wanted, radii)):
         if world.is_first:
@@ -68,8 +71,11 @@ def evaluate(flags: EvalConfig, subject: Subject, world: World) -> int:
 
     right = int(clean.robust.sum())
     n = len(subject.test)
-    print(f"{subject.path}: {subject.dataset}, {n} test images, {subject.norm} PGD, {flags.nb_iter} steps, "
-          f"{flags.nb_restart} restarts, {seconds:g} s on {device}" + (f", {world.size} processes" if world.size > 1 else ""))  # fmt: skip
+    print(
+        f"{subject.path}: {subject.dataset}, {n} test images, {subject.norm} PGD, {flags.nb_iter} steps, "
+        f"{flags.nb_restart} restarts, {seconds:g} s on {device}"
+        + (f", {world.size} processes" if world.size > 1 else "")
+    )
     print(f"clean accuracy            {right / n:8.2%}   95 % interval [{_interval(wilson(right, n))}]")
     results = [result_row(eps, state.robust) for eps, state in found.items()]
     for row in results:
@@ -89,9 +95,20 @@ def evaluate(flags: EvalConfig, subject: Subject, world: World) -> int:
     for line in sanity.lines(checks):
         print(line)
     settings |= {"device": str(device), "processes": world.size, **batch.as_settings()}
-    path = write_result(subject, "pgd", {"clean_acc": right / n, "clean_ci95": wilson(right, n), "seed": flags.seed,
-                                         "settings": settings, "seconds": seconds, **averages,
-                                         "sanity": sanity.as_json(checks), "results": results})  # fmt: skip
+    path = write_result(
+        subject,
+        "pgd",
+        {
+            "clean_acc": right / n,
+            "clean_ci95": wilson(right, n),
+            "seed": flags.seed,
+            "settings": settings,
+            "seconds": seconds,
+            **averages,
+            "sanity": sanity.as_json(checks),
+            "results": results,
+        },
+    )
     print(f"written: {path}")
     if flags.save_adv:
         print(f"written: {save_images(subject, found)}")
@@ -142,10 +159,20 @@ class Progress:
     def __init__(self, flags: EvalConfig, subject: Subject, radii: Sequence[float]) -> None:
         plain = {name: value for name, value in asdict(flags).items() if name not in ("model", "data_root", "resume")}
         test = subject.test
-        self.identity = checkpoint.digest([
-            plain, list(radii), [step_size(flags, subject, eps) for eps in radii], subject.sha256, subject.dataset,
-            subject.norm, test.images, test.labels, str(test.labels.device), str(torch.__version__),
-        ])  # fmt: skip
+        self.identity = checkpoint.digest(
+            [
+                plain,
+                list(radii),
+                [step_size(flags, subject, eps) for eps in radii],
+                subject.sha256,
+                subject.dataset,
+                subject.norm,
+                test.images,
+                test.labels,
+                str(test.labels.device),
+                str(torch.__version__),
+            ]
+        )
         self.path = subject.path.parent / f"partial_pgd_{subject.norm}_{self.identity[:12]}.pt"
         self.saved_at = time.monotonic()
 
@@ -167,14 +194,19 @@ class Progress:
         """
         if time.monotonic() - self.saved_at < self.EVERY:
             return
-        content = {"identity": self.identity, "restarts": restarts_done,
-                   "states": {eps: [state.x_adv.cpu(), state.margin.cpu()] for eps, state in states.items()}}  # fmt: skip
+        content = {
+            "identity": self.identity,
+            "restarts": restarts_done,
+            "states": {eps: [state.x_adv.cpu(), state.margin.cpu()] for eps, state in states.items()},
+        }
         try:
             checkpoint.save(self.path, content)
             self.saved_at = time.monotonic()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}): copy the model into a folder of yours, "
-                            "or make room") from None  # fmt: skip
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}): copy the model into a folder of yours, "
+                "or make room"
+            ) from None
 
 
 @dataclass
@@ -204,8 +236,18 @@ def attack_all(
     return clean, reached.found, reached.attacks * flags.nb_iter
 
 
-def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], progress: Progress, clean: Attacked,
-                reached: Reached, batch: BatchSize, batch_size: int, going_on: bool, world: World) -> None:  # fmt: skip
+def attack_rest(
+    flags: EvalConfig,
+    subject: Subject,
+    radii: Sequence[float],
+    progress: Progress,
+    clean: Attacked,
+    reached: Reached,
+    batch: BatchSize,
+    batch_size: int,
+    going_on: bool,
+    world: World,
+) -> None:
     """Make the restarts that are missing in `reached`, and move it on after each."""
     x, y, _ = subject.test.everything()
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
@@ -235,12 +277,25 @@ def attack_rest(flags: EvalConfig, subject: Subject, radii: Sequence[float], pro
                     progress.save(reached.restarts, found)
 
             repeated_pgd(
-                subject.model, x, y, subject.test.numbers, found[max(found)] if found else clean,
-                loss_fns=[loss for _, loss in restarts(flags)], margin_fn=logit_margin, norm=subject.norm, eps=eps,
-                step_size=step_size(flags, subject, eps), steps=flags.nb_iter, seed=flags.seed, batch_size=batch_size,
-                on_batch=on_batch, on_restart=on_restart, first_restart=reached.restarts if eps in found else 0,
-                attack=attack, world=world,
-            )  # fmt: skip
+                subject.model,
+                x,
+                y,
+                subject.test.numbers,
+                found[max(found)] if found else clean,
+                loss_fns=[loss for _, loss in restarts(flags)],
+                margin_fn=logit_margin,
+                norm=subject.norm,
+                eps=eps,
+                step_size=step_size(flags, subject, eps),
+                steps=flags.nb_iter,
+                seed=flags.seed,
+                batch_size=batch_size,
+                on_batch=on_batch,
+                on_restart=on_restart,
+                first_restart=reached.restarts if eps in found else 0,
+                attack=attack,
+                world=world,
+            )
 
 
 def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, batch_size: int, going_on: bool) -> str:
@@ -260,19 +315,26 @@ def forecast(flags: EvalConfig, subject: Subject, attack: PgdFn, work: int, batc
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
-            raise UserError(f"{subject.path}: no gradient reaches the images through this network: attack it with "
-                            "evaluate_on_gradient_free_attacks.py") from None  # fmt: skip
+            raise UserError(
+                f"{subject.path}: no gradient reaches the images through this network: attack it with "
+                "evaluate_on_gradient_free_attacks.py"
+            ) from None
         attacked.sum().item()
         seconds.append((time.monotonic() - started) / (2 * count))
-    return (("going on with an evaluation that was stopped; " if going_on else "")
-            + f"at most about {duration(seconds[-1] * flags.nb_iter * work)}")  # fmt: skip
+    return (
+        "going on with an evaluation that was stopped; " if going_on else ""
+    ) + f"at most about {duration(seconds[-1] * flags.nb_iter * work)}"
 
 
 def save_images(subject: Subject, found: dict[float, Attacked]) -> Path:
     """Write `adv_pgd_<norm>.pt`: float32 images (N, C, H, W) by radius, labels, image numbers."""
     path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
-    content = {"x_adv": {eps: state.x_adv.cpu().contiguous() for eps, state in found.items()},
-               "labels": subject.test.labels.cpu(), "numbers": subject.test.numbers.cpu(), "model_sha256": subject.sha256}  # fmt: skip
+    content = {
+        "x_adv": {eps: state.x_adv.cpu().contiguous() for eps, state in found.items()},
+        "labels": subject.test.labels.cpu(),
+        "numbers": subject.test.numbers.cpu(),
+        "model_sha256": subject.sha256,
+    }
     try:
         checkpoint.save(path, content)
     except OSError as error:

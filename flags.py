@@ -115,9 +115,13 @@ def build_parser(cls: type, description: str, default_text: str) -> Parser:
             parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
         else:
             parser.add_argument(
-                f"--{f.name}", type=PARSERS[kind], choices=meta["choices"], help=text,
-                nargs="+" if kind == Radii else None, metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
-            )  # fmt: skip
+                f"--{f.name}",
+                type=PARSERS[kind],
+                choices=meta["choices"],
+                help=text,
+                nargs="+" if kind == Radii else None,
+                metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
+            )
     return parser
 
 
@@ -154,8 +158,12 @@ def with_method(config: Config, given: dict) -> Config:
     :raises UserError: if a flag in `given` has no meaning for the method.
     """
     config = replace(config, method=config.objective)
-    uses = {"train_eps": ("pgd", "pgdls", "trades"), "ramp_steps": ("pgdls",), "trades_beta": ("trades",),
-            "clean_loss_coeff": tuple(ALPHA)}  # fmt: skip
+    uses = {
+        "train_eps": ("pgd", "pgdls", "trades"),
+        "ramp_steps": ("pgdls",),
+        "trades_beta": ("trades",),
+        "clean_loss_coeff": tuple(ALPHA),
+    }
     for name, methods in uses.items():
         if name in given and config.method not in methods:
             raise UserError(

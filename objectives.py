@@ -20,7 +20,7 @@ from anpgd import anpgd
 from config import Config
 from losses import LOSSES
 from pgd import PgdFn, pgd
-from replica import Replica
+from processes.replica import Replica
 from utils import eval_mode, per_row
 
 
@@ -34,9 +34,20 @@ class StepResult(NamedTuple):
     finite: Tensor  # (B,) bool: whether the example's losses are finite
 
 
-def mma_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None, config: Config, *,
-             search_single_row: bool = True, every_row: bool = False, attack: PgdFn = pgd,
-             replica: Replica | None = None, total: int | None = None) -> StepResult:  # fmt: skip
+def mma_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    config: Config,
+    *,
+    search_single_row: bool = True,
+    every_row: bool = False,
+    attack: PgdFn = pgd,
+    replica: Replica | None = None,
+    total: int | None = None,
+) -> StepResult:
     """MMA (paper, eq. 8 and algorithm 2): (1 - alpha) L_mma + alpha L_clean; OMMA is alpha = 0.
 
     eps: where AN-PGD starts in each row. search_single_row False: with one right example the search runs in eval mode,
@@ -63,11 +74,20 @@ def mma_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor 
     if count := replica.taking_part(len(rows)):
         with nullcontext() if search_single_row or count > 1 else eval_mode(model):
             shortest = anpgd(
-                model, x[rows], y[rows], norm=config.norm, start_eps=eps[rows], max_eps=config.search_maxeps,
-                steps=config.nb_iter, step_scale=config.eps_iter_scale, search_steps=config.num_search_steps,
-                attack_loss_fn=LOSSES[config.attack_loss_fn], search_loss_fn=search_loss_fn,
-                noise=None if noise is None else noise[rows], attack=attack,
-            )  # fmt: skip
+                model,
+                x[rows],
+                y[rows],
+                norm=config.norm,
+                start_eps=eps[rows],
+                max_eps=config.search_maxeps,
+                steps=config.nb_iter,
+                step_scale=config.eps_iter_scale,
+                search_steps=config.num_search_steps,
+                attack_loss_fn=LOSSES[config.attack_loss_fn],
+                search_loss_fn=search_loss_fn,
+                noise=None if noise is None else noise[rows],
+                attack=attack,
+            )
         x_mixed = torch.where(per_row(confident, x), x.index_copy(0, rows, shortest.x_adv), x)
         margins = torch.where(confident, margins.index_copy(0, rows, shortest.eps), margins)
 
@@ -79,8 +99,18 @@ def mma_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor 
     return StepResult(clean_loss.detach(), correct, mma_loss.detach(), margins, _finite(clean_losses, losses))
 
 
-def std_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None, config: Config, *,
-             replica: Replica | None = None, total: int | None = None, **_: object) -> StepResult:  # fmt: skip
+def std_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    config: Config,
+    *,
+    replica: Replica | None = None,
+    total: int | None = None,
+    **_: object,
+) -> StepResult:
     """Ordinary training: the mean clean loss. No attack is run."""
     replica, total = replica or Replica(model), total or len(x)
     logits = replica(x)
@@ -90,14 +120,33 @@ def std_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor 
     return StepResult(loss.detach(), _right(logits, y), torch.zeros_like(loss), torch.zeros_like(eps), _finite(losses))
 
 
-def pgd_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None, config: Config, *,
-             attack: PgdFn = pgd, replica: Replica | None = None, total: int | None = None,
-             **_: object) -> StepResult:  # fmt: skip
+def pgd_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    config: Config,
+    *,
+    attack: PgdFn = pgd,
+    replica: Replica | None = None,
+    total: int | None = None,
+    **_: object,
+) -> StepResult:
     """Adversarial training (Madry et al. 2018): the mean loss at the point within eps where PGD finds it largest."""
     replica, total = replica or Replica(model), total or len(x)
     loss_fn = LOSSES[config.clean_loss_fn]
-    x_adv = attack(model, x, y, loss_fn=loss_fn, norm=config.norm, eps=eps,
-                   step_size=config.eps_iter_scale * eps / config.nb_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+    x_adv = attack(
+        model,
+        x,
+        y,
+        loss_fn=loss_fn,
+        norm=config.norm,
+        eps=eps,
+        step_size=config.eps_iter_scale * eps / config.nb_iter,
+        steps=config.nb_iter,
+        noise=noise,
+    )
     logits = replica(x_adv)
     losses = loss_fn(logits, y)
     loss = losses.sum() / total
@@ -110,9 +159,19 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="none", log_target=True).sum(dim=1)
 
 
-def trades_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None, config: Config, *,
-                attack: PgdFn = pgd, replica: Replica | None = None, total: int | None = None,
-                **_: object) -> StepResult:  # fmt: skip
+def trades_step(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    config: Config,
+    *,
+    attack: PgdFn = pgd,
+    replica: Replica | None = None,
+    total: int | None = None,
+    **_: object,
+) -> StepResult:
     """TRADES (Zhang et al. 2019): clean loss + beta KL(p(x) || p(x')), x' where PGD finds the divergence largest.
 
     PGD starts at random in the whole ball, as for the other methods; TRADES' authors start within 0.001 of the image.
@@ -120,8 +179,17 @@ def trades_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tens
     replica, total = replica or Replica(model), total or len(x)
     with eval_mode(model), torch.no_grad():
         reference = F.log_softmax(model(x), dim=1)
-    x_adv = attack(model, x, reference, loss_fn=divergence, norm=config.norm, eps=eps,
-                   step_size=config.eps_iter_scale * eps / config.nb_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+    x_adv = attack(
+        model,
+        x,
+        reference,
+        loss_fn=divergence,
+        norm=config.norm,
+        eps=eps,
+        step_size=config.eps_iter_scale * eps / config.nb_iter,
+        steps=config.nb_iter,
+        noise=noise,
+    )
     logits = replica(x)
     clean_losses = LOSSES[config.clean_loss_fn](logits, y)
     adv_losses = divergence(replica(x_adv), F.log_softmax(logits, dim=1))
@@ -139,5 +207,10 @@ def _finite(*losses: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Callable[..., StepResult]] = {
-    "mma": mma_step, "omma": mma_step, "std": std_step, "pgd": pgd_step, "pgdls": pgd_step, "trades": trades_step,
-}  # fmt: skip
+    "mma": mma_step,
+    "omma": mma_step,
+    "std": std_step,
+    "pgd": pgd_step,
+    "pgdls": pgd_step,
+    "trades": trades_step,
+}

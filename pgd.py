@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distributed import ALONE, World
+from processes.distributed import ALONE, World
 from utils import EVALUATE, eval_mode, frozen, per_row, row_noise, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
@@ -82,8 +82,18 @@ GEOMETRY = {
 }
 
 
-def pgd(model: nn.Module, x: Tensor, y: Tensor, *, loss_fn: LossFn, norm: str, eps: float | Tensor,
-        step_size: float | Tensor, steps: int, noise: Tensor | None = None) -> Tensor:  # fmt: skip
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    loss_fn: LossFn,
+    norm: str,
+    eps: float | Tensor,
+    step_size: float | Tensor,
+    steps: int,
+    noise: Tensor | None = None,
+) -> Tensor:
     """(B, ...), (B,) -> (B, ...): maximise loss_fn(model(x + delta), y) over ||delta|| <= eps, x + delta in [0, 1].
 
     The model runs in eval mode. eps and step_size: (B,) or one number. noise: uniform on [0, 1), shaped like x, for a
@@ -116,8 +126,9 @@ class Attacked(NamedTuple):
         return self.margin < 0
 
 
-def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn, batch_size: int,
-                   world: World = ALONE) -> Attacked:  # fmt: skip
+def clean_attacked(
+    model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn, batch_size: int, world: World = ALONE
+) -> Attacked:
     """(N, ...), (N,): the state before any restart, every perturbation zero."""
     margin = torch.zeros(len(x), device=x.device)
     with eval_mode(model), torch.no_grad():
@@ -127,11 +138,27 @@ def clean_attacked(model: nn.Module, x: Tensor, y: Tensor, *, margin_fn: LossFn,
     return Attacked(x.clone(), world.total(margin))
 
 
-def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: Attacked, *, loss_fns: Sequence[LossFn],
-                 margin_fn: LossFn, norm: str, eps: float, step_size: float, steps: int, seed: int, batch_size: int,
-                 on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None,
-                 on_restart: Callable[[int, Attacked], None] = lambda restart, state: None, first_restart: int = 0,
-                 attack: PgdFn = pgd, world: World = ALONE) -> Attacked:  # fmt: skip
+def repeated_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+    state: Attacked,
+    *,
+    loss_fns: Sequence[LossFn],
+    margin_fn: LossFn,
+    norm: str,
+    eps: float,
+    step_size: float,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None,
+    on_restart: Callable[[int, Attacked], None] = lambda restart, state: None,
+    first_restart: int = 0,
+    attack: PgdFn = pgd,
+    world: World = ALONE,
+) -> Attacked:
     """One restart of PGD for each of `loss_fns`, each only on the images that still stand in `state`.
 
     x (N, ...), y (N,); index (N,): the images' numbers in their data set, which with (seed, restart) fix the random
@@ -151,8 +178,17 @@ def repeated_pgd(model: nn.Module, x: Tensor, y: Tensor, index: Tensor, state: A
             if number % world.size == world.rank:
                 padded = _pad(rows, batch_size)
                 noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, restart).to(x)
-                attacked = attack(model, x[padded], y[padded], loss_fn=loss_fn, norm=norm, eps=eps, step_size=step_size,
-                                  steps=steps, noise=noise)  # fmt: skip
+                attacked = attack(
+                    model,
+                    x[padded],
+                    y[padded],
+                    loss_fn=loss_fn,
+                    norm=norm,
+                    eps=eps,
+                    step_size=step_size,
+                    steps=steps,
+                    noise=noise,
+                )
                 with eval_mode(model), torch.no_grad():
                     found = margin_fn(model(attacked), y[padded])[: len(rows)].float()
                 stronger = ~(found <= margin[rows])  # an output that is not a number counts as broken

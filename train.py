@@ -12,16 +12,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import checkpoint
 from config import Config
-from data import AUGMENT_PAD, Dataset, load_dataset
-from distributed import World, device_of, is_launched, launcher, local_size, main_of_process, restarted_by_launcher
 from errors import UserError, exits_on_user_error
 from flags import parse_train
-from models import build_model
-from recorder import RunRecorder, Silent
-from runlog import RunFolder
-from signals import StopSignals
+from loading.batches import AUGMENT_PAD
+from loading.datasets import Dataset, load_dataset
+from networks.models import build_model
+from processes.distributed import (
+    World,
+    device_of,
+    is_launched,
+    launcher,
+    local_size,
+    main_of_process,
+    restarted_by_launcher,
+)
+from processes.signals import StopSignals
+from records import checkpoint
+from records.recorder import RunRecorder, Silent
+from records.runlog import RunFolder
 from trainer import STATE_KEYS, NotFinite, Trainer, accepts
 from utils import has_batchnorm
 
@@ -57,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder.unlock()
 
 
-def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str],
-        world: World) -> int:  # fmt: skip
+def run(
+    config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str], world: World
+) -> int:
     """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
     say = print if world.is_first else lambda line: None
     state = world.from_first(lambda: open_run(folder, config, goes_on_by_itself(folder)))
@@ -71,29 +81,40 @@ def run(config: Config, folder: RunFolder, device: torch.device, argv: list[str]
         say(note)
     trainer = new_trainer(config, device, world, state, folder, say)
     recorder = world.from_first_only(lambda: prepare(folder, trainer, device, state), Silent())
-    images = ", ".join(f"{len(split)} {name}" for name, split in
-                       zip(("training", "validation", "test"), trainer.data[:3], strict=True))  # fmt: skip
-    say(f"{folder.path}: {images} images; {device}; " + (f"{world.size} processes; " if world.size > 1 else "")
-        + (f"going on from step {trainer.step}" if state else "starting"))  # fmt: skip
+    images = ", ".join(
+        f"{len(split)} {name}" for name, split in zip(("training", "validation", "test"), trainer.data[:3], strict=True)
+    )
+    say(
+        f"{folder.path}: {images} images; {device}; "
+        + (f"{world.size} processes; " if world.size > 1 else "")
+        + (f"going on from step {trainer.step}" if state else "starting")
+    )
     try:
         with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
             finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
-            print(f"error: {error}: nothing of it was saved; lower --lr or mend the data, then start in another --savepath",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"error: {error}: nothing of it was saved; lower --lr or mend the data, then start in another --savepath",
+                file=sys.stderr,
+            )
         world.wait()  # a launcher ends all when the first one has ended
         return 3
     if recorder.failed:
-        print(f"error: {folder.path}: the last state could not be written ({recorder.failed}): make room, then go on with: "
-              f"{continuation(argv, world)}", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: {folder.path}: the last state could not be written ({recorder.failed}): make room, then go on with: "
+            f"{continuation(argv, world)}",
+            file=sys.stderr,
+        )
         return 4
     if not finished:
         say(f"stopped after step {trainer.step}, state saved; go on with: {continuation(argv, world)}")
         return 128 + stop.agreed
     evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
-    say(f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
-        f"python {shlex.join([evaluator, '--model', str(folder.path)])}")  # fmt: skip
+    say(
+        f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
+        f"python {shlex.join([evaluator, '--model', str(folder.path)])}"
+    )
     return 0
 
 
@@ -103,14 +124,28 @@ def continuation(argv: list[str], world: World) -> str:
     return f"torchrun --nproc_per_node {local_size()} {command}" if world.size > 1 else f"python {command}"
 
 
-def new_trainer(config: Config, device: torch.device, world: World, state: dict | None, folder: RunFolder,
-                say: Callable[[str], None]) -> Trainer:  # fmt: skip
+def new_trainer(
+    config: Config,
+    device: torch.device,
+    world: World,
+    state: dict | None,
+    folder: RunFolder,
+    say: Callable[[str], None],
+) -> Trainer:
     """The trainer at its start, or as `state` has it."""
 
     def load() -> Dataset:
-        return load_dataset(config.dataset, config.data_root, seed=config.seed, train_size=config.train_size,
-                            val_size=config.val_size, test_size=config.test_size, device=device,
-                            streaming=config.streaming, num_workers=config.num_workers)  # fmt: skip
+        return load_dataset(
+            config.dataset,
+            config.data_root,
+            seed=config.seed,
+            train_size=config.train_size,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            device=device,
+            streaming=config.streaming,
+            num_workers=config.num_workers,
+        )
 
     def build() -> nn.Module:
         model = new_model(config, data, None if state else config.pretrained, say).to(device)
@@ -119,8 +154,10 @@ def new_trainer(config: Config, device: torch.device, world: World, state: dict 
 
     data = world.one_a_machine_first(load)
     if config.streaming is None and data.streamed:
-        say(f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
-            "they stay on disk")  # fmt: skip
+        say(
+            f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
+            "they stay on disk"
+        )
     trainer = Trainer(config, world.together(build), data, world)
     if state:
         world.together(lambda: restore(trainer, state, folder))
@@ -186,8 +223,10 @@ def open_run(folder: RunFolder, config: Config, go_on: bool = False) -> dict | s
     if state is not None:
         refuse_differences(config, Config.from_dict(state["config"]), folder)
     elif folder.best.exists() or folder.checked_steps():
-        raise UserError(f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
-                        "--savepath, or remove that folder to start again")  # fmt: skip
+        raise UserError(
+            f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
+            "--savepath, or remove that folder to start again"
+        )
     return state
 
 
@@ -230,15 +269,19 @@ def refuse_differences(config: Config, stored: Config, folder: RunFolder) -> Non
     if config.max_steps < stored.max_steps:
         differences.append(f"--max_steps {config.max_steps} here, {stored.max_steps} there (it may only grow)")
     if differences:
-        raise UserError(f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
-                        "give its flags, or choose another --savepath")  # fmt: skip
+        raise UserError(
+            f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
+            "give its flags, or choose another --savepath"
+        )
 
 
 def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
     """:raises UserError: if network or training set are not those of the state, though the flags are."""
     if state["eps"].shape != trainer.eps.shape:
-        raise UserError(f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
-                        f"{len(trainer.eps)} now: restore the data, or choose another --savepath")  # fmt: skip
+        raise UserError(
+            f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
+            f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
+        )
     state = {**state, "model": checkpoint.plain_keys(state["model"])}
     checkpoint.load_weights(trainer.model, state["model"], folder.last)
     try:
@@ -253,21 +296,29 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
     """:raises UserError: if a batch, or a process's slice of it, would hold fewer images than the network works on."""
     size = config.batch_size
     if not accepts(model, data.train, images=1) and (len(data.train) - 1) % size == 0:
-        raise UserError(f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
-                        "BatchNorm cannot work: choose another")  # fmt: skip
+        raise UserError(
+            f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
+            "BatchNorm cannot work: choose another"
+        )
     if world.size > 1 and config.local_bn:
         slices = {batch // world.size for batch in (size, len(data.train) % size or size)}
         if 1 in slices and not accepts(model, data.train, images=1):
-            raise UserError(f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
-                            "BatchNorm cannot work: choose another, or leave --local_bn out")  # fmt: skip
+            raise UserError(
+                f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
+                "BatchNorm cannot work: choose another, or leave --local_bn out"
+            )
     batchnorms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if world.size > 1 and not config.local_bn and any(module.running_mean is None for module in batchnorms):
-        raise UserError(f"--network {config.network}: a BatchNorm without running statistics cannot cover the batches of several "
-                        "processes in attacks: give --local_bn")  # fmt: skip
+        raise UserError(
+            f"--network {config.network}: a BatchNorm without running statistics cannot cover the batches of several "
+            "processes in attacks: give --local_bn"
+        )
     shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
     if (shares or len(data.train) % size % world.size) and not accepts(model, data.train, images=0):
-        raise UserError(f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
-                        "it" + (", or give --local_bn" if shares else ", or choose another --batch_size"))  # fmt: skip
+        raise UserError(
+            f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
+            "it" + (", or give --local_bn" if shares else ", or choose another --batch_size")
+        )
     if size < world.size:
         raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
 

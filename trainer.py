@@ -19,18 +19,19 @@ from torch import Tensor, nn
 
 from anpgd import zero_crossing
 from config import Config
-from cuda_graph import Captured
-from data import Batch, Dataset, Split, TrainBatches, steps_per_epoch
-from distributed import ALONE, World
-from fast_pgd import FastPgd
-from global_batchnorm import GlobalBatchNorm, with_global_statistics
-from guard import ENOUGH, Guard, all_finite
+from hardware.cuda_graph import Captured
+from hardware.fast_pgd import FastPgd
+from hardware.guard import ENOUGH, Guard, all_finite
+from hardware.memory import BatchSize
+from hardware.precision import tf32
+from loading.batches import Batch, Split, TrainBatches, steps_per_epoch
+from loading.datasets import Dataset
 from losses import LOSSES, logit_margin
-from memory import BatchSize
 from objectives import OBJECTIVES, StepResult
 from pgd import PgdFn, pgd
-from precision import tf32
-from replica import Replica
+from processes.distributed import ALONE, World
+from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
+from processes.replica import Replica
 from utils import CHECK, GLOBAL, START, eval_mode, generator, has_batchnorm, mixed_seed, row_noise, send
 
 
@@ -72,8 +73,9 @@ def check_split(
     return Check(float(right.double().mean()), float(robust.double().mean()), margins.contiguous())
 
 
-def _check_batch(model: nn.Module, split: Split, batch: Batch, config: Config, key: tuple[int, ...], attack: PgdFn,
-                 found: Tensor) -> None:  # fmt: skip
+def _check_batch(
+    model: nn.Module, split: Split, batch: Batch, config: Config, key: tuple[int, ...], attack: PgdFn, found: Tensor
+) -> None:
     """Fill the batch's rows of `found`."""
     x, y, rows = batch
     with torch.no_grad():
@@ -82,14 +84,29 @@ def _check_batch(model: nn.Module, split: Split, batch: Batch, config: Config, k
     if not len(rows):
         return
     noise = row_noise(split.numbers[rows], x.shape[1:], config.seed, CHECK, *key).to(x)
-    x_adv = attack(model, x, y, loss_fn=LOSSES[config.attack_loss_fn], norm=config.norm, eps=config.test_eps,
-                   step_size=config.test_eps_iter, steps=config.nb_iter, noise=noise)  # fmt: skip
+    x_adv = attack(
+        model,
+        x,
+        y,
+        loss_fn=LOSSES[config.attack_loss_fn],
+        norm=config.norm,
+        eps=config.test_eps,
+        step_size=config.test_eps_iter,
+        steps=config.nb_iter,
+        noise=noise,
+    )
     with torch.no_grad():
         robust = logit_margin(model(x_adv), y) < 0
     margins = zero_crossing(
-        model, x, y, (x_adv - x) / config.test_eps, loss_fn=logit_margin, start_eps=config.test_eps,
-        max_eps=config.search_maxeps, steps=config.num_search_steps,
-    )  # fmt: skip
+        model,
+        x,
+        y,
+        (x_adv - x) / config.test_eps,
+        loss_fn=logit_margin,
+        start_eps=config.test_eps,
+        max_eps=config.search_maxeps,
+        steps=config.num_search_steps,
+    )
     found[rows] = torch.stack([torch.ones_like(margins), robust.to(margins), margins], dim=1).float()
 
 
@@ -114,10 +131,15 @@ class Sums:
     def add(self, result: StepResult, counts: Tensor) -> None:
         """counts: () bool; a step that was taken back adds nothing."""
         count = len(result.eps)
-        step = torch.stack([
-            torch.full_like(result.clean_loss, count), result.clean_loss * count, result.correct.to(result.clean_loss),
-            result.adv_loss * count, result.eps.sum(),
-        ]).double()  # fmt: skip
+        step = torch.stack(
+            [
+                torch.full_like(result.clean_loss, count),
+                result.clean_loss * count,
+                result.correct.to(result.clean_loss),
+                result.adv_loss * count,
+                result.eps.sum(),
+            ]
+        ).double()
         self.values += torch.where(counts, step, 0)
 
     def means(self) -> dict[str, float]:
@@ -125,8 +147,17 @@ class Sums:
         return dict(zip(self.NAMES[1:], [value / examples if examples else None for value in rest], strict=True))
 
 
-STATE_KEYS = {"step": int, "checked_step": int, "epoch": int, "model": dict, "optimizer": dict, "eps": Tensor,
-              "best_margin": float, "sums": list, "config": dict}  # fmt: skip
+STATE_KEYS = {
+    "step": int,
+    "checked_step": int,
+    "epoch": int,
+    "model": dict,
+    "optimizer": dict,
+    "eps": Tensor,
+    "best_margin": float,
+    "sums": list,
+    "config": dict,
+}
 
 
 class NotFinite(ArithmeticError):
@@ -143,8 +174,14 @@ class Trainer:
         self.config, self.data, self.world = config, data, world
         self.device = data.train.labels.device
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
-        self.batches = TrainBatches(data.train, batch_size=config.batch_size, seed=config.seed, augment=config.augment,
-                                    rank=world.rank, ranks=world.size)  # fmt: skip
+        self.batches = TrainBatches(
+            data.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=config.augment,
+            rank=world.rank,
+            ranks=world.size,
+        )
         self.search_single_row = accepts(model, data.train, images=1)
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
         if shares_statistics:
@@ -152,8 +189,12 @@ class Trainer:
         self.model = model
         # Buffers that each process would move by its own passes: the first one's count.
         shared = (GlobalBatchNorm, nn.SyncBatchNorm)
-        self.own_buffers = [buffer for module in model.modules() if not isinstance(module, shared)
-                            for buffer in module.buffers(recurse=False)]  # fmt: skip
+        self.own_buffers = [
+            buffer
+            for module in model.modules()
+            if not isinstance(module, shared)
+            for buffer in module.buffers(recurse=False)
+        ]
         self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, data.train))
         self.replica.warm_up(data.train.batch(torch.zeros(1, dtype=torch.long)).x)
         self.optimizer = make_optimizer(config, model)
@@ -254,9 +295,18 @@ class Trainer:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
         self.optimizer.zero_grad(set_to_none=True)
         result = OBJECTIVES[self.config.objective](
-            self.model, x, y, eps, noise, self.config, search_single_row=self.search_single_row,
-            every_row=isinstance(self.gradient, Captured), attack=self.attack, replica=self.replica, total=self.total,
-        )  # fmt: skip
+            self.model,
+            x,
+            y,
+            eps,
+            noise,
+            self.config,
+            search_single_row=self.search_single_row,
+            every_row=isinstance(self.gradient, Captured),
+            attack=self.attack,
+            replica=self.replica,
+            total=self.total,
+        )
         return (*result, *(parameter.grad for parameter in self.parameters))
 
     def _merge(self, own: StepResult) -> StepResult:
@@ -269,8 +319,13 @@ class Trainer:
         merged = self.world.total(torch.cat([shares, rows.flatten()]))
         clean_loss, correct, adv_loss = merged[:3]
         eps, finite = merged[3:].view(-1, 2).unbind(1)
-        return StepResult(clean_loss.to(own.clean_loss), correct.to(own.correct), adv_loss.to(own.adv_loss),
-                          eps.to(own.eps), finite > 0)  # fmt: skip
+        return StepResult(
+            clean_loss.to(own.clean_loss),
+            correct.to(own.correct),
+            adv_loss.to(own.adv_loss),
+            eps.to(own.eps),
+            finite > 0,
+        )
 
     def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
@@ -323,10 +378,16 @@ class Trainer:
             return
         steps = range(last - ENOUGH + 1, last + 1)
         numbers, batches = self.data.train.numbers.cpu(), map(self.batches.global_rows, steps)
-        bad = {int(numbers[row]) for rows, marked in zip(batches, self.guard.examples.cpu(), strict=True)
-               for row in rows[marked[: len(rows)]]}  # fmt: skip
-        who = f"training images {', '.join(map(str, sorted(bad)[:20]))}{', …' if len(bad) > 20 else ''}" if bad else (
-            "no single image, but the gradient or the new weights")  # fmt: skip
+        bad = {
+            int(numbers[row])
+            for rows, marked in zip(batches, self.guard.examples.cpu(), strict=True)
+            for row in rows[marked[: len(rows)]]
+        }
+        who = (
+            f"training images {', '.join(map(str, sorted(bad)[:20]))}{', …' if len(bad) > 20 else ''}"
+            if bad
+            else ("no single image, but the gradient or the new weights")
+        )
         raise NotFinite(f"steps {', '.join(str(step + 1) for step in steps)} were not finite: {who}")
 
     def _train_row(self, steps_per_second: float) -> dict:
@@ -341,10 +402,16 @@ class Trainer:
             seen |= {"clean_loss": means["clean_loss"], "clean_acc": means["correct"]}
             if config.attacks:
                 seen["mma_loss" if config.enlarges_margins else "adv_loss"] = means["adv_loss"]
-        return {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": config.lr_at(self.step - 1), **seen,
-                "mean_eps": means["eps"] if config.attacks else None,
-                "steps_per_second": round(steps_per_second, 4),
-                **({"skipped_steps": skipped} if skipped else {})}  # fmt: skip
+        return {
+            "kind": "train",
+            "step": self.step,
+            "epoch": self.epoch,
+            "lr": config.lr_at(self.step - 1),
+            **seen,
+            "mean_eps": means["eps"] if config.attacks else None,
+            "steps_per_second": round(steps_per_second, 4),
+            **({"skipped_steps": skipped} if skipped else {}),
+        }
 
     def _check(self, split: Split, number: int, stop: Callable[[], bool]) -> Check | None:
         def check(size: int, attack: PgdFn) -> Check | None:
@@ -374,9 +441,18 @@ class Trainer:
             result = self._check(split, number, stop)
             if result is None:
                 return False
-            rows.append({"kind": "eval", "split": name, "step": self.step, "epoch": self.epoch,
-                         "clean_acc": result.clean_acc, "robust_acc": result.robust_acc,
-                         "mean_margin": result.mean_margin, **self._smaller_batch()})  # fmt: skip
+            rows.append(
+                {
+                    "kind": "eval",
+                    "split": name,
+                    "step": self.step,
+                    "epoch": self.epoch,
+                    "clean_acc": result.clean_acc,
+                    "robust_acc": result.robust_acc,
+                    "mean_margin": result.mean_margin,
+                    **self._smaller_batch(),
+                }
+            )
         if rows[0]["mean_margin"] > self.best_margin:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})
@@ -391,15 +467,18 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Adam, or SGD with momentum, at the first learning rate; on a GPU all of its state lies there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr_at(0), weight_decay=config.weight_decay,
-                                capturable=parameters[0].is_cuda)  # fmt: skip
+        return torch.optim.Adam(
+            parameters, lr=config.lr_at(0), weight_decay=config.weight_decay, capturable=parameters[0].is_cuda
+        )
     return torch.optim.SGD(parameters, lr=config.lr_at(0), momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Take up a state that may have been saved on another kind of device."""
-    own = [{key: group[key] for key in ("capturable", "foreach", "fused") if key in group} for group in
-           optimizer.param_groups]  # fmt: skip
+    own = [
+        {key: group[key] for key in ("capturable", "foreach", "fused") if key in group}
+        for group in optimizer.param_groups
+    ]
     groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import evaluate_on_pgd_attacks
 import train
-from evaluation import load_subject
+from evaluations.evaluation import load_subject
 from flags import parse_eval
 from trainer import check_split
 
@@ -29,10 +29,25 @@ OUT = ROOT / "runs" / "quickstart"
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 NETWORKS = {
     "normal training": ["--method", "std", "--max_steps", "500", "--savepath", str(OUT / "digits-Linf-STD-sd0")],
-    "PGD at eps 0.2": ["--method", "pgd", "--train_eps", "0.2", "--max_steps", "700",
-                       "--savepath", str(OUT / "digits-Linf-PGD-0.2-sd0")],
-    "MMA, d_max 0.3": ["--hinge_maxeps", "0.3", "--max_steps", "700", "--savepath", str(OUT / "digits-Linf-MMA-0.3-sd0")],
-}  # fmt: skip
+    "PGD at eps 0.2": [
+        "--method",
+        "pgd",
+        "--train_eps",
+        "0.2",
+        "--max_steps",
+        "700",
+        "--savepath",
+        str(OUT / "digits-Linf-PGD-0.2-sd0"),
+    ],
+    "MMA, d_max 0.3": [
+        "--hinge_maxeps",
+        "0.3",
+        "--max_steps",
+        "700",
+        "--savepath",
+        str(OUT / "digits-Linf-MMA-0.3-sd0"),
+    ],
+}
 STYLES = (
     {"color": "0.75", "linestyle": "--", "marker": "s"},
     {"color": "0.45", "linestyle": ":", "marker": "^"},
@@ -72,21 +87,34 @@ def draw(found: dict[str, dict]) -> list[Path]:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     bins = [0.0125 * i for i in range(27)]
     for (name, result), style in zip(found.items(), STYLES, strict=True):
-        axes.hist(result["margins"], bins, label=f"{name} (mean {result['margins'].mean():.3f})", histtype="step",
-                  linewidth=2, color=style["color"], linestyle=style["linestyle"])  # fmt: skip
+        axes.hist(
+            result["margins"],
+            bins,
+            label=f"{name} (mean {result['margins'].mean():.3f})",
+            histtype="step",
+            linewidth=2,
+            color=style["color"],
+            linestyle=style["linestyle"],
+        )
     axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
-    axes.set(xlabel="margin: Linf distance to the decision boundary (images in [0, 1])", ylabel="test images",
-             title="Digits: distribution of margins (0: misclassified)")  # fmt: skip
+    axes.set(
+        xlabel="margin: Linf distance to the decision boundary (images in [0, 1])",
+        ylabel="test images",
+        title="Digits: distribution of margins (0: misclassified)",
+    )
     axes.legend()
     figure.savefig(OUT / "margins.png", dpi=150)
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for (name, result), style in zip(found.items(), STYLES, strict=True):
         accuracy = [result["clean_acc"], *(row["robust_acc"] for row in result["results"])]
-        axes.plot([0, *RADII], [100 * a for a in accuracy], label=name, linewidth=2,
-                  **style)  # fmt: skip
-    axes.set(xlabel="eps: Linf radius of the attack (images in [0, 1])", ylabel="robust accuracy [%]", ylim=(0, 103),
-             title="Digits: accuracy under repeated PGD")  # fmt: skip
+        axes.plot([0, *RADII], [100 * a for a in accuracy], label=name, linewidth=2, **style)
+    axes.set(
+        xlabel="eps: Linf radius of the attack (images in [0, 1])",
+        ylabel="robust accuracy [%]",
+        ylim=(0, 103),
+        title="Digits: accuracy under repeated PGD",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(OUT / "robustness.png", dpi=150)

@@ -21,4 +21,4 @@ MMA-0.3 --method mma --hinge_maxeps 0.3
 OMMA-0.3 --method omma --hinge_maxeps 0.3
 RUNS
 done
-python "$root/scripts/make_tables.py" "$out"/* --out "$root/results/digits.md"
+python "$root/reports/make_tables.py" "$out"/* --out "$root/results/digits.md"

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from ranks import set_root_powers
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
@@ -36,8 +35,14 @@ def command(tmp_path):
     """Run `python SCRIPT ARGS…` in an empty folder: (exit status, standard output, standard error)."""
 
     def run(script, *args, cwd=tmp_path, timeout=240):
-        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], cwd=cwd, capture_output=True,
-                              text=True, timeout=timeout, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, args)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
         return done.returncode, done.stdout, done.stderr
 
     return run

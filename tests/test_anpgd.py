@@ -2,50 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 from anpgd import anpgd, zero_crossing
+from linear_problem import MAX_EPS, SEARCH_STEPS, problem
 from losses import logit_margin, soft_logit_margin
 
-MAX_EPS, SEARCH_STEPS = 0.2, 14
 TOLERANCE = MAX_EPS / 2**SEARCH_STEPS + 1e-5
-
-
-class Linear(nn.Module):
-    """Two-class linear classifier on inputs of any rank: logits +-(w x + b) / 2, so LM = SLM = -(2y - 1)(w x + b)."""
-
-    def __init__(self, shape, seed=0):
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.w = nn.Parameter(torch.randn(*shape, generator=g, dtype=torch.float64))
-        self.b = nn.Parameter(-0.5 * self.w.detach().sum())
-
-    def score(self, x):
-        return (x * self.w).flatten(1).sum(1) + self.b
-
-    def forward(self, x):
-        half = self.score(x) / 2
-        return torch.stack([-half, half], dim=1)
-
-    def margin(self, x, norm):
-        dual = self.w.abs().sum() if norm == "Linf" else self.w.norm()
-        return (self.score(x).abs() / dual).detach()
-
-
-def problem(shape, batch, norm, seed=0):
-    """Points near the middle of [0, 1], right by construction, with margins in (0.01, 0.12): clipping stays inactive."""
-    model = Linear(shape, seed)
-    g = torch.Generator().manual_seed(seed + 1)
-    x = 0.5 + 0.02 * torch.randn(batch, *shape, generator=g, dtype=torch.float64)
-    w = model.w.detach()
-    dual, unit = (w.abs().sum(), w.sign()) if norm == "Linf" else (w.norm(), w / w.norm())
-    wanted = (0.01 + 0.11 * torch.rand(batch, generator=g, dtype=torch.float64)) * torch.where(
-        torch.rand(batch, generator=g) < 0.5, -1, 1
-    )
-    shift = (wanted - model.score(x).detach() / dual).reshape(-1, *[1] * len(shape))
-    x = x + shift * unit
-    assert (x - 0.5).abs().max() < 0.5 - MAX_EPS
-    return model, x, (wanted > 0).long()
 
 
 SHAPES = [((7,), 5), ((3, 6, 6), 1), ((1, 8, 8), 16), ((2, 3, 4, 5), 3)]
@@ -59,8 +21,19 @@ def test_linear_margin_from_zero_start(norm, start, loss, shape, batch):
     model, x, y = problem(shape, batch, norm)
     margin = model.margin(x, norm)
     start_eps = margin if start == "margin" else start
-    found = anpgd(model, x, y, norm=norm, start_eps=start_eps, max_eps=MAX_EPS, steps=40, step_scale=2.5,
-                  search_steps=SEARCH_STEPS, attack_loss_fn=loss, search_loss_fn=loss)  # fmt: skip
+    found = anpgd(
+        model,
+        x,
+        y,
+        norm=norm,
+        start_eps=start_eps,
+        max_eps=MAX_EPS,
+        steps=40,
+        step_scale=2.5,
+        search_steps=SEARCH_STEPS,
+        attack_loss_fn=loss,
+        search_loss_fn=loss,
+    )
     assert (found.eps - margin).abs().max() <= TOLERANCE
     size = (found.x_adv - x).flatten(1).abs().amax(1) if norm == "Linf" else (found.x_adv - x).flatten(1).norm(dim=1)
     torch.testing.assert_close(size, found.eps)
@@ -74,9 +47,20 @@ def test_linear_margin_from_random_start(norm, start, shape, batch):
     model, x, y = problem(shape, batch, norm)
     margin = model.margin(x, norm)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    found = anpgd(model, x, y, norm=norm, start_eps=margin if start == "margin" else start, max_eps=MAX_EPS, steps=40,
-                  step_scale=2.5, search_steps=SEARCH_STEPS, attack_loss_fn=soft_logit_margin,
-                  search_loss_fn=soft_logit_margin, noise=noise)  # fmt: skip
+    found = anpgd(
+        model,
+        x,
+        y,
+        norm=norm,
+        start_eps=margin if start == "margin" else start,
+        max_eps=MAX_EPS,
+        steps=40,
+        step_scale=2.5,
+        search_steps=SEARCH_STEPS,
+        attack_loss_fn=soft_logit_margin,
+        search_loss_fn=soft_logit_margin,
+        noise=noise,
+    )
     over = found.eps - margin
     assert over.min() >= -TOLERANCE
     assert (over <= TOLERANCE + (0.05 * margin if norm == "L2" else 0)).all()

@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import evaluate_on_pgd_attacks
 import train
-from conftest import ROOT
+from command_lines import ATTACK, SMALL, fails, files, rows
 from errors import UserError
-
-SMALL = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",
-         "--val_size", "30", "--test_size", "20", "--nb_iter", "3", "--disp_interval", "2"]  # fmt: skip
-ATTACK = ["--device", "cpu", "--nb_iter", "5", "--nb_restart", "2", "--test_size", "60"]
+from records import checkpoint
+from support import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +35,6 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
-
-
-def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def rows(folder, without_speed=True):
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not (without_speed and k == "steps_per_second")} for r in found]
-
-
-def fails(capsys, main, argv, *parts):
-    """Status 2 and one line that holds every part."""
-    capsys.readouterr()
-    assert main([str(a) for a in argv]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line and line.strip()]
-    error = lines[-1]  # beside a progress bar, if it had got that far
-    assert error.startswith("error: ") and len(lines) == 1, lines
-    for part in parts:
-        assert str(part) in error
 
 
 def test_the_run_folder(trained):
@@ -197,10 +174,10 @@ def test_attack(run, capsys):
         assert f"{row['robust_acc']:.2%}" in out
     assert result["results"][0]["robust_acc"] > result["results"][1]["robust_acc"]
     saved = checkpoint.load(run / "adv_pgd_Linf.pt")
-    from data import load_test
+    from loading.datasets import load_test
 
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
-    from evaluation import load_subject
+    from evaluations.evaluation import load_subject
     from flags import parse_eval
 
     model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
@@ -405,15 +382,33 @@ def test_combinations(flags, tmp_path):
 
 
 def test_image_folder_from_the_command_line(tmp_path, capsys):
-    from test_data import images
+    from folders import images
 
     for part, count in (("train", 12), ("test", 6)):
         for name in ("ant", "bee"):
             (tmp_path / "pictures" / part / name).mkdir(parents=True)
             for i, image in enumerate(images(count, 16, seed=i_seed(part, name))):
                 image.save(tmp_path / "pictures" / part / name / f"{i}.png")
-    argv = ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1", "--data_root", "pictures", "--device", "cpu",
-            "--network", "lenet5", "--max_steps", "3", "--batch_size", "8", "--nb_iter", "2"]  # fmt: skip
+    argv = [
+        "--dataset",
+        "imagefolder",
+        "--norm",
+        "L2",
+        "--hinge_maxeps",
+        "1",
+        "--data_root",
+        "pictures",
+        "--device",
+        "cpu",
+        "--network",
+        "lenet5",
+        "--max_steps",
+        "3",
+        "--batch_size",
+        "8",
+        "--nb_iter",
+        "2",
+    ]
     assert train.main([*argv, "--savepath", "mine"]) == 0
     assert (
         evaluate_on_pgd_attacks.main(["--model", "mine", "--nb_iter", "2", "--nb_restart", "2", "--device", "cpu"]) == 0
@@ -459,12 +454,19 @@ def test_a_folder_that_is_a_file(tmp_path, capsys):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, capsys):
-    from runlog import RunFolder
+    from records.runlog import RunFolder
 
     before = files(run)
-    other = subprocess.Popen([sys.executable, "-c", f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
-                              f"from runlog import RunFolder; folder = RunFolder(Path({str(run)!r})); folder.lock(); print('locked', flush=True); time.sleep(60)"],
-                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
+            f"from records.runlog import RunFolder; folder = RunFolder(Path({str(run)!r})); folder.lock(); print('locked', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert other.stdout.readline() == "locked\n"
         fails(
@@ -556,7 +558,7 @@ def test_pretrained_is_not_needed_to_go_on(run, tmp_path):
 
 
 def test_without_git(monkeypatch):
-    import runlog
+    from records import runlog
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
     assert runlog.git_commit() is None

@@ -3,18 +3,15 @@
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 
 import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
-from conftest import ROOT
+import evaluate_on_transfer as transfer
 from flags import parse_eval, parse_train
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import transfer
+from support import ROOT
 
 PARSERS = {
     "train.py": parse_train,
@@ -22,7 +19,7 @@ PARSERS = {
     "evaluate_on_autoattack.py": evaluate_on_autoattack.parse,
     "evaluate_on_gradient_free_attacks.py": evaluate_on_gradient_free_attacks.parse,
     "evaluate_on_minimum_norm.py": evaluate_on_minimum_norm.parse,
-    "transfer.py": transfer.parse,
+    "evaluate_on_transfer.py": transfer.parse,
 }
 DIGITS_TABLE = ROOT / "scripts" / "run_digits_table.sh"  # a loop, not literal commands
 SHELL_FILES = sorted(set((ROOT / "scripts").glob("*.sh")) - {DIGITS_TABLE})
@@ -38,7 +35,7 @@ def commands(text):
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         line = line.replace('"$@"', "").replace("$root/", "").split(" #")[0]
-        match = re.search(r"python\S* (\S*?)(train\.py|evaluate_on_\w+\.py|transfer\.py)\b\"?(.*)", line)
+        match = re.search(r"python\S* (\S*?)(train\.py|evaluate_on_\w+\.py)\b\"?(.*)", line)
         if match and not line.lstrip().startswith("#"):
             found.append((match[2], shlex.split(match[3])))
     return found

@@ -11,13 +11,34 @@ import pytest
 import torch
 from torch import nn
 
-import checkpoint
 import ranks
 from ranks import Started
+from records import checkpoint
 
-RUN = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "200",
-       "--val_size", "30", "--test_size", "20", "--nb_iter", "3", "--disp_interval", "2", "--max_steps", "14",
-       "--save_interval", "0.0001"]  # fmt: skip
+RUN = [
+    "--dataset",
+    "digits",
+    "--norm",
+    "Linf",
+    "--hinge_maxeps",
+    "0.3",
+    "--device",
+    "cpu",
+    "--train_size",
+    "200",
+    "--val_size",
+    "30",
+    "--test_size",
+    "20",
+    "--nb_iter",
+    "3",
+    "--disp_interval",
+    "2",
+    "--max_steps",
+    "14",
+    "--save_interval",
+    "0.0001",
+]
 
 
 def rows(folder):
@@ -29,8 +50,12 @@ def content(folder):
     """What a run leaves, but for its speed."""
     state, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "model_best.pt")
     parts = {key: checkpoint.digest(value) for key, value in state.items() if key != "config"}
-    return {**parts, "best": checkpoint.digest(best["model"]), "rows": rows(folder),
-            "margins": np.load(folder / "margins.npy").tobytes()}  # fmt: skip
+    return {
+        **parts,
+        "best": checkpoint.digest(best["model"]),
+        "rows": rows(folder),
+        "margins": np.load(folder / "margins.npy").tobytes(),
+    }
 
 
 def start(folder, *more):
@@ -50,9 +75,23 @@ def undisturbed(tmp_path_factory):
     return content(folder)
 
 
-PLACES = [("step", 1), ("step", 9), ("check", 1), ("check", 4), ("fsync", 1), ("fsync", 20), ("fsync", 30),
-          ("before the replace", 11), ("after the replace", 11), ("before the replace", 25), ("after the replace", 26),
-          ("link", 3), ("save", 12), ("rows", 3), ("rows", 11)]  # fmt: skip
+PLACES = [
+    ("step", 1),
+    ("step", 9),
+    ("check", 1),
+    ("check", 4),
+    ("fsync", 1),
+    ("fsync", 20),
+    ("fsync", 30),
+    ("before the replace", 11),
+    ("after the replace", 11),
+    ("before the replace", 25),
+    ("after the replace", 26),
+    ("link", 3),
+    ("save", 12),
+    ("rows", 3),
+    ("rows", 11),
+]
 
 
 @pytest.mark.parametrize(("place", "count"), PLACES)
@@ -220,7 +259,8 @@ def trainer_of(network, images, **changes):
     from dataclasses import replace
 
     from config import PRESETS
-    from data import Dataset, Split
+    from loading.batches import Split
+    from loading.datasets import Dataset
     from trainer import Trainer
 
     config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, batch_size=8, nb_iter=2, method="mma", **changes)
@@ -277,9 +317,11 @@ class Idle(Sometimes):
 def test_an_overflow_of_the_weights_is_taken_back():
     """Loss and gradient are finite, the new weight is not."""
     images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for changes in ({"optimizer": "sgd", "lr": ((0, 1.0),), "weight_decay": 1e10},
-                    {"optimizer": "adam", "lr": ((0, 1e-3),), "weight_decay": 1e9},
-                    {"optimizer": "sgd", "lr": ((0, 1e6),), "momentum": 1e28, "weight_decay": 1e-4}):  # fmt: skip
+    for changes in (
+        {"optimizer": "sgd", "lr": ((0, 1.0),), "weight_decay": 1e10},
+        {"optimizer": "adam", "lr": ((0, 1e-3),), "weight_decay": 1e9},
+        {"optimizer": "sgd", "lr": ((0, 1e6),), "momentum": 1e28, "weight_decay": 1e-4},
+    ):
         trainer = trainer_of(Idle, images, **changes)
         for _ in range(3):
             before = everything(trainer)
@@ -364,8 +406,13 @@ def test_resume_refuses_what_is_not_this_run(tmp_path):
     folder = tmp_path / "run"
     go_on(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-    for flag, value, own in (("--norm", "L2", "Linf"), ("--method", "trades", "mma"), ("--dataset", "mnist", "digits"),
-                             ("--network", "models:LeNet5Madry", "lenet5"), ("--seed", "1", "0")):  # fmt: skip
+    for flag, value, own in (
+        ("--norm", "L2", "Linf"),
+        ("--method", "trades", "mma"),
+        ("--dataset", "mnist", "digits"),
+        ("--network", "models:LeNet5Madry", "lenet5"),
+        ("--seed", "1", "0"),
+    ):
         refused = start(folder, flag, value)
         assert refused.join() == 2
         last = refused.text.strip().splitlines()[-1]

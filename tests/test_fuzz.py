@@ -16,32 +16,46 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
 import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_pgd_attacks
+import evaluate_on_transfer as transfer
 import flags
-import plot_examples
-import shards
 import train
-import transfer
 from config import LARGEST, Config, EvalConfig, radius
 from errors import UserError
+from evaluations import shards
 from flags import parse_eval, parse_train
-from runlog import RunFolder
+from records import checkpoint
+from records.runlog import RunFolder
+from reports import plot_examples
 from trainer import STATE_KEYS
 
-often = settings(max_examples=200, derandomize=True, database=None, deadline=10_000, print_blob=False,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+often = settings(
+    max_examples=200,
+    derandomize=True,
+    database=None,
+    deadline=10_000,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def state(step):
     """A small state of a run."""
     weights = torch.arange(300.0).reshape(30, 10) + step
-    return {"step": step, "checked_step": 0, "epoch": 1, "model": {"w": weights, "b": torch.zeros(3)}, "optimizer": {"state": {}},
-            "eps": torch.rand(40, generator=torch.Generator().manual_seed(step)), "best_margin": 0.1,
-            "sums": [0.0] * 5, "config": {"lr": ((0, 0.1),), "dataset": "digits"}}  # fmt: skip
+    return {
+        "step": step,
+        "checked_step": 0,
+        "epoch": 1,
+        "model": {"w": weights, "b": torch.zeros(3)},
+        "optimizer": {"state": {}},
+        "eps": torch.rand(40, generator=torch.Generator().manual_seed(step)),
+        "best_margin": 0.1,
+        "sums": [0.0] * 5,
+        "config": {"lr": ((0, 0.1),), "dataset": "digits"},
+    }
 
 
 @st.composite
@@ -130,12 +144,100 @@ def quick_parser():
         yield
 
 
-NUMBERS = ["1e999", "-1e999", "nan", "-nan", "inf", "-0", "0", "-0.0", "8/0", "0/0", "8/255", "1/3", "-3", "1e-999", "1e308", "-1e308",
-           "1e39", "1e-320", "5e-324", "0.3", "1.5", "10", "255", "256", "99999", "999999999999999", "1" + "0" * 15, "9" * 400, "0x10",
-           "1_0", "१२", "٣", "1e", "1/2/3", "1 ", " 1", "+1", "½", "∞", "1,5", "0:0.1,5:0.01", "5:1", "0:0", "0:1,0:2", "0:nan", ":", ","]  # fmt: skip
-WORDS = ["", " ", "\0", "a\0b", "\n", "\ud800", "é", "🦊", "~", "~nobody_of_that_name", "/", "..", "-", "--", "x" * 5000, "/dev/null", "/nowhere/x",
-         "grid", "Linf", "L2", "linf", "mnist", "digits", "auto", "cpu", "cuda:99999999999999999999", "cpu:-1", "cuda:x", "meta", "mps",
-         "lenet5", "os:system:x", "os", ":", "no.module:net", "a:", "%s", "%(prog)s", "{}", "cw,ddn", ",", "fmn,fmn", "square"]  # fmt: skip
+NUMBERS = [
+    "1e999",
+    "-1e999",
+    "nan",
+    "-nan",
+    "inf",
+    "-0",
+    "0",
+    "-0.0",
+    "8/0",
+    "0/0",
+    "8/255",
+    "1/3",
+    "-3",
+    "1e-999",
+    "1e308",
+    "-1e308",
+    "1e39",
+    "1e-320",
+    "5e-324",
+    "0.3",
+    "1.5",
+    "10",
+    "255",
+    "256",
+    "99999",
+    "999999999999999",
+    "1" + "0" * 15,
+    "9" * 400,
+    "0x10",
+    "1_0",
+    "१२",
+    "٣",
+    "1e",
+    "1/2/3",
+    "1 ",
+    " 1",
+    "+1",
+    "½",
+    "∞",
+    "1,5",
+    "0:0.1,5:0.01",
+    "5:1",
+    "0:0",
+    "0:1,0:2",
+    "0:nan",
+    ":",
+    ",",
+]
+WORDS = [
+    "",
+    " ",
+    "\0",
+    "a\0b",
+    "\n",
+    "\ud800",
+    "é",
+    "🦊",
+    "~",
+    "~nobody_of_that_name",
+    "/",
+    "..",
+    "-",
+    "--",
+    "x" * 5000,
+    "/dev/null",
+    "/nowhere/x",
+    "grid",
+    "Linf",
+    "L2",
+    "linf",
+    "mnist",
+    "digits",
+    "auto",
+    "cpu",
+    "cuda:99999999999999999999",
+    "cpu:-1",
+    "cuda:x",
+    "meta",
+    "mps",
+    "lenet5",
+    "os:system:x",
+    "os",
+    ":",
+    "no.module:net",
+    "a:",
+    "%s",
+    "%(prog)s",
+    "{}",
+    "cw,ddn",
+    ",",
+    "fmn,fmn",
+    "square",
+]
 
 
 def flags_of(names):
@@ -192,8 +294,11 @@ def test_evaluation_flags_parse_or_are_refused(argv):
         assert is_sound(parse_eval(["--model", "nowhere", *argv]))
 
 
-SHARDS = (evaluate_on_autoattack.AutoAttackFlags, evaluate_on_gradient_free_attacks.GradientFreeFlags,
-          evaluate_on_minimum_norm.MinimumNormFlags)  # fmt: skip
+SHARDS = (
+    evaluate_on_autoattack.AutoAttackFlags,
+    evaluate_on_gradient_free_attacks.GradientFreeFlags,
+    evaluate_on_minimum_norm.MinimumNormFlags,
+)
 
 
 @often
@@ -213,14 +318,18 @@ def contents(folder):
 # Programs, what makes each fail at the latest before it could begin, and the flags to draw from.
 PROGRAMS = {
     "train": (train, [*BASE, "--train_size", "999999"], fields(Config)),
-    "pretrained": (train, [*BASE, "--max_steps", "1", "--train_size", "60"], [n for n in fields(Config) if n != "pretrained"]),
+    "pretrained": (
+        train,
+        [*BASE, "--max_steps", "1", "--train_size", "60"],
+        [n for n in fields(Config) if n != "pretrained"],
+    ),
     "pgd": (evaluate_on_pgd_attacks, ["--model", "nowhere"], fields(EvalConfig)),
     "autoattack": (evaluate_on_autoattack, ["--model", "nowhere"], fields(SHARDS[0])),
     "gradient_free": (evaluate_on_gradient_free_attacks, ["--model", "nowhere"], fields(SHARDS[1])),
     "minimum_norm": (evaluate_on_minimum_norm, ["--model", "nowhere"], fields(SHARDS[2])),
     "transfer": (transfer, ["nowhere", "elsewhere"], fields(transfer.TransferFlags)),
     "plot_examples": (plot_examples, ["nowhere"], ["count", "out", "data_root", "dataset", "norm", "network"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -231,9 +340,21 @@ def test_commands_end_in_one_line_and_change_nothing(name, tmp_path, monkeypatch
     (tmp_path / "x.pt").write_bytes(b"x")
     before = contents(tmp_path)
     # A flag that would make it succeed, download or write elsewhere is the last one's to decide.
-    last = {"train": ["--train_size", "999999", "--data_root", "nowhere", "--savepath", "new"],
-            "pretrained": ["--pretrained", "nowhere", "--savepath", "new", "--data_root", "nowhere", "--dataset", "digits", "--network", "lenet5"],
-            }.get(name, [])  # fmt: skip
+    last = {
+        "train": ["--train_size", "999999", "--data_root", "nowhere", "--savepath", "new"],
+        "pretrained": [
+            "--pretrained",
+            "nowhere",
+            "--savepath",
+            "new",
+            "--data_root",
+            "nowhere",
+            "--dataset",
+            "digits",
+            "--network",
+            "lenet5",
+        ],
+    }.get(name, [])
 
     @settings(often, max_examples=60, deadline=20_000)
     @given(flags_of(names))
@@ -260,7 +381,7 @@ PARSERS = {
     "autoattack": (lambda argv: evaluate_on_autoattack.parse(["--model", "nowhere", *argv]), SHARDS[0]),
     "gradient_free": (lambda argv: evaluate_on_gradient_free_attacks.parse(["--model", "nowhere", *argv]), SHARDS[1]),
     "minimum_norm": (lambda argv: evaluate_on_minimum_norm.parse(["--model", "nowhere", *argv]), SHARDS[2]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -282,8 +403,20 @@ def test_every_flag_with_every_odd_value(name):
     assert refused > 500
 
 
-@pytest.mark.parametrize("argv", [["--data_root", "~nobody_of_that_name"], ["--lr", "1e30"], ["--device", "cuda:99999999999999999999"],
-                                  ["--savepath", "x" * 5000], ["--savepath", "a\0b"], ["--savepath", "\ud800"], ["--savepath", "file/x"], ["--pretrained", "x" * 5000]], ids=lambda argv: str(argv)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data_root", "~nobody_of_that_name"],
+        ["--lr", "1e30"],
+        ["--device", "cuda:99999999999999999999"],
+        ["--savepath", "x" * 5000],
+        ["--savepath", "a\0b"],
+        ["--savepath", "\ud800"],
+        ["--savepath", "file/x"],
+        ["--pretrained", "x" * 5000],
+    ],
+    ids=lambda argv: str(argv)[:40],
+)
 def test_odd_values_that_parse_end_in_one_line_later(tmp_path, monkeypatch, capsys, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -309,11 +442,25 @@ def test_odd_values_that_parse_end_in_one_line_later(tmp_path, monkeypatch, caps
 
 
 ABSURD = {
-    "--hinge_maxeps": ["0", "-1", "1e-30", "2"], "--test_eps": ["1.5", "0"], "--attack_mineps": ["5"], "--batch_size": ["0", "-1", "1.5", "9" * 30],
-    "--seed": ["-1", "9" * 19], "--num_search_steps": ["0", "1000000"], "--lr": ["0", "-1", "1e39"], "--momentum": ["-1"],
-    "--clean_loss_coeff": ["2", "-0.1"], "--network": ["lenet6"], "--method": ["mmaa"], "--optimizer": ["adamw"], "--dataset": ["mnits"],
-    "--norm": ["linf"], "--max_steps": ["0"], "--eval_batch_size": ["0"], "--save_interval": ["0"], "--test_eps_iter": ["0"],
-}  # fmt: skip
+    "--hinge_maxeps": ["0", "-1", "1e-30", "2"],
+    "--test_eps": ["1.5", "0"],
+    "--attack_mineps": ["5"],
+    "--batch_size": ["0", "-1", "1.5", "9" * 30],
+    "--seed": ["-1", "9" * 19],
+    "--num_search_steps": ["0", "1000000"],
+    "--lr": ["0", "-1", "1e39"],
+    "--momentum": ["-1"],
+    "--clean_loss_coeff": ["2", "-0.1"],
+    "--network": ["lenet6"],
+    "--method": ["mmaa"],
+    "--optimizer": ["adamw"],
+    "--dataset": ["mnits"],
+    "--norm": ["linf"],
+    "--max_steps": ["0"],
+    "--eval_batch_size": ["0"],
+    "--save_interval": ["0"],
+    "--test_eps_iter": ["0"],
+}
 
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in ABSURD.items() for value in values])

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-import shards
-import test_autoattack
+import two_way
+from command_lines import fails
 from evaluate_on_gradient_free_attacks import GradientFreeFlags, main, spsa
 from evaluate_on_gradient_free_attacks import square as square_kind
-from shards import square_starts
-from test_autoattack import arguments, result, worst_margins
-from test_cli import fails
+from evaluations import shards
+from evaluations.shards import square_starts
+from two_way import arguments, result, worst_margins
 
-digits, elsewhere, network = test_autoattack.digits, test_autoattack.elsewhere, test_autoattack.network  # fixtures
+digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
 FEW = {"square_queries": 5, "spsa_iter": 1, "spsa_samples": 4}
 
 

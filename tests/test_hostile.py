@@ -9,28 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import compare_with_advertorch
 import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_pgd_attacks
-import make_tables
-import plot_examples
-import plot_margins
-import plot_robustness
+import evaluate_on_transfer as transfer
 import train
-import transfer
+from benchmarks import compare_with_advertorch
+from command_lines import ATTACK, SMALL, fails, files
 from config import Config
 from errors import UserError
-from reading import parse_json, read_margins
-from test_cli import ATTACK, SMALL, fails, files
+from records import checkpoint
+from records.reading import parse_json, read_margins
+from reports import make_tables, plot_examples, plot_margins, plot_robustness
 from trainer import STATE_KEYS
 
 EVALUATORS = {
-    "pgd": evaluate_on_pgd_attacks, "autoattack": evaluate_on_autoattack, "gradient_free": evaluate_on_gradient_free_attacks,
+    "pgd": evaluate_on_pgd_attacks,
+    "autoattack": evaluate_on_autoattack,
+    "gradient_free": evaluate_on_gradient_free_attacks,
     "minimum_norm": evaluate_on_minimum_norm,
-}  # fmt: skip
+}
 SHORT = [*SMALL, "--train_size", "60", "--max_steps", "2"]
 FAST_ATTACK = ["--device", "cpu", "--test_size", "20", "--nb_iter", "2", "--nb_restart", "1"]
 
@@ -187,11 +186,21 @@ def test_resume_after_a_hostile_last_pt_goes_on_from_the_previous_one(run, tmp_p
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": "2"}, {"eps": [0.1]}, {"eps": torch.zeros(3)}, {"config": []}, {"config": {}}, {"config": {"lr": 3}}, {"sums": [1.0]},
-        {"sums": ["x"]}, {"optimizer": {}}, {"optimizer": {"state": 1, "param_groups": 2}}, {"model": {1: 2}}, {"model": {"a": "b"}},
+        {"step": "2"},
+        {"eps": [0.1]},
+        {"eps": torch.zeros(3)},
+        {"config": []},
+        {"config": {}},
+        {"config": {"lr": 3}},
+        {"sums": [1.0]},
+        {"sums": ["x"]},
+        {"optimizer": {}},
+        {"optimizer": {"state": 1, "param_groups": 2}},
+        {"model": {1: 2}},
+        {"model": {"a": "b"}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_state_of_the_wrong_types_is_one_line(run, capsys, change):
     (run / "last.prev.pt").unlink()
     checkpoint.save(run / "last.pt", {**checkpoint.load(run / "last.pt"), **change})
@@ -200,10 +209,26 @@ def test_a_state_of_the_wrong_types_is_one_line(run, capsys, change):
     assert {**before, ".lock": b""} == files(run)
 
 
-@pytest.mark.parametrize("change", [{"lr": [[0, 1e999]]}, {"lr": [[1e999, 1]]}, {"lr": [[0, -1]]}, {"lr": {}}, {"seed": -1}, {"seed": 10**40},
-                                    {"test_eps": float("nan")}, {"hinge_maxeps": 10**400}, {"dataset": ["digits"]}, {"network": "x:y"},
-                                    {"data_root": "a" * 5000}, {"num_search_steps": 10**9}, {"norm": None}, {"augment": 1}],
-                         ids=lambda change: str(change)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": [[0, 1e999]]},
+        {"lr": [[1e999, 1]]},
+        {"lr": [[0, -1]]},
+        {"lr": {}},
+        {"seed": -1},
+        {"seed": 10**40},
+        {"test_eps": float("nan")},
+        {"hinge_maxeps": 10**400},
+        {"dataset": ["digits"]},
+        {"network": "x:y"},
+        {"data_root": "a" * 5000},
+        {"num_search_steps": 10**9},
+        {"norm": None},
+        {"augment": 1},
+    ],
+    ids=lambda change: str(change)[:40],
+)
 def test_a_stored_config_of_wrong_values_is_one_line(run, capsys, change):
     stored = checkpoint.load(run / "model_best.pt")
     if "network" in change or "data_root" in change:
@@ -327,17 +352,33 @@ def test_odd_evaluations_do_not_break_the_picture(run, capsys, monkeypatch):
         plot_robustness.plt.close("all")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", DEEP, '{"a": ' * 50 + "1" + "}" * 50, '{"n": 1e999}', "\ud800".encode("utf-8", "replace"), b"\xff\xfe"],
-                         ids=lambda text: str(text)[:12])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        DEEP,
+        '{"a": ' * 50 + "1" + "}" * 50,
+        '{"n": 1e999}',
+        "\ud800".encode("utf-8", "replace"),
+        b"\xff\xfe",
+    ],
+    ids=lambda text: str(text)[:12],
+)
 @pytest.mark.parametrize("name", ["eval_pgd_Linf.json", "config.json", "metrics.jsonl"])
 def test_broken_json_is_one_line_everywhere(run, capsys, name, text):
     raw = text if isinstance(text, bytes) else text.encode()
     (run / name).write_bytes(raw if name != "metrics.jsonl" else raw + b"\n" + (run / name).read_bytes())
     commands = {
-        "eval_pgd_Linf.json": [(evaluate_on_pgd_attacks.main, ["--model", run, *FAST_ATTACK]), (plot_robustness.main, [run])],
+        "eval_pgd_Linf.json": [
+            (evaluate_on_pgd_attacks.main, ["--model", run, *FAST_ATTACK]),
+            (plot_robustness.main, [run]),
+        ],
         "config.json": [(train.main, [*SHORT, "--resume", "--savepath", run]), (plot_margins.main, [run])],
         "metrics.jsonl": [(train.main, [*SHORT, "--max_steps", "3", "--resume", "--savepath", run])],
-    }[name]  # fmt: skip
+    }[name]
     before = files(run)
     for main, argv in commands:
         harmless = text == '{"n": 1e999}' and main is not train.main  # says nothing of this checkpoint
@@ -351,9 +392,20 @@ def test_broken_json_is_one_line_everywhere(run, capsys, name, text):
 def test_odd_results_beside_the_model_are_one_line_for_the_evaluators(run, capsys):
     content = small_evaluation(run)
     path = run / "eval_pgd_Linf.json"
-    odd = [{**content, **change} for change in (
-        {"n": "x"}, {"n": 1e999}, {"n": None}, {"results": {}}, {"results": [1]}, {"results": [{"eps": "x"}]}, {"settings": []},
-        {"distances": ["x"]}, {"seed": [0]})]  # fmt: skip
+    odd = [
+        {**content, **change}
+        for change in (
+            {"n": "x"},
+            {"n": 1e999},
+            {"n": None},
+            {"results": {}},
+            {"results": [1]},
+            {"results": [{"eps": "x"}]},
+            {"settings": []},
+            {"distances": ["x"]},
+            {"seed": [0]},
+        )
+    ]
     for changed in odd:
         path.write_text(json.dumps(changed))
         fails(
@@ -366,8 +418,19 @@ def test_odd_results_beside_the_model_are_one_line_for_the_evaluators(run, capsy
         assert json.loads(path.read_text(), parse_constant=str) == json.loads(json.dumps(changed), parse_constant=str)
 
 
-@pytest.mark.parametrize("line", ["1", '"kind step"', '["kind", "step"]', '{"kind": "eval", "step": 1}', '{"kind": 1, "step": 1}',
-                                  '{"kind": "train", "step": "1"}', '{"kind": "train", "step": 1e999}', DEEP])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1",
+        '"kind step"',
+        '["kind", "step"]',
+        '{"kind": "eval", "step": 1}',
+        '{"kind": 1, "step": 1}',
+        '{"kind": "train", "step": "1"}',
+        '{"kind": "train", "step": 1e999}',
+        DEEP,
+    ],
+)
 def test_odd_rows_are_one_line(run, capsys, line):
     lines = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(f"{line}\n{lines}")
@@ -391,8 +454,15 @@ def test_hostile_margins_are_one_line(run, tmp_path, capsys):
     path = run / "margins.npy"
     good = np.load(path)
     argv = [*SHORT, "--max_steps", "3", "--resume", "--savepath", run]
-    cases = [np.array([Boom()], dtype=object), good[0], good.astype(complex), good.astype("U4"), np.full_like(good, np.nan),
-             np.full_like(good, np.inf), -1 - good]  # fmt: skip
+    cases = [
+        np.array([Boom()], dtype=object),
+        good[0],
+        good.astype(complex),
+        good.astype("U4"),
+        np.full_like(good, np.nan),
+        np.full_like(good, np.inf),
+        -1 - good,
+    ]
     for array in cases:
         npy(path, array)
         fails(capsys, train.main, argv, "margins.npy")

@@ -1,142 +1,123 @@
-"""Which room may import which; walks the imports of the modules."""
+"""Which room may import which, folder by folder; walks the imports of every module."""
 
 import ast
-from pathlib import Path
+import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
-from conftest import ROOT
+from support import ROOT
 
-EVALUATORS = {f"evaluate_on_{name}" for name in ("pgd_attacks", "autoattack", "gradient_free_attacks", "minimum_norm")}
-ENTRY_POINTS = {"train", *EVALUATORS}
+ROOMS = ("loading", "networks", "hardware", "processes", "records", "evaluations", "reports", "benchmarks", "scripts")
+EVALUATORS = {path.stem for path in ROOT.glob("evaluate_on_*.py")}
+COMMANDS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
-EVALUATOR_MAY_IMPORT = {
-    *(
-        "advertorch_compat",
-        "checkpoint",
-        "config",
-        "data",
-        "distributed",
-        "evaluation",
-        "fast_pgd",
-        "flags",
-        "losses",
-        "models",
-    ),
-    *("memory", "minimum_norm", "pgd", "sanity", "shards", "trainer"),
-    *LOW,
-}
-# What each room may import of ours.
+METHOD = {"pgd", "anpgd", "losses", "objectives", "trainer"}
+# What the files of each room, and each file of the root, may import of other rooms.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
-    "flags": {"config", "errors"},
     "losses": set(),
+    "config": {"errors"},
     "utils": {"errors"},
-    "image_conv": set(),
-    "models": {"errors", "image_conv"},
-    "image_folder": {"errors"},
-    "streaming": {"errors", "image_folder"},
-    "data": {"image_folder", "streaming", *LOW},
-    "distributed": LOW,
-    "global_batchnorm": set(),
-    "replica": {"distributed", "utils"},
-    "guard": set(),
-    "signals": set(),
-    "pgd": {"distributed", "utils"},
+    "flags": {"config", "errors"},
+    "networks": {"errors"},
+    "loading": LOW,
+    "processes": LOW,
+    "pgd": {"processes", "utils"},
     "anpgd": {"pgd", "utils"},
-    "precision": set(),
-    "cuda_graph": set(),
-    "fast_pgd": {"pgd", "precision", "cuda_graph"},
-    "objectives": {"anpgd", "pgd", "losses", "config", "replica", "utils"},
-    "minimum_norm": {"checkpoint", "distributed", "evaluation", "losses", "memory", "pgd", "reading", "shards", *LOW},
-    "sanity": {"evaluation", "losses", "pgd", "reading", "utils"},
-    "shards": {
-        "checkpoint",
+    "hardware": {"errors", "pgd"},
+    "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
+    "trainer": {"anpgd", "config", "hardware", "loading", "losses", "objectives", "pgd", "processes", "utils"},
+    "records": {"config", "trainer", *LOW},
+    "evaluations": {
         "config",
-        "distributed",
-        "evaluation",
         "flags",
+        "hardware",
+        "loading",
         "losses",
-        "memory",
-        "reading",
-        "sanity",
-        *LOW,
-    },
-    "trainer": {
-        "anpgd",
+        "networks",
         "pgd",
-        "distributed",
-        "fast_pgd",
-        "global_batchnorm",
-        "guard",
-        "objectives",
-        "precision",
-        "cuda_graph",
-        "replica",
-        "losses",
-        "memory",
-        "data",
-        "config",
-        "utils",
-    },
-    "checkpoint": LOW,
-    "lock": {"errors"},
-    "memory": {"errors"},
-    "reading": {"config"},
-    "runlog": {"lock", "reading", *LOW},
-    "evaluation": {"checkpoint", "config", "data", "models", "reading", *LOW},
-    "advertorch_compat": set(),
-    "train": {
-        "checkpoint",
-        "config",
-        "data",
-        "distributed",
-        "flags",
-        "models",
-        "recorder",
-        "runlog",
-        "signals",
-        "trainer",
+        "processes",
+        "records",
         *LOW,
     },
-    "recorder": {"checkpoint", "runlog", "trainer"},
-    **dict.fromkeys(EVALUATORS, EVALUATOR_MAY_IMPORT),
+    "train": {"config", "flags", "loading", "networks", "processes", "records", "trainer", *LOW},
+    **dict.fromkeys(  # noqa: RUF024
+        EVALUATORS,
+        {"config", "flags", "evaluations", "hardware", "losses", "pgd", "processes", "records", "trainer", *LOW},
+    ),
+    "reports": {"config", "flags", "evaluations", "records", *METHOD, *LOW},
+    "benchmarks": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
+    "scripts": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
 }
-FILES = {path.stem: path for path in ROOT.glob("*.py")}
+MAY_IMPORT["evaluate_on_transfer"] = MAY_IMPORT["evaluate_on_transfer"] | {"evaluate_on_pgd_attacks"}
+PRINTS = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS}
+TOUCHES_FILES = {"utils", "loading", "networks", *PRINTS, "evaluations"}
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def modules():
+    """Dotted name -> path, of every file of ours that is not a test."""
+    paths = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths if path.stem != "__init__"}
+
+
+MODULES = modules()
+
+
+def room(name):
+    return name.partition(".")[0]
+
+
+def imported(name):
+    """Dotted names of ours that the module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(MODULES)
 
 
-def test_every_module_has_a_row():
-    assert set(FILES) == set(MAY_IMPORT)
+def calls(name):
+    nodes = ast.walk(ast.parse(MODULES[name].read_text()))
+    return {
+        n.func.id if isinstance(n.func, ast.Name) else getattr(n.func, "attr", "")
+        for n in nodes
+        if isinstance(n, ast.Call)
+    }
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_room_has_a_row():
+    assert {room(name) for name in MODULES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_direction(name):
-    ours = imported(FILES[name]) & set(FILES)
-    assert ours <= MAY_IMPORT[name]
+    assert {room(other) for other in imported(name)} - {room(name)} <= MAY_IMPORT[room(name)]
+
+
+def test_no_circle_of_files_nor_of_folders():
+    files = {name: imported(name) for name in MODULES}
+    folders = {}
+    for name, others in files.items():
+        folders.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
+    for graph in (files, folders):
+        list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_config_needs_the_standard_library_only():
-    import sys
+    tree = ast.walk(ast.parse(MODULES["config"].read_text()))
+    names = {alias.name for n in tree if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in ast.walk(ast.parse(MODULES["config"].read_text())) if isinstance(n, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} - {"errors", "presets"} <= sys.stdlib_module_names
 
-    assert imported(FILES["config"]) - {"errors"} <= sys.stdlib_module_names
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in PRINTS))
+def test_only_commands_print(name):
+    assert "print" not in calls(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - ENTRY_POINTS))
-def test_only_entry_points_print(name):
-    calls = [
-        n.func.id
-        for n in ast.walk(ast.parse(FILES[name].read_text()))
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    ]
-    assert name == "errors" or "print" not in calls
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in TOUCHES_FILES))
+def test_files_are_touched_by_few(name):
+    assert not calls(name) & {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}

@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 
-from advertorch_compat import advertorch
 from config import LOSS_NAMES
+from evaluations.advertorch_compat import advertorch
 from losses import LOSSES, cross_entropy, cw_loss, logit_margin, soft_logit_margin
 
 LOGITS = 5 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

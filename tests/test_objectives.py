@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import train
 from config import Config
 from errors import UserError
-from fast_pgd import FastPgd
 from flags import parse_train
+from hardware.fast_pgd import FastPgd
 from objectives import divergence, pgd_step, trades_step
-from test_trainer import batch_for, network, rand, settings, tiny_trainer
+from tiny_runs import batch_for, network, rand, settings, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
 
@@ -84,7 +84,7 @@ def test_divergence_is_kl():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
 def test_training_resumes_exactly_and_checks_margins(method, precision):
-    from test_trainer import Memory
+    from tiny_runs import Memory
 
     changes = {"method": method, "precision": precision, "train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
     whole, memory = tiny_trainer(max_steps=9, **changes), Memory()
@@ -107,7 +107,7 @@ def test_training_resumes_exactly_and_checks_margins(method, precision):
 
 
 def test_fast_pgd_takes_trades_reference():
-    from test_fast_paths import replayed
+    from recorded import replayed
 
     model = network()
     x, _, _ = batch_for(model)
@@ -175,9 +175,28 @@ def test_contradictions(flags, part):
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
 def test_from_the_command_line(method, norm, tmp_path, capsys):
-    flags = ["--dataset", "digits", "--norm", norm, "--method", method, "--max_steps", "3", "--disp_interval", "1",
-             "--train_size", "60", "--val_size", "20", "--test_size", "20", "--device", "cpu",
-             "--savepath", str(tmp_path / "run")]  # fmt: skip
+    flags = [
+        "--dataset",
+        "digits",
+        "--norm",
+        norm,
+        "--method",
+        method,
+        "--max_steps",
+        "3",
+        "--disp_interval",
+        "1",
+        "--train_size",
+        "60",
+        "--val_size",
+        "20",
+        "--test_size",
+        "20",
+        "--device",
+        "cpu",
+        "--savepath",
+        str(tmp_path / "run"),
+    ]
     assert train.main(flags) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == method
     assert not (tmp_path / "run" / "margins.npy").exists(), "only MMA has a radius for each example"

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from advertorch_compat import advertorch
+from evaluations.advertorch_compat import advertorch
+from linear_problem import Linear, problem
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
-from models import LeNet5Madry
+from networks.models import LeNet5Madry
 from pgd import GEOMETRY, clean_attacked, pgd, project_l2, project_linf, repeated_pgd
-from test_anpgd import Linear, problem
 
 
 def norms(delta, norm):
@@ -79,8 +79,14 @@ def test_equals_advertorch_step_for_step(norm, loss_name):
 
     for steps in range(1, 8):
         theirs = advertorch.attacks.PGDAttack(
-            model, loss_fn=Summed(), eps=eps, nb_iter=steps, eps_iter=step, rand_init=False,
-            ord=float("inf") if norm == "Linf" else 2).perturb(x, y)  # fmt: skip
+            model,
+            loss_fn=Summed(),
+            eps=eps,
+            nb_iter=steps,
+            eps_iter=step,
+            rand_init=False,
+            ord=float("inf") if norm == "Linf" else 2,
+        ).perturb(x, y)
         ours = pgd(model, x, y, loss_fn=LOSSES[loss_name], norm=norm, eps=eps, step_size=step, steps=steps)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
@@ -121,10 +127,21 @@ def test_purity(norm):
 
 def attack(model, x, y, eps=0.1, restarts=1, batch_size=8, state=None, index=None, steps=10):
     state = state or clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=batch_size)
-    return repeated_pgd(model, x, y, torch.arange(len(x)) if index is None else index, state,
-                        loss_fns=[soft_logit_margin, cross_entropy][:restarts] + [cross_entropy] * (restarts - 2),
-                        margin_fn=logit_margin, norm="Linf", eps=eps, step_size=eps / 4, steps=steps, seed=0,
-                        batch_size=batch_size)  # fmt: skip
+    return repeated_pgd(
+        model,
+        x,
+        y,
+        torch.arange(len(x)) if index is None else index,
+        state,
+        loss_fns=[soft_logit_margin, cross_entropy][:restarts] + [cross_entropy] * (restarts - 2),
+        margin_fn=logit_margin,
+        norm="Linf",
+        eps=eps,
+        step_size=eps / 4,
+        steps=steps,
+        seed=0,
+        batch_size=batch_size,
+    )
 
 
 def lenet(seed=0):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from compare_with_advertorch import robust_by_advertorch, robust_by_ours, wheel_network
-from data import load_test
+from benchmarks.compare_with_advertorch import robust_by_advertorch, robust_by_ours, wheel_network
+from loading.datasets import load_test
 
 
 @pytest.mark.parametrize("name", ["advtrained", "clntrained"])

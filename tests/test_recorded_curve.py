@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import PRESETS
-from data import load_dataset
+from loading.datasets import load_dataset
 from trainer import Trainer
 
 

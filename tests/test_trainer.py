@@ -1,51 +1,18 @@
 """The training step against the explicit formula of the paper and the reference's quirks; the loop; the check."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from config import PRESETS
-from data import Batch, Dataset, Split, train_batch
+from loading.batches import Batch, Split, train_batch
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from objectives import OBJECTIVES, mma_step, std_step
+from tiny_runs import Memory, batch_for, network, rand, settings, tiny_data, tiny_trainer
 from trainer import Trainer, check_split, make_optimizer
 from utils import has_batchnorm
-
-
-def rand(*shape, seed=0, dtype=torch.float64):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def network(batchnorm=True, sharpness=6.0):
-    torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(1, 6, 3),
-        *([nn.BatchNorm2d(6)] if batchnorm else []),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(216, 4),
-    ]
-    model = nn.Sequential(*layers).double()
-    with torch.no_grad():
-        model[-1].weight.mul_(sharpness)
-    return model
-
-
-def batch_for(model, count=12, wrong_every=4):
-    """Labels the network agrees with, but for each `wrong_every`-th."""
-    x = rand(count, 1, 8, 8, seed=1)
-    y = copy.deepcopy(model).train()(x).argmax(1)
-    if wrong_every:
-        y[::wrong_every] = (y[::wrong_every] + 1) % 4
-    return Batch(x, y, torch.arange(count))
-
-
-def settings(norm, alpha, **changes):
-    small = {"Linf": {"attack_mineps": 0.01, "hinge_maxeps": 0.03}, "L2": {"attack_mineps": 0.1, "hinge_maxeps": 0.25}}
-    return replace(PRESETS["digits", norm], clean_loss_coeff=alpha, **{"nb_iter": 5, **small[norm], **changes})
 
 
 def explicit(model, batch, start_eps, noise, config):
@@ -214,46 +181,6 @@ def test_forward_passes(batchnorm, forwards):
     assert has_batchnorm(model) == batchnorm
 
 
-def tiny_data(count=23, classes=4):
-    def split(n, seed):
-        images = (255 * rand(n, 1, 8, 8, seed=seed)).to(torch.uint8)
-        return Split(images, images.flatten(1).float().mean(1).argsort().argsort() % classes, torch.arange(n))
-
-    return Dataset(split(count, 1), split(9, 2), split(5, 3), classes)
-
-
-class Memory:
-    """A recorder that keeps everything."""
-
-    def __init__(self):
-        self.lines, self.states, self.bests, self.radii, self.steps = [], [], [], [], 0
-
-    def step(self, result):
-        self.steps += 1
-
-    def rows(self, rows):
-        self.lines += rows
-
-    def best(self, trainer, metrics):
-        self.bests.append((trainer.step, metrics))
-
-    def margins(self, eps, step):
-        self.radii.append((step, eps.clone()))
-
-    def save(self, trainer):
-        self.states.append(copy.deepcopy(trainer.state()))
-
-
-def tiny_trainer(max_steps=10, model=None, **changes):
-    torch.manual_seed(0)
-    model = model or nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
-    )
-    config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=max_steps, disp_interval=3,
-                              lr=((0, 0.01), (5, 0.002))), **changes)  # fmt: skip
-    return Trainer(config, model, tiny_data())
-
-
 def test_loop_rows_checks_and_schedule():
     trainer, memory = tiny_trainer(), Memory()
     assert trainer.run(memory, lambda: False)
@@ -294,7 +221,7 @@ def test_every_example_is_visited_once_an_epoch():
     trainer.train_step = lambda: (seen.append(trainer.step), step())[1]
     trainer.run(memory, lambda: False)
     assert seen == [0, 1, 2, 3]
-    from data import train_batch
+    from loading.batches import train_batch
 
     index = torch.cat([train_batch(trainer.data.train, s, batch_size=6, seed=0, augment=False).index for s in range(4)])
     assert torch.equal(index.sort().values, torch.arange(23))
@@ -359,7 +286,7 @@ def test_per_example_radii_start_the_next_attack(monkeypatch):
 
 def test_check_of_a_linear_network_is_its_margin():
     """The check's margins are the closed form's within the bisection's bracket; 0 where misclassified."""
-    from test_anpgd import problem
+    from linear_problem import problem
 
     model, x, y = problem((1, 8, 8), 30, "Linf")
     y[::6] = 1 - y[::6]
@@ -381,7 +308,7 @@ def test_check_of_a_linear_network_is_its_margin():
 @pytest.mark.parametrize("test_eps", [0.02, 0.19])
 def test_check_measures_its_first_loss_where_the_bisection_starts(test_eps):
     """Margins between the test radius and eps_max / 2 are not moved to eps_max / 2, as the reference moves them."""
-    from test_anpgd import problem
+    from linear_problem import problem
 
     model, x, y = problem((1, 8, 8), 30, "Linf")
     config = settings("Linf", 1 / 3, hinge_maxeps=0.19, test_eps=test_eps, test_eps_iter=test_eps / 4, nb_iter=20)

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
-import checkpoint
 import evaluate_on_pgd_attacks
-import transfer
+import evaluate_on_transfer as transfer
+from command_lines import fails
 from config import PRESETS
-from data import load_dataset
-from test_cli import fails
+from linear_networks import Linear, fitted
+from loading.datasets import load_dataset
+from records import checkpoint
 
 CPU = torch.device("cpu")
 SMALL = [
     "--device",
     "cpu",
     "--network",
-    "test_transfer:Linear",
+    "linear_networks:Linear",
     "--test_size",
     "80",
     "--nb_iter",
@@ -30,29 +30,10 @@ SMALL = [
 ]
 
 
-class Linear(nn.Module):
-    def __init__(self, channels, height, width, num_classes):
-        super().__init__()
-        self.linear = nn.Linear(channels * height * width, num_classes)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1))
-
-
-def fitted(images, labels):
-    """The linear network of least squares."""
-    x = torch.cat([images.flatten(1).float() / 255, torch.ones(len(labels), 1)], dim=1)
-    goal = 10 * torch.eye(10)[labels]
-    solution = torch.linalg.solve(x.T @ x + 0.1 * torch.eye(x.shape[1]), x.T @ goal).T
-    model = Linear(1, 8, 8, 10)
-    model.load_state_dict({"linear.weight": solution[:, :-1].contiguous(), "linear.bias": solution[:, -1].contiguous()})
-    return model
-
-
 def save(folder, model, norm="Linf", **changes):
     folder.mkdir()
     config = replace(
-        PRESETS["digits", norm], network="test_transfer:Linear", hinge_maxeps=0.3, **{"test_eps": 0.1, **changes}
+        PRESETS["digits", norm], network="linear_networks:Linear", hinge_maxeps=0.3, **{"test_eps": 0.1, **changes}
     )
     checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
 
@@ -169,7 +150,7 @@ def test_what_cannot_be_compared(here, capsys):
     refused("a", "a", parts=["in one folder"])
     refused("a", "nowhere", parts=["nowhere"])
     refused("a", "b", "--eps", "2", parts=["--eps 2"])
-    fails(capsys, transfer.main, ["a", "b"], "--network test_transfer:Linear", "if you trust it")
+    fails(capsys, transfer.main, ["a", "b"], "--network linear_networks:Linear", "if you trust it")
     assert not list(here.glob("*/eval_*"))
     assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
     assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0

@@ -1,0 +1,1 @@
+"""Measurements: speed, precision, several processes, faults; the figures in docs come from here."""

@@ -1,0 +1,1 @@
+"""What the evaluations share: the network under test, attacks over whole test sets, sanity checks, results."""

@@ -1,0 +1,184 @@
+"""Splits of a data set and the batches (x, y, index) drawn from them, each a function of (seed, step) alone.
+
+B batch, N images, C channels. Images are stored as (N, C, H, W) uint8 and given out as float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from loading.streaming import ImagesOnDisk, tells_of_a_worker, worker_failure
+from utils import AUGMENT, ORDER, generator, send
+
+AUGMENT_PAD = 4
+
+
+class Batch(NamedTuple):
+    x: Tensor  # (B, C, H, W) float32 in [0, 1]
+    y: Tensor  # (B,) int64
+    index: Tensor  # (B,) int64: the rows of the split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a data set, on one device; the pixels there too, or on disk."""
+
+    images: Tensor | ImagesOnDisk  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64
+    numbers: Tensor  # (N,) int64: each image's number in the data set's own order
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def batch(self, index: Tensor) -> Batch:
+        """(B,) rows -> the batch of these images as they are.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
+        index = send(index, self.labels.device) if index.device.type == "cpu" else index
+        return self._batch(index, self.images[index])
+
+    def batches(self, rows: Iterable[Tensor]) -> Iterator[Batch]:
+        """The batch of each (B,) of `rows`; from disk they are read ahead, until the iterator is closed.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
+        if not isinstance(self.images, ImagesOnDisk):
+            yield from map(self.batch, rows)
+            return
+        with closing(self.images.read_ahead(rows)) as read:
+            for index, images in read:
+                yield self._batch(send(index, self.labels.device), images)
+
+    def _batch(self, index: Tensor, images: Tensor) -> Batch:
+        images = images.to(self.labels.device, non_blocking=True)  # still uint8
+        return Batch(images.float() / 255, self.labels[index], index)
+
+    def everything(self) -> Batch:
+        return self.batch(torch.arange(len(self)))
+
+    def in_memory(self) -> Split:
+        """The same with the pixels on the device.
+
+        :raises UserError: naming an image on disk that cannot be read.
+        """
+        if not isinstance(self.images, ImagesOnDisk):
+            return self
+        return replace(self, images=self.images[torch.arange(len(self))].to(self.labels.device))
+
+    def read_by(self, num_workers: int) -> Split:
+        """The same, of images on disk, with this many processes that read ahead."""
+        pin_memory = self.labels.device.type == "cuda"
+        return replace(self, images=replace(self.images, num_workers=num_workers, pin_memory=pin_memory))
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """(count,) the order in which epoch `epoch` visits the training rows: a function of its arguments alone."""
+    return torch.randperm(count, generator=generator(seed, ORDER, epoch))
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """The last, smaller batch counts."""
+    return -(-count // batch_size)
+
+
+class TrainBatches:
+    """`batches(step)` is the batch of optimizer step `step`, counted from 0: a function of (seed, step) alone.
+
+    Of several processes each gets its part of it, with its part of the draws. Steps that follow each other are read
+    ahead if the images are on disk; leaving the context ends that.
+
+    :raises UserError: if an image on disk cannot be read or, in the context, if a process that reads was lost.
+    """
+
+    def __init__(
+        self, split: Split, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
+        self.rank, self.ranks = rank, ranks
+        self.next_step, self.ahead = -1, None
+
+    def __enter__(self) -> TrainBatches:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.close()
+        if tells_of_a_worker(error):
+            raise worker_failure(error) from None
+
+    def __call__(self, step: int) -> Batch:
+        if step != self.next_step:
+            self.close()
+            self.ahead = self.split.batches(map(self.rows, itertools.count(step)))
+        batch = next(self.ahead)
+        self.next_step = step + 1
+        return self.augmented(step, batch)
+
+    def global_rows(self, step: int) -> Tensor:
+        """(B,) the rows of all processes together."""
+        count = len(self.split)
+        epoch, position = divmod(step, steps_per_epoch(count, self.batch_size))
+        return epoch_order(count, self.seed, epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def rows(self, step: int) -> Tensor:
+        """This process's part of them; it can be empty."""
+        return self.global_rows(step).tensor_split(self.ranks)[self.rank]
+
+    def augmented(self, step: int, batch: Batch) -> Batch:
+        """This process's part of the batch of `step` as training sees it."""
+        if not self.augment:
+            return batch
+        shift, flip = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step))
+        shift, flip = (draws.tensor_split(self.ranks)[self.rank] for draws in (shift, flip))
+        return batch._replace(x=crop_and_flip(batch.x, shift, flip))
+
+    def close(self) -> None:
+        """End what reads ahead; the next call starts it again."""
+        if self.ahead is not None:
+            self.ahead.close()
+        self.next_step, self.ahead = -1, None
+
+
+def train_batch(
+    split: Split, step: int, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+) -> Batch:
+    """One batch of `TrainBatches`, nothing read ahead."""
+    batches = TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks)
+    return batches.augmented(step, split.batch(batches.rows(step)))
+
+
+def draw_crops(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Shifts (B, 2) down and right, of -4 to 4 pixels, and flips (B,) with probability 1/2."""
+    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)
+    return shift.T, torch.rand(count, generator=draws) < 0.5
+
+
+def crop_and_flip(x: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """(B, C, H, W), (B, 2), (B,) -> (B, C, H, W): reflect-pad 4, crop of the old size, horizontal flip."""
+    count, _, height, width = x.shape
+    rows = _reflect(torch.arange(height) + shift[:, :1], height)
+    columns = _reflect(torch.arange(width) + shift[:, 1:], width)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    rows, columns = send(rows, x.device), send(columns, x.device)
+    examples = torch.arange(count, device=x.device)
+    # Indexed dimensions come first where a slice stands between them: (B, H, W, C).
+    cropped = x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return cropped.clone(memory_format=torch.contiguous_format)
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Positions up to size - 1 outside [0, size) mirrored back, the edge itself not repeated."""
+    return (size - 1) - ((size - 1) - position.abs()).abs()

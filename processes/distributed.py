@@ -1,0 +1,208 @@
+"""Several processes as one run: what torchrun started, and each one's share of the work.
+
+Every process holds the whole network and the whole table of radii; of a global batch it has a slice of consecutive rows.
+Alone (`ALONE`), every method is what it would be without other processes, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from errors import UserError
+from utils import use_device
+
+T = TypeVar("T")
+
+
+class SharedError(UserError):
+    """The same on every process: one of them says it."""
+
+
+class World(NamedTuple):
+    """The processes of one run. Each method is called by all of them, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's rows of a global batch of `count`; none where there are more processes than rows."""
+        smallest, more = divmod(count, self.size)
+        start = self.rank * smallest + min(self.rank, more)
+        return slice(start, start + smallest + (self.rank < more))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest over the processes; between hosts, so that no device is waited for."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return int(values)
+
+    def join(self, own: dict) -> dict:
+        """The dicts of all processes together."""
+        if self.size == 1:
+            return own
+        found: list[dict] = [{}] * self.size
+        dist.all_gather_object(found, own)
+        return {key: value for one in found for key, value in one.items()}
+
+    def share_from(self, rank: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """`tensors`, overwritten with those of process `rank`."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, rank)
+        return tensors
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work()` on every process; a UserError on one is raised on all, with that one's words."""
+        if self.size == 1:
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except UserError as raised:
+            error = str(raised)
+        errors: list[str | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        for rank, said in enumerate(errors):
+            if said is not None:
+                raise SharedError(said if rank == 0 else f"rank {rank}: {said}")
+        return result
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.largest(0)
+
+    def one_a_machine_first(self, work: Callable[[], T]) -> T:
+        """`work()` on every process, on each machine by one of them before the others: it may download a file."""
+        found = self.together(lambda: work() if local_rank() == 0 else None)
+        return self.together(lambda: work() if found is None else found)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work()` gives on the first process, on all; it runs there alone."""
+        if self.size == 1:
+            return work()
+        found = [self.together(lambda: work() if self.is_first else None)]
+        dist.broadcast_object_list(found)
+        return found[0]
+
+    def from_first_only(self, work: Callable[[], T], elsewhere: T) -> T:
+        """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
+        return self.together(lambda: work() if self.is_first else elsewhere)
+
+
+ALONE = World()
+
+
+def local_rank() -> int:
+    """This process's number on its machine, as torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """Processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launcher() -> str:
+    """The process that started this one."""
+    return f"process {os.getppid()} on {platform.node()}"
+
+
+def restarted_by_launcher() -> bool:
+    """Whether torchrun started this process again after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def main_of_process(main: Callable[[], int]) -> int:
+    """`main()`; under torchrun an exception in it is told to the launcher, which names the process that failed first."""
+    return record(main)() if dist.is_torchelastic_launched() else main()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The processes that torchrun started with this one; `ALONE` without it. NCCL between GPUs, gloo between CPUs.
+
+    device: what `--device` says.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    store, rank, size = next(dist.rendezvous("env://"))
+    if local_size() == size:
+        # Without --rdzv-backend torchrun keeps one store for all attempts, and addresses of dead processes are found in
+        # it (pytorch issue 135712). On several machines the number of the attempt may differ: --rdzv-backend=c10d there.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        yield World(rank, size)
+    except SharedError:
+        raise
+    except UserError as error:
+        error.alone = True
+        raise
+    dist.destroy_process_group()  # not after an error: the others may never come
+
+
+def device_name(name: str) -> str:
+    """What `--device` means for this process: of several on a machine each has its own GPU.
+
+    :raises UserError: if there are more processes than GPUs, or all are sent to one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or name == "cpu":
+        return name
+    if name.startswith("cuda:"):
+        raise UserError(f"--device {name}: with several processes each takes its own GPU: write --device cuda")
+    gpus = torch.cuda.device_count()
+    if name == "auto" and not gpus:
+        return "cpu"
+    if gpus < local_size():
+        raise UserError(
+            f"--device {name}: {local_size()} processes and {gpus} GPUs on this machine: start as many "
+            "processes as GPUs (torchrun --nproc_per_node), or give --device cpu"
+        )
+    return f"cuda:{local_rank()}"
+
+
+def one_process_only(program: str) -> None:
+    """:raises UserError: if torchrun started several processes of a program that is made for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{program}: works on one process: start it with python instead of torchrun")
+
+
+@contextmanager
+def device_of(flag: str, deterministic: bool) -> Iterator[tuple[World, torch.device]]:
+    """The processes, and this one's device.
+
+    :raises UserError: if `--device` cannot be used.
+    """
+    with joined(flag) as world:
+        yield world, world.together(lambda: use_device(device_name(flag), deterministic))

@@ -1,0 +1,1 @@
+"""The run folder: checkpoints, metrics, locks, and going on from them."""

@@ -1,0 +1,213 @@
+"""Checkpoints: written atomically with a checksum inside, read as data and never as code.
+
+A checkpoint is a dict of tensors and plain Python values. Its key `checksum` is a digest of everything else in it,
+because torch does not notice a flipped byte in a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import struct
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+from utils import write_atomically
+
+CHECKSUM = "checksum"
+NOTHING: Mapping[str, type] = MappingProxyType({})
+
+
+def digest(value: object) -> str:
+    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; independent of device and file format."""
+    sha = hashlib.sha256()
+    _feed(sha, value)
+    return sha.hexdigest()
+
+
+def _feed(sha: hashlib._Hash, value: object) -> None:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+    elif isinstance(value, dict):
+        sha.update(f"dict {len(value)} ".encode())
+        for key, item in value.items():
+            _feed(sha, key)
+            _feed(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"sequence {len(value)} ".encode())
+        for item in value:
+            _feed(sha, item)
+    elif isinstance(value, float):
+        sha.update(b"float " + struct.pack("<d", value))
+    elif value is None or isinstance(value, bool | int | str):
+        sha.update(f"{type(value).__name__} {value!r} ".encode())
+    else:
+        raise TypeError(f"{type(value).__name__} in a checkpoint: tensors and plain Python values only")
+
+
+def save(path: Path, content: dict, previous: Path | None = None) -> None:
+    """Write `content` with its checksum to `path`; what was there is kept as `previous`, if given.
+
+    :raises OSError: as `write_atomically`.
+    """
+    buffer = io.BytesIO()  # torch reports a full disk as RuntimeError; a plain write reports it as OSError
+    torch.save({**content, CHECKSUM: digest(content)}, buffer)
+
+    def keep_the_old() -> None:
+        if previous is None or not path.exists():
+            return
+        # A second name first, then one replace each: `path` never goes missing.
+        link = previous.with_name(f".{previous.name}.tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:  # file systems without hard links
+            shutil.copy2(path, link)
+        link.replace(previous)
+
+    write_atomically(path, buffer.getvalue(), keep_the_old)
+
+
+STATE_PREFIXES = ("module.", "_orig_mod.")
+
+
+def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that DataParallel and torch.compile put before every key."""
+    keys = list(state)
+    for prefix in STATE_PREFIXES * 2:
+        if keys and all(isinstance(key, str) and key.startswith(prefix) for key in keys):
+            keys = [key.removeprefix(prefix) for key in keys]
+    return dict(zip(keys, state.values(), strict=True))
+
+
+def load(path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
+    """The content of a checkpoint, on the CPU, without its checksum.
+
+    needed: keys that it must have, with the type of each; a file with such keys is ours and must have a checksum too.
+
+    :raises UserError: if there is no such file, or it is damaged, not a checkpoint, lacks a key of `needed`, or would
+        run code.
+    """
+    return _parse(_read(path), path, needed)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"checkpoint {path}: cannot be read ({reason}): name another file") from None
+
+
+def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails anywhere in torch's reader
+        reason = (
+            "it asks to run code, which is refused"
+            if "GLOBAL" in str(error) or "Unsupported" in str(error)
+            else ("truncated, damaged, or another kind of file")
+        )
+        raise UserError(f"checkpoint {path}: not tensors and plain values ({reason}): name another file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: name another file")
+    if CHECKSUM in content:
+        expected = content.pop(CHECKSUM)
+        try:
+            intact = digest(content) == expected
+        except Exception:  # what is not ours may hold anything: sparse tensors, a list that holds itself
+            intact = False
+        if not intact:
+            raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: name another file")
+    elif needed:
+        raise UserError(f"checkpoint {path}: not written by this program, it has no checksum: name another file")
+    for key, kind in needed.items():
+        if not isinstance(content.get(key), kind):
+            found = f"{key!r} is a {type(content[key]).__name__}" if key in content else f"it has no {key!r}"
+            raise UserError(f"checkpoint {path}: not what is needed here, {found}: name another file")
+    return content
+
+
+class ModelFile(NamedTuple):
+    """The weights in a checkpoint, ours or the reference's, and what comes with them."""
+
+    path: Path
+    sha256: str  # of the file
+    weights: dict  # state dict
+    config: dict | None  # of the training, in our checkpoints
+
+
+def load_model_file(name: str) -> ModelFile:
+    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, and a bare state dict.
+
+    :raises UserError: as `load`, and if no weights are in it.
+    """
+    path = Path(name)
+    with suppress(OSError):  # a name that is too long; said when it is read
+        path = path / "model_best.pt" if path.is_dir() else path
+    raw = _read(path)
+    content = _parse(raw, path)
+    weights = content.get("model", content)
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(k, str) for k in weights)
+        or not all(isinstance(v, Tensor) for v in weights.values())
+    ):
+        raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
+    config = content.get("config")
+    return ModelFile(
+        path, hashlib.sha256(raw).hexdigest(), plain_keys(weights), config if isinstance(config, dict) else None
+    )
+
+
+def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
+    """:raises UserError: naming the first tensor that is missing, too many, of another shape or kind, or not finite."""
+    own = model.state_dict()
+    if odd := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
+        raise UserError(f"checkpoint {path}: {odd[0]} is not a plain tensor: name another file")
+    for key in [*own, *weights]:
+        found, wanted = (tuple(d[key].shape) if key in d else None for d in (weights, own))
+        if found != wanted:
+            raise UserError(
+                f"checkpoint {path}: of another network: {key} is {_shape(found)} there, {_shape(wanted)} "
+                "in the network asked for: name the right --network or --dataset"
+            )
+        if weights[key].is_floating_point() != own[key].is_floating_point() or weights[key].is_complex():
+            raise UserError(
+                f"checkpoint {path}: of another network: {key} is {weights[key].dtype} there, {own[key].dtype} in "
+                "the network asked for: name the right --network"
+            )
+        if not torch.isfinite(weights[key].to(own[key].dtype)).all():
+            raise UserError(
+                f"checkpoint {path}: {key} is not finite (NaN or infinite), the training went wrong: name an "
+                "earlier checkpoint"
+            )
+    model.load_state_dict(weights)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with numbers behind it."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def _shape(shape: tuple | None) -> str:
+    return "absent" if shape is None else f"{'x'.join(map(str, shape)) or 'a number'}"

@@ -1,0 +1,1 @@
+"""Tables and pictures of run folders, and the published figures beside them."""

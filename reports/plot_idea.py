@@ -1,0 +1,92 @@
+"""Draw docs/idea.png: on a toy problem in the plane, one radius for all examples against each example's own margin.
+
+python reports/plot_idea.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from sklearn.datasets import make_moons
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from anpgd import anpgd
+from losses import cross_entropy, soft_logit_margin
+
+FIXED_EPS = 0.1
+
+
+def toy() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Two moons inside [0, 1]^2, and a small network trained on them."""
+    points, labels = make_moons(200, noise=0.08, random_state=0)
+    x, y = torch.tensor(points, dtype=torch.float32), torch.tensor(labels)
+    x = 0.1 + 0.8 * (x - x.amin(0)) / (x.amax(0) - x.amin(0))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).mean().backward()
+        optimizer.step()
+    return model, x, y
+
+
+def main() -> int:
+    model, x, y = toy()
+    shown = torch.arange(0, 200, 13)
+    margins = anpgd(
+        model,
+        x[shown],
+        y[shown],
+        norm="L2",
+        start_eps=0.15,
+        max_eps=0.4,
+        steps=40,
+        step_scale=2.5,
+        search_steps=12,
+        attack_loss_fn=soft_logit_margin,
+        search_loss_fn=soft_logit_margin,
+    )
+    side = torch.linspace(0, 1, 300)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
+    with torch.no_grad():
+        score = (model(grid)[:, 1] - model(grid)[:, 0]).reshape(300, 300)
+    titles = (
+        f"Adversarial training at a fixed radius ({FIXED_EPS}):\ntoo much for some examples, too little for others",
+        "MMA: each example at its own margin,\nfound by PGD and a bisection",
+    )
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+    for panel, title, radii in zip(panels, titles, (torch.full_like(margins.eps, FIXED_EPS), margins.eps), strict=True):
+        panel.contourf(side, side, score > 0, levels=[-0.5, 0.5, 1.5], colors=["0.93", "0.8"])
+        panel.contour(side, side, score, levels=[0], colors="black", linewidths=2)
+        for label, marker, colour in ((0, "o", "white"), (1, "^", "0.25")):
+            panel.scatter(
+                *x[y == label].T, s=9, marker=marker, facecolor=colour, edgecolor="black", linewidth=0.4, alpha=0.5
+            )
+            panel.scatter(
+                *x[shown][y[shown] == label].T, s=26, marker=marker, facecolor=colour, edgecolor="black", zorder=3
+            )
+        for point, radius in zip(x[shown], radii, strict=True):
+            panel.add_patch(plt.Circle(point, radius, fill=False, color="0.1", linewidth=0.8, linestyle="--"))
+        if radii is margins.eps:
+            ends = margins.x_adv
+            panel.plot(*torch.stack([x[shown], ends], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)
+            panel.scatter(*ends.T, marker="x", s=18, color="0.1", linewidth=1, zorder=3)
+        panel.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    (ROOT / "docs").mkdir(exist_ok=True)
+    figure.savefig(ROOT / "docs" / "idea.png", dpi=110)
+    print(ROOT / "docs" / "idea.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

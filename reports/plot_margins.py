@@ -1,0 +1,143 @@
+"""Draw the margins of several MMA or OMMA runs: their distribution at the end, and how it moved over training.
+
+python reports/plot_margins.py RUN RUN ... [--out PATH]
+
+Reads each run's margins.npy, the radius that AN-PGD found for each training image; writes PATH.png and PATH.pdf.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.plotting import HATCHES, common, labels, read_config, save, style  # isort: skip  # first: it finds the rest
+
+from errors import UserError, exits_on_user_error
+from flags import Parser
+from records import reading
+from records.reading import parse_json
+from reports.results import NORMS, image_name, in_255ths, title
+
+BINS = 40
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What a run recorded: E checks, one after each epoch; N training images."""
+
+    eps: np.ndarray  # (E, N) in input units; 0 where an image was wrong when last seen, or not seen yet
+    epochs: np.ndarray  # (E,) epochs done at each check; the last may be a part of one
+    d_max: float
+
+
+def read_margins(run: Path, config: dict) -> Margins:
+    """:raises UserError: if the run has none, or the file is damaged."""
+    path = run / "margins.npy"
+    remedy = "only MMA and OMMA training record margins; name such a run"
+    try:
+        eps = reading.read_margins(path).astype(np.float32)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there: {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}): leave this run out") from None
+    if not eps.size:
+        raise UserError(f"{path}: of shape {eps.shape}, not (checks, training images): leave this run out")
+    if not eps.any():
+        raise UserError(f"{path}: every margin in it is 0: {remedy}")
+    return Margins(eps, epochs_of_checks(run, config, *eps.shape), config.get("hinge_maxeps") or np.nan)
+
+
+def epochs_of_checks(run: Path, config: dict, checks: int, images: int) -> np.ndarray:
+    """(checks,) epochs done at each check, from the steps in metrics.jsonl; 1, 2, … where it does not say."""
+    path, steps = run / "metrics.jsonl", []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = parse_json(line)
+            steps += [int(row["step"])] if row["kind"] == "eval" and row["split"] == "val" else []
+        except (ValueError, TypeError, KeyError, OverflowError):  # a half-written last line
+            continue
+    if len(steps) != checks or not config.get("batch_size"):
+        return np.arange(1, checks + 1)
+    return np.array(steps) / -(-images // config["batch_size"])
+
+
+def draw_end(panels: Sequence[Axes], found: dict[str, Margins], scale: float) -> None:
+    """The distribution at the last check, a panel for each run on common axes, with d_max where the hinge begins."""
+    top = scale * max(margins.eps[-1].max() for margins in found.values())
+    for number, (panel, (name, margins)) in enumerate(zip(panels, found.items(), strict=True)):
+        last = scale * margins.eps[-1]
+        panel.hist(
+            last,
+            np.linspace(0, top, BINS + 1),
+            weights=np.full(len(last), 100 / len(last)),
+            color="0.85",
+            edgecolor="0.2",
+            linewidth=0.6,
+            hatch=HATCHES[number % len(HATCHES)],
+        )
+        panel.axvline(scale * margins.d_max, color="0", linestyle=":", linewidth=1.5)
+        panel.set_title(f"{name}: {len(last)} images, median {np.median(last):.3g}", fontsize="small", loc="left")
+        panel.set_ylabel("images [%]", fontsize="small")
+
+
+def draw_training(panel: Axes, found: dict[str, Margins], scale: float) -> None:
+    """The median after each epoch, and the band from 10 to 90 % between thin lines."""
+    for number, (name, margins) in enumerate(found.items()):
+        low, median, high = scale * np.percentile(margins.eps, (10, 50, 90), axis=1)
+        look = style(number)
+        every = max(1, len(median) // 10)
+        panel.plot(margins.epochs, median, linewidth=1.8, markersize=5, markevery=every, label=name, **look)
+        panel.fill_between(margins.epochs, low, high, color=look["color"], alpha=0.06, linewidth=0)
+        for edge in (low, high):
+            panel.plot(margins.epochs, edge, linewidth=0.7, color=look["color"], linestyle=look["linestyle"])
+
+
+def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
+    """The picture, and what to call it.
+
+    :raises UserError: if a run has no margins, or they do not go together.
+    """
+    configs = {run: read_config(run) for run in runs}
+    names = labels(runs)
+    dataset = common("data set", {run: image_name(c.get("dataset"), run.resolve().name) for run, c in configs.items()})
+    norm = common("norm", {run: config.get("norm") for run, config in configs.items()})
+    found = {name: read_margins(run, configs[run]) for name, run in zip(names, runs, strict=True)}
+    scale = 255 if in_255ths(dataset, norm) else 1
+    figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(runs))), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    panels = left.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    draw_end(panels, found, scale)
+    training = right.subplots()
+    draw_training(training, found, scale)
+    unit = "1/255 of the range of pixel values" if scale == 255 else "images in [0, 1]"
+    margin = f"margin: {NORMS.get(norm, norm)} distance ({unit})"
+    panels[-1].set(xlabel=margin, xlim=(0, None))
+    training.set(xlabel="epoch", ylabel=margin, ylim=(0, None))
+    training.legend(loc="upper left", bbox_to_anchor=(0, -0.12), fontsize="small", handlelength=4)
+    left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
+    right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")
+    figure.suptitle(f"{title(dataset)}: margins of the training images, as AN-PGD found them in training")
+    return figure, f"margins-{dataset}-{norm}".replace(" ", "-")
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write. Returns the exit status."""
+    parser = Parser(description="Draw the margins that MMA runs recorded.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders with a margins.npy")
+    parser.add_argument("--out", metavar="PATH", help="file without .png (default: runs/margins-<dataset>-<norm>)")
+    given = parser.parse(argv)
+    figure, name = draw([Path(run) for run in given["runs"]])
+    print("\n".join(str(path) for path in save(figure, given["out"], name)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Published figures that tables put beside ours, each with its source; no other figure of the paper is cited.
+
+Accuracies in per cent, eps and distances in input units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+LEADERBOARDS = "the authors' released model, on the leaderboards of AutoAttack and RobustBench"
+DISCUSSION = "the authors in the paper's discussion on OpenReview (forum HkeryxBtPB, November 2019)"
+PGD = "PGD, as its authors report it"
+STRONGEST = "strongest of white-box and transferred PGD"
+
+
+class Accuracies(NamedTuple):
+    """What one source says of one model."""
+
+    method: str
+    attack: str
+    clean: float
+    robust: dict[float, float]  # by eps
+    source: str
+    n: int | None = None  # test images
+    autoattack: float | None = None  # at the only eps in `robust`
+    decimals: int = 1
+    of: str = ""  # whose model, where not the paper's
+
+
+class Distances(NamedTuple):
+    """Smallest L2 distance found by Carlini-Wagner on the first 1 000 test images, 0 for a misclassified one."""
+
+    clean: float
+    mean: float
+    quartiles: tuple[float, float, float]
+
+
+def _by_255ths(*accuracies: float) -> dict[float, float]:
+    return {4 * i / 255: accuracy for i, accuracy in enumerate(accuracies, 1)}
+
+
+ACCURACIES = {
+    ("cifar10", "Linf"): (
+        Accuracies("MMA-32", PGD, 84.36, {8 / 255: 47.18}, LEADERBOARDS, autoattack=41.44, decimals=2),
+        Accuracies(
+            "MMA-32", STRONGEST, 84.4, _by_255ths(64.8, 47.2, 31.5, 18.9, 10.2, 4.8, 2.0, 0.8), DISCUSSION, 10_000
+        ),
+        Accuracies(
+            "TRADES",
+            STRONGEST,
+            84.9,
+            _by_255ths(71.0, 52.9, 33.0, 18.2, 8.3, 3.6, 1.4, 0.7),
+            DISCUSSION,
+            10_000,
+            of="its authors' model",
+        ),
+    ),
+    ("cifar10", "L2"): (Accuracies("MMA-1.0", PGD, 88.02, {0.5: 66.18}, LEADERBOARDS, autoattack=66.09, decimals=2),),
+    ("mnist", "Linf"): (
+        Accuracies("MMA-0.45", PGD, 98.95, {0.3: 92.59}, LEADERBOARDS, autoattack=91.40, decimals=2),
+        Accuracies("MMA-0.45", STRONGEST, 98.9, {0.1: 97.9, 0.2: 96.0, 0.3: 92.6, 0.4: 85.2}, DISCUSSION, 10_000),
+        Accuracies(
+            "TRADES",
+            STRONGEST,
+            99.5,
+            {0.1: 98.8, 0.2: 97.3, 0.3: 94.1, 0.4: 0.1},
+            DISCUSSION,
+            10_000,
+            of="its authors' model",
+        ),
+    ),
+}
+
+# Networks trained under L2; source: DISCUSSION.
+DISTANCES = {
+    ("mnist", "L2"): {
+        "STD": Distances(99.0, 1.57, (1.19, 1.57, 1.95)),
+        "PGD-1.0": Distances(99.2, 1.95, (1.58, 1.95, 2.33)),
+        "PGD-2.0": Distances(98.6, 2.32, (1.85, 2.43, 2.82)),
+        "PGD-3.0": Distances(96.8, 2.54, (1.79, 2.76, 3.39)),
+        "PGD-4.0": Distances(91.8, 2.53, (1.38, 2.75, 3.75)),
+        "PGDLS-1.0": Distances(99.3, 1.88, (1.53, 1.88, 2.24)),
+        "PGDLS-2.0": Distances(99.3, 2.23, (1.82, 2.30, 2.68)),
+        "MMA-2.0": Distances(99.3, 2.15, (1.81, 2.22, 2.58)),
+        "MMA-4.0": Distances(98.5, 2.67, (1.86, 2.72, 3.52)),
+        "MMA-6.0": Distances(97.7, 2.76, (1.84, 2.72, 3.61)),
+    },
+    ("cifar10", "L2"): {
+        "STD": Distances(95.1, 0.09, (0.05, 0.08, 0.13)),
+        "PGD-0.5": Distances(89.2, 0.80, (0.32, 0.76, 1.21)),
+        "PGD-1.0": Distances(83.8, 1.01, (0.30, 0.91, 1.62)),
+        "PGD-1.5": Distances(76.0, 1.11, (0.04, 0.96, 1.87)),
+        "PGD-2.0": Distances(71.6, 1.16, (0.00, 0.96, 2.03)),
+        "PGD-2.5": Distances(65.2, 1.19, (0.00, 0.88, 2.10)),
+        "PGDLS-1.0": Distances(83.8, 1.00, (0.30, 0.91, 1.59)),
+        "MMA-1.0": Distances(88.4, 0.85, (0.32, 0.80, 1.27)),
+        "MMA-2.0": Distances(84.2, 1.03, (0.26, 0.92, 1.62)),
+        "MMA-3.0": Distances(81.2, 1.09, (0.21, 0.92, 1.73)),
+    },
+}
+
+
+def accuracies(dataset: str, norm: str, method: str) -> list[Accuracies]:
+    """What is published of `method` (`MMA-0.45`); for TRADES at any radius, its authors' model."""
+    return [row for row in ACCURACIES.get((dataset, norm), ()) if row.method in (method, method.split("-")[0])]
+
+
+def distances(dataset: str, norm: str, method: str) -> Distances | None:
+    return DISTANCES.get((dataset, norm), {}).get(method)

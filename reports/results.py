@@ -1,0 +1,272 @@
+"""Run folders and the evaluations beside their models, read for the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import PRESETS
+from errors import UserError
+from records.reading import is_number, parse_json, refuse_odd
+from reports import published
+
+RUN_NAME = re.compile(r"(?P<dataset>.+?)-(?P<norm>Linf|L2)-(?P<method>.+?)-sd(?P<seed>\d+)(?P<rest>-.+)?")
+METHODS = ("STD", "PGD", "PGDLS", "TRADES", "OMMA", "MMA")  # the order of rows
+TITLES = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10jpeg": "CIFAR-10 (JPEG)",
+    "imagefolder": "Image folder",
+}
+NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
+TEST_IMAGES = {"digits": 397, "mnist": 10_000, "cifar10": 10_000}
+ATTACKS = {
+    "pgd": "white-box PGD",
+    "autoattack": "AutoAttack",
+    "square": "Square",
+    "spsa": "SPSA",
+    "transfer": published.STRONGEST,
+    "cw": "Carlini-Wagner ℓ2",
+    "ddn": "DDN",
+    "fmn": "FMN",
+}
+# What may differ between seeds without a word: it names the seed, or where and how often something is written.
+UNIMPORTANT = {
+    "seed",
+    "savepath",
+    "data_root",
+    "device",
+    "environment",
+    "resume",
+    "disp_interval",
+    "save_interval",
+    "tensorboard",
+    "batch_size",
+    "batch_size_asked",
+    "eval_batch_size",
+    "test_size",
+    "name",
+    "overrides",
+}
+NONE, WARNING = "–", "⚠"
+
+
+def read_evaluation(path: Path) -> dict:
+    """The content of an `eval_*.json`: accuracies by eps in `results`, or `distances` with `mean` and `quartiles`.
+
+    :raises ValueError: saying what is wrong with it.
+    """
+    content = parse_json(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    if missing := [key for key in ("attack", "dataset", "norm", "n", "clean_acc") if key not in content]:
+        raise ValueError(f"it has no {missing[0]}")
+    if not isinstance(content["n"], int) or content["n"] < 1 or content["norm"] not in NORMS:
+        raise ValueError("n or norm is not what an evaluation writes")
+    fractions = [content["clean_acc"]]
+    if "quartiles" in content:
+        for figures in (content, content.get("anpgd") or content):
+            values = [figures["mean"], *figures["quartiles"]]
+            if len(values) != 4 or not all(value is None or is_number(value) for value in values):
+                raise ValueError("mean or quartiles are not numbers")
+    elif not content.get("results"):
+        raise ValueError("it has neither results nor quartiles")
+    else:
+        fractions += [row["robust_acc"] for row in content["results"]]
+    if not all(is_number(value) and 0 <= value <= 1 for value in fractions):
+        raise ValueError("an accuracy is not between 0 and 1")
+    if not all(isinstance(content.get(key) or {}, dict) for key in ("settings", "sanity")):
+        raise ValueError("settings or sanity is not a JSON object")
+    refuse_odd(content)
+    if not all(isinstance(content.get(key), str | None) for key in ("attack", "dataset", "model_sha256")):
+        raise ValueError("attack, dataset or model_sha256 is not text")
+    for row in (content, *content.get("results", ())):
+        intervals = [row.get("clean_ci95") or [0, 0], row.get("ci95") or [0, 0]]
+        if not all(isinstance(i, list) and len(i) == 2 and all(map(is_number, i)) for i in intervals):
+            raise ValueError("an interval is not two numbers")
+        if not isinstance(row.get("flags"), str | None) or not isinstance(row.get("warnings"), list | None):
+            raise ValueError("flags are not text, or warnings no list")
+    if path.name != (right := f"eval_{content['attack']}_{content['norm']}.json"):
+        raise ValueError(f"its name is not {right}")
+    return content
+
+
+def shown(path: Path) -> Path:
+    """A path as a page names it: inside this repository by its path there, else as it was given."""
+    whole = path.resolve()
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else path
+
+
+def checked_config(path: Path) -> dict:
+    """A run's config.json.
+
+    :raises OSError, ValueError: if it cannot be read, or what the tables and pictures need of it is of another type.
+    """
+    config = parse_json(path.read_text())
+    if not isinstance(config, dict):
+        raise ValueError("not a JSON object")
+    if not all(isinstance(config.get(key), str | None) for key in ("dataset", "norm")):
+        raise ValueError("dataset or norm is not text")
+    size, d_max = config.get("batch_size") or 1, config.get("hinge_maxeps") or 1
+    if type(size) is not int or size < 1 or not is_number(d_max):
+        raise ValueError("batch_size or hinge_maxeps is not a number")
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run folder: what its name says, and its evaluations."""
+
+    folder: Path
+    config: dict
+    evaluations: list[dict]
+    damaged: list[str]  # one line each
+
+    @cached_property
+    def name(self) -> re.Match | None:
+        return RUN_NAME.fullmatch(self.folder.resolve().name)
+
+    @property
+    def shown(self) -> Path:
+        return shown(self.folder)
+
+    @property
+    def seed(self) -> str:
+        return f"sd{self.name['seed']}" if self.name else self.folder.name
+
+    @property
+    def norm(self) -> str | None:
+        """Of the training."""
+        return self.config.get("norm") or (self.name and self.name["norm"])
+
+    @property
+    def name_without_seed(self) -> str:
+        whole = self.folder.resolve().name
+        return re.sub(r"-sd\d+(?=-|$)", "", whole) if self.name else whole
+
+    @cached_property
+    def steps(self) -> int | None:
+        """Steps done, if metrics.jsonl says."""
+        path = self.folder / "metrics.jsonl"
+        for line in reversed(path.read_text(errors="replace").splitlines() if path.exists() else []):
+            try:
+                return int(parse_json(line)["step"])
+            except (ValueError, TypeError, KeyError, OverflowError):  # a half-written last line
+                continue
+        return None
+
+    @property
+    def partial(self) -> str | None:
+        """`500 of the preset's 100000 steps`, where these are fewer than its data set's preset."""
+        preset = PRESETS.get((self.config.get("dataset"), self.norm))
+        short = preset and self.steps is not None and self.steps < preset.max_steps
+        return f"{self.steps} of the preset's {preset.max_steps} steps" if short else None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every checkpoint in the folder -> its name; empty where none is at hand."""
+        files = [path for path in self.folder.glob("*.pt") if not path.name.startswith("adv_")]
+        return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
+
+    def doubts(self, evaluation: dict) -> list[str]:
+        """Why a figure is not to be trusted: another checkpoint, a failed sanity check, a warning of the attack's."""
+        found = []
+        if self.hashes and evaluation.get("model_sha256") not in self.hashes:
+            found.append("stale: made with another checkpoint than those in the folder; evaluate again")
+        for check, outcome in (evaluation.get("sanity") or {}).items():
+            if isinstance(outcome, dict) and outcome.get("ok") is False:
+                said = ", ".join(str(value) for key, value in outcome.items() if key != "ok")
+                found.append(f"sanity check failed: {check}" + (f" ({said})" if said else ""))
+        for row in evaluation.get("results", ()):
+            found += row.get("warnings") or []
+            if row.get("invalid"):
+                found.append(f"{row['invalid']} images got a perturbation that is not valid, and count as robust")
+        return found
+
+
+def read_run(folder: Path) -> Run:
+    """:raises UserError: if there is nothing of that name."""
+    if not folder.exists():
+        raise UserError(f"run folder {folder}: not there: name folders that train.py made")
+    config, evaluations, damaged = {}, [], []
+    for path in [*folder.glob("config.json"), *sorted(folder.glob("eval_*.json"))]:
+        try:
+            if path.name == "config.json":
+                config = checked_config(path)
+            else:
+                evaluations.append({**read_evaluation(path), "file": path.name})
+        except KeyError as error:
+            damaged.append(f"`{shown(path)}` is left out: it has no {error}")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            damaged.append(f"`{shown(path)}` is left out: {' '.join(str(error).split())}")
+    return Run(folder, config, evaluations, damaged)
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def averages(evaluation: dict) -> tuple[float, float]:
+    """(AvgAcc, AvgRobAcc): the means over clean and all eps, and over all eps."""
+    robust = [row["robust_acc"] for row in evaluation["results"]]
+    return statistics.fmean([evaluation["clean_acc"], *robust]), statistics.fmean(robust)
+
+
+def strongest(transfer: dict, pgd: dict | None) -> dict:
+    """The transfer evaluation, which counts the white-box attack already, less what PGD's own, if of the same images and
+    checkpoint, breaks beyond it."""
+    if pgd is None or any(transfer.get(key) != pgd.get(key) for key in ("model_sha256", "n")):
+        return transfer
+    others = {eps_key(row["eps"]): row.get("flags", "") for row in pgd["results"]}
+    results = []
+    for row in transfer["results"]:
+        flags, other = row.get("flags", ""), others.get(eps_key(row["eps"]), "")
+        if len(flags) == len(other) == pgd["n"]:
+            row = {**row, "robust_acc": sum(a == b == "1" for a, b in zip(flags, other, strict=True)) / pgd["n"]}
+        results.append(row)
+    return {**transfer, "results": results, "sanity": {**(pgd.get("sanity") or {}), **(transfer.get("sanity") or {})}}
+
+
+def eps_key(eps: float) -> float:
+    """The same number for radii that differ by rounding only."""
+    return round(eps, 6)
+
+
+def spread(values: Sequence[float], decimals: int = 1) -> str:
+    """`mean`, or `mean ± standard deviation` of several."""
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def table_key(run: Run, evaluation: dict) -> tuple[str, str]:
+    """The table this evaluation belongs to: what the images are called, and the norm of the attack."""
+    return image_name(evaluation["dataset"], run.folder.resolve().name), evaluation["norm"]
+
+
+def image_name(dataset: str, run_name: str) -> str:
+    """What the images are called: an image folder by its run's name, but never as a data set that is published on."""
+    name = RUN_NAME.fullmatch(run_name)
+    if dataset != "imagefolder" or not name:
+        return dataset
+    return name["dataset"] + (" (image folder)" if name["dataset"] in TEST_IMAGES else "")
+
+
+def title(dataset: str) -> str:
+    return TITLES.get(dataset, dataset)
+
+
+def in_255ths(dataset: str, norm: str) -> bool:
+    """Whether radii are said in 255ths: colour images under Linf."""
+    return norm == "Linf" and dataset not in ("digits", "mnist")

@@ -1,0 +1,280 @@
+"""Every fast path against the plain one: masked rows, replayed functions, bfloat16; the benchmark's baseline against ours."""
+
+import copy
+
+import pytest
+import torch
+
+from anpgd import anpgd
+from benchmarks.reference_style import ReferenceStyle
+from hardware.cuda_graph import Captured
+from hardware.fast_pgd import FastPgd
+from hardware.precision import BFloat16Twin, tf32
+from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
+from networks.image_conv import ImageConv2d
+from networks.models import LeNet5Madry, build_model
+from objectives import mma_step
+from pgd import clean_attacked, pgd, repeated_pgd
+from recorded import replayed
+from tiny_runs import batch_for, network, rand, settings, tiny_trainer
+from trainer import check_split
+
+
+@pytest.mark.parametrize("wrong_every", [0, 1, 3])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_every_row_attacked_and_masked_equals_the_right_rows_alone(norm, wrong_every):
+    model, config = network(batchnorm=False, sharpness=60), settings(norm, 1 / 3)
+    batch = batch_for(model, wrong_every=wrong_every)
+    start, noise = torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape, seed=2)
+    results = []
+    for every_row in (False, True):
+        model.zero_grad()
+        result = mma_step(model, batch.x, batch.y, start, noise, config, every_row=every_row)
+        results.append([*result, *(p.grad.clone() for p in model.parameters())])
+    for plain, masked in zip(*results, strict=True):
+        torch.testing.assert_close(masked, plain, rtol=1e-12, atol=1e-14)
+    assert results[0][3].count_nonzero() == {0: 12, 1: 0, 3: 8}[wrong_every]
+
+
+def test_captured_replays_one_shape_and_runs_the_others():
+    weight, calls = torch.tensor(2.0), []
+
+    def fn(x, y):
+        calls.append(len(x))
+        return x * weight + y, None
+
+    captured = Captured(fn, 5, replayed)
+    for _ in range(3):
+        x, y = torch.rand(5), torch.rand(5)
+        before = x.clone(), y.clone()
+        torch.testing.assert_close(captured(x, y)[0], x * weight + y)
+        assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+        weight.mul_(1.5)  # as an optimizer does: in place
+    first = captured(torch.ones(5), torch.ones(5))[0]
+    assert captured(torch.zeros(5), torch.zeros(5))[0] is first, "outputs are overwritten, not made anew"
+    assert len(captured(torch.rand(3), torch.rand(3))[0]) == 3
+    assert calls[:-1] == [5] * (len(calls) - 1) and calls[-1] == 3
+
+
+def test_what_cannot_be_recorded_runs_as_it_is():
+    def refuse(fn, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    captured = Captured(lambda x: (x + 1,), 2, refuse)
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        assert captured(torch.zeros(2))[0].tolist() == [1, 1]
+    assert captured(torch.ones(2))[0].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1 / 3, 1.0])
+def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
+    """Over an epoch's end, where a batch is smaller, and back to the replayed shape."""
+    plain, fast = (tiny_trainer(model=network(False, 60).float(), clean_loss_coeff=alpha) for _ in range(2))
+    fast.gradient = Captured(fast._gradient, fast.config.batch_size, replayed)
+    sizes = set()
+    for _ in range(2 * plain.steps_per_epoch + 2):
+        expected, found = plain.train_step(), fast.train_step()
+        sizes.add(len(found.eps))
+        torch.testing.assert_close(found.eps, expected.eps, rtol=0, atol=1e-4)
+    assert len(sizes) == 2 and (alpha == 1 or plain.eps.any())
+    for own, other in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_padded_and_replayed_pgd_equals_pgd(norm):
+    """For several losses and radii, and after the weights changed."""
+    model = network()
+    batch = batch_for(model)
+    fast = FastPgd(model, "fp32", rows=16, record=replayed)
+    for turn, loss_fn in enumerate([cross_entropy, cw_loss, soft_logit_margin, cross_entropy]):
+        with torch.no_grad():
+            model[0].weight.add_(0.1 * turn)
+        rows = slice(0, 12 - 3 * turn)
+        x, y = batch.x[rows], batch.y[rows]
+        settings = {
+            "loss_fn": loss_fn,
+            "norm": norm,
+            "eps": 0.02 * (turn + 1),
+            "step_size": 0.01,
+            "steps": 4,
+            "noise": rand(*x.shape, seed=turn),
+        }
+        torch.testing.assert_close(fast(model, x, y, **settings), pgd(model, x, y, **settings), rtol=0, atol=1e-12)
+    assert len(fast.graphs) == 3
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("channels", "size", "padding"), [(1, 5, 2), (3, 3, 1), (2, 5, 0), (1, 4, 1)])
+def test_image_conv_is_a_convolution(channels, size, padding):
+    """Output and input gradient in every mode, the parameters' gradients where they are asked for."""
+    torch.manual_seed(0)
+    fast = ImageConv2d(channels, 6, size, padding=padding).double()
+    plain = torch.nn.Conv2d(channels, 6, size, padding=padding).double()
+    plain.load_state_dict(fast.state_dict())
+    for height, width in ((12, 16), (9, 12)):
+        x = rand(3, channels, height, width)
+        for frozen in (False, True):
+            results = []
+            for conv in (fast, plain):
+                conv.requires_grad_(not frozen).zero_grad()
+                images = x.clone().requires_grad_()
+                out = conv(images)
+                (out * rand(*out.shape, seed=5)).sum().backward()
+                results.append([out, images.grad, *([] if frozen else [p.grad for p in conv.parameters()])])
+            for own, expected in zip(*results, strict=True):
+                torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+    assert (
+        "_FrozenConv"
+        in type(fast.requires_grad_(False)(torch.zeros(1, channels, 8, 8).double().requires_grad_()).grad_fn).__name__
+    )
+
+
+def small_lenet():
+    torch.manual_seed(0)
+    model = LeNet5Madry(1, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model.linear2.weight.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("network", ["lenet5", "wrn28_4"])
+def test_bfloat16_twin_follows_its_network(network):
+    torch.manual_seed(0)
+    model = build_model(network, 3, 16, 16, 10).train()
+    twin, x = BFloat16Twin(model), torch.rand(4, 3, 16, 16)
+    for _ in range(2):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+            model(x)  # moves running statistics
+        kept = copy.deepcopy(model.state_dict())
+        twin.refresh(model)
+        expected, found = copy.deepcopy(model).eval()(x), twin(x)
+        assert found.dtype == torch.float32
+        scale = expected.abs().max()
+        assert 0 < (found - expected).abs().max() < 0.05 * scale
+        assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    dtypes = {name: value.dtype for name, value in twin.copy.state_dict().items()}
+    assert {dtypes[name] for name in dtypes if "bn" in name and "num" not in name} <= {torch.float32}
+    assert next(kind for name, kind in dtypes.items() if "conv1.weight" in name) == torch.bfloat16
+
+
+def test_bfloat16_attack_keeps_images_in_float32_and_finds_the_same_margins():
+    """x, delta and steps stay float32; the radii agree with float32's within 2 eps_max / 2^K in the mean."""
+    model = small_lenet().eval()
+    x = rand(64, 1, 8, 8, seed=3).float()
+    y = model(x).argmax(1)
+    kwargs = {
+        "norm": "Linf",
+        "start_eps": 0.05,
+        "max_eps": 0.3,
+        "steps": 10,
+        "step_scale": 2.5,
+        "search_steps": 10,
+        "attack_loss_fn": soft_logit_margin,
+        "search_loss_fn": logit_margin,
+        "noise": rand(64, 1, 8, 8, seed=4).float(),
+    }
+    plain = anpgd(model, x, y, **kwargs)
+    fast = anpgd(model, x, y, attack=FastPgd(model, "bf16"), **kwargs)
+    assert fast.x_adv.dtype == torch.float32
+    assert not torch.equal(fast.x_adv, plain.x_adv), "bfloat16 was not used"
+    assert ((fast.x_adv - x).abs().flatten(1).amax(1) <= fast.eps + 1e-6).all()
+    assert abs(float((fast.eps - plain.eps).mean())) <= 2 * 0.3 / 2**10
+
+
+def test_success_is_judged_in_float32():
+    model = small_lenet().eval()
+    x = rand(60, 1, 8, 8, seed=3).float()
+    y = model(x).argmax(1)
+    settings = {
+        "loss_fns": [cross_entropy, cw_loss],
+        "margin_fn": logit_margin,
+        "norm": "Linf",
+        "eps": 0.03,
+        "step_size": 0.0075,
+        "steps": 10,
+        "seed": 0,
+        "batch_size": 20,
+    }
+    clean = clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=20)
+    index = torch.arange(60)
+    plain = repeated_pgd(model, x, y, index, clean, **settings)
+    found = repeated_pgd(model, x, y, index, clean, attack=FastPgd(model, "bf16"), **settings)
+    with torch.no_grad():
+        torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
+    assert 5 < found.robust.sum() < 55 and abs(int(found.robust.sum()) - int(plain.robust.sum())) <= 1
+    assert not torch.equal(found.x_adv, plain.x_adv), "bfloat16 was not used"
+
+
+def test_bfloat16_training_searches_and_judges_in_float32_and_resumes_exactly():
+    changes = {"norm": "L2", "attack_mineps": 0.1, "hinge_maxeps": 0.25}
+    trainer = tiny_trainer(precision="bf16", **changes)
+    dtypes = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: dtypes.append((output.dtype, module.training)))
+    for _ in range(3):
+        trainer.train_step()
+    state = copy.deepcopy(trainer.state())
+    for _ in range(4):
+        trainer.train_step()
+    assert set(dtypes) == {(torch.float32, True)}, "the network itself runs in train mode and float32 only"
+    resumed = tiny_trainer(precision="bf16", **changes)
+    resumed.restore(state)
+    for _ in range(4):
+        resumed.train_step()
+    plain = tiny_trainer(**changes)
+    for _ in range(7):
+        plain.train_step()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert not torch.equal(trainer.model[0].weight, plain.model[0].weight), "bfloat16 was not used"
+
+
+def test_tf32_switches_are_put_back():
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [s.allow_tf32 for s in switches]
+    with pytest.raises(KeyError), tf32(True):
+        assert all(s.allow_tf32 for s in switches)
+        raise KeyError
+    assert [s.allow_tf32 for s in switches] == before
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")  # advertorch's
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_benchmarks_baseline_computes_our_gradient(norm, batchnorm):
+    """Two steps, so that the second starts from the radii the first stored."""
+    config = settings(norm, 1 / 3)
+    ours = network(batchnorm)
+    theirs = copy.deepcopy(ours)
+    batch = batch_for(ours)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in (ours, theirs)]
+    baseline = ReferenceStyle(theirs, config, optimizers[1], random_start=False)
+    eps = torch.zeros(12, dtype=torch.float64)
+    for _ in range(2):
+        optimizers[0].zero_grad()
+        eps = mma_step(ours.train(), batch.x, batch.y, eps.clamp(min=config.attack_mineps), None, config).eps
+        baseline.step(*batch)
+        assert 0 < (eps > 0).sum() < 12
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(torch.tensor([baseline.eps[i] for i in range(12)], dtype=eps.dtype), eps)
+        optimizers[0].step()
+    for own, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_check_in_bfloat16_agrees_with_float32():
+    trainer = tiny_trainer()
+    for _ in range(10):
+        trainer.train_step()
+    split = trainer.data.train
+    plain = check_split(trainer.model, split, trainer.config)
+    fast = check_split(trainer.model, split, trainer.config, attack=FastPgd(trainer.model, "bf16"))
+    assert fast.clean_acc == plain.clean_acc
+    assert (
+        abs(fast.mean_margin - plain.mean_margin)
+        <= 2 * trainer.config.search_maxeps / 2**trainer.config.num_search_steps
+    )

@@ -1,0 +1,409 @@
+"""Data sets: splits, batches, augmentation, and what happens to damaged or missing files."""
+
+import hashlib
+import pickle
+import shutil
+import struct
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+
+from errors import UserError
+from folders import images
+from loading.batches import crop_and_flip, draw_crops, steps_per_epoch, train_batch
+from loading.datasets import MNIST_FILES, load_dataset, load_test
+from utils import AUGMENT, generator
+
+CPU = torch.device("cpu")
+
+
+def load(name, root=".", seed=0, train_size=None, val_size=None, test_size=None):
+    return load_dataset(
+        name, str(root), seed=seed, train_size=train_size, val_size=val_size, test_size=test_size, device=CPU
+    )
+
+
+def test_digits():
+    data = load("digits", val_size=200)
+    assert (len(data.train), len(data.val), len(data.test), data.num_classes) == (1200, 200, 397, 10)
+    assert data.train.images.dtype == torch.uint8 and data.train.shape == (1, 8, 8)
+    for split in (data.train, data.val, data.test):
+        share = torch.bincount(split.labels, minlength=10) / len(split)
+        assert (share - 0.1).abs().max() < 0.02  # stratified
+    everything = torch.cat([s.images.flatten(1) for s in (data.train, data.val, data.test)])
+    assert everything.max() == 255 and everything.min() == 0 and len(everything) == 1797
+    again = load("digits", val_size=200, seed=5)
+    assert torch.equal(again.val.images, data.val.images)  # fixed: does not depend on the seed
+    assert len(load("digits", val_size=200, train_size=30, test_size=20).train) == 30
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 10 training and 4 test images, 12x12 RGB, as PNG."""
+    for part, count in (("train", 10), ("test", 4)):
+        for i, name in enumerate(("ant", "bee", "cat")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for j, image in enumerate(images(count, 12, seed=i + 10 * (part == "test"))):
+                image.save(tmp_path / part / name / f"{j:03}.png")
+    return tmp_path
+
+
+def test_image_folder(folder):
+    data = load("imagefolder", folder)
+    assert (len(data.train), len(data.val), len(data.test), data.num_classes) == (27, 3, 12, 3)
+    assert data.train.shape == (3, 12, 12)
+    assert torch.bincount(data.val.labels).tolist() == [1, 1, 1]
+    assert sorted(torch.cat([data.train.numbers, data.val.numbers]).tolist()) == list(range(30))
+    first = np.asarray(Image.open(folder / "test" / "ant" / "000.png")).transpose(2, 0, 1)
+    assert np.array_equal(data.test.images[0].numpy(), first)
+    assert torch.equal(load("imagefolder", folder).val.numbers, data.val.numbers)
+    seeds = [load("imagefolder", folder, seed=s, val_size=6).val.numbers.sort().values.tolist() for s in range(4)]
+    assert len({tuple(s) for s in seeds}) > 1  # drawn by seed
+    part = load_test("imagefolder", str(folder), test_size=6, device=CPU).split
+    assert torch.bincount(part.labels).tolist() == [2, 2, 2]
+    assert torch.equal(part.images, data.test.images[part.numbers])
+
+
+def test_grey_image_folder_has_one_channel(folder):
+    for path in folder.rglob("*.png"):
+        images(1, 12, mode="L")[0].save(path)
+    assert load("imagefolder", folder).train.shape == (1, 12, 12)
+    images(1, 12)[0].save(folder / "test" / "cat" / "001.png")
+    with pytest.raises(UserError, match="must be alike"):
+        load("imagefolder", folder)
+
+
+def damage_size(folder):
+    images(1, 13)[0].save(folder / "train" / "bee" / "003.png")
+    return "003.png"
+
+
+def damage_content(folder):
+    path = folder / "train" / "ant" / "001.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return "001.png"
+
+
+def damage_kind(folder):
+    (folder / "test" / "ant" / "002.png").write_text("<html>")
+    return "002.png"
+
+
+def damage_classes(folder):
+    shutil.rmtree(folder / "test" / "cat")
+    return "cat"
+
+
+def damage_empty_class(folder):
+    (folder / "train" / "dog").mkdir()
+    (folder / "test" / "dog").mkdir()
+    return "dog"
+
+
+def damage_missing(folder):
+    shutil.rmtree(folder / "test")
+    return "test"
+
+
+def damage_one_class(folder):
+    for name in ("bee", "cat"):
+        shutil.rmtree(folder / "train" / name)
+        shutil.rmtree(folder / "test" / name)
+    return "ant"
+
+
+def damage_test_size(folder):
+    for path in (folder / "test").rglob("*.png"):
+        images(1, 14)[0].save(path)
+    return "must be alike"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_size,
+        damage_content,
+        damage_kind,
+        damage_classes,
+        damage_empty_class,
+        damage_missing,
+        damage_one_class,
+        damage_test_size,
+    ],
+)
+def test_damaged_image_folders_are_named(folder, damage):
+    with pytest.raises(UserError, match=damage(folder)):
+        load("imagefolder", folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flag"),
+    [
+        ({"val_size": 1400}, "--val_size"),
+        ({"val_size": 200, "train_size": 1201}, "--train_size"),
+        ({"val_size": 200, "test_size": 398}, "--test_size"),
+        ({"val_size": 3}, "--val_size"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, flag):
+    with pytest.raises(UserError, match=flag):
+        load("digits", **sizes)
+
+
+def test_mnist_missing_and_not_to_be_had(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.*MNIST/raw.*--data_root"):
+        load("mnist", tmp_path, val_size=5000)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", no_network)
+    with pytest.raises(UserError, match=r"data_batch_1.*--data_root"):
+        load("cifar10", tmp_path, val_size=5000)
+
+
+def test_mnist_damaged(tmp_path):
+    """Files of the right names with other content, or cut short: named, with both checksums and sizes."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in MNIST_FILES:
+        (raw / name).write_bytes(struct.pack(">iiii", 2051, 0, 28, 28))
+    with pytest.raises(
+        UserError, match=r"train-images-idx3-ubyte: truncated or changed .*16 bytes instead of 47040016"
+    ):
+        load("mnist", tmp_path, val_size=5000)
+
+
+# --- the files of MNIST and CIFAR-10, damaged on the disk ------------------------------------------------------------
+
+
+def idx(array):
+    """A file of MNIST's format."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """MNIST of 40 + 20 images in whole files, whose sums are taken for the right ones: {name: path}."""
+    folder, draw, sums = tmp_path / "MNIST" / "raw", np.random.default_rng(0), {}
+    folder.mkdir(parents=True)
+    for name in MNIST_FILES:
+        count = 40 if name.startswith("train") else 20
+        array = draw.integers(0, 256, (count, 28, 28)) if "images" in name else np.arange(count) % 10
+        (folder / name).write_bytes(idx(array.astype(np.uint8)))
+        raw = (folder / name).read_bytes()
+        sums[name] = (hashlib.md5(raw).hexdigest(), len(raw))
+    monkeypatch.setattr("loading.datasets.MNIST_FILES", sums)
+    assert len(load("mnist", tmp_path, val_size=10).train) == 30
+    return {name: folder / name for name in sums}
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """CIFAR-10 of 5 x 20 + 20 images, likewise."""
+    kind = torchvision.datasets.CIFAR10
+    folder, draw, found = tmp_path / kind.base_folder, np.random.default_rng(0), {}
+    folder.mkdir()
+
+    def write(name, content):
+        found[name] = folder / name
+        found[name].write_bytes(pickle.dumps(content))
+        return hashlib.md5(found[name].read_bytes()).hexdigest()
+
+    for listed in ("train_list", "test_list"):
+        rows = [
+            [
+                name,
+                write(
+                    name,
+                    {"data": draw.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]},
+                ),
+            ]
+            for name, _ in getattr(kind, listed)
+        ]
+        monkeypatch.setattr(kind, listed, rows)
+    meta = {**kind.meta, "md5": write(kind.meta["filename"], {"label_names": list("abcdefghij")})}
+    monkeypatch.setattr(kind, "meta", meta)
+    assert len(load("cifar10", tmp_path, val_size=10).train) == 90
+    return found
+
+
+def refused(name, root, path, *parts):
+    """By training and by evaluation, in one message that names the file and the remedy."""
+    for reader in (
+        lambda: load(name, root, val_size=10),
+        lambda: load_test(name, str(root), test_size=None, device=CPU),
+    ):
+        with pytest.raises(UserError) as error:
+            reader()
+        for part in (str(path), "--data_root", *parts):
+            assert part in str(error.value)
+
+
+SETS = ("mnist", "cifar10")
+
+
+@pytest.fixture(params=SETS)
+def whole(request, tmp_path):
+    """(name, root, files) of each of them."""
+    return request.param, tmp_path, request.getfixturevalue(f"small_{request.param}")
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "page", "longer"])
+def test_a_changed_data_file_is_named_with_both_sums(whole, how, number):
+    name, root, paths = whole
+    path = list(paths.values())[number]
+    raw = path.read_bytes()
+    changed = {
+        "cut": raw[: len(raw) // 2],
+        "flipped": raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:],
+        "emptied": b"",
+        "page": b"<html>404</html>",
+        "longer": raw + b"x",
+    }[how]
+    path.write_bytes(changed)
+    said = [hashlib.md5(content).hexdigest() for content in (raw, changed)]
+    sizes = [f"{len(changed)} bytes instead of {len(raw)}"] if name == "mnist" and how != "flipped" else []
+    refused(name, root, path, *said, *sizes, "delete it")
+
+
+def test_swapped_data_files_are_named(whole):
+    name, root, paths = whole
+    first, second = list(paths.values())[:2]
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    refused(name, root, first, *(hashlib.md5(content).hexdigest() for content in contents))
+
+
+def test_a_missing_data_file_is_named(whole, monkeypatch):
+    """The download is tried, and fails as it does without a network."""
+    name, root, paths = whole
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    path = list(paths.values())[1]
+    path.unlink()
+    refused(name, root, path.name, str(path.parent), "the download failed")
+    assert not path.exists() and not list(path.parent.glob(f"{path.name}*"))
+
+
+def no_network(*_, **__):
+    raise urllib.error.URLError("no network in this test")
+
+
+def test_a_folder_in_place_of_a_data_file_is_named(whole):
+    name, root, paths = whole
+    path = next(iter(paths.values()))
+    path.unlink()
+    path.mkdir()
+    refused(name, root, path, "cannot be read", "directory")
+
+
+def test_an_unreadable_data_file_is_named(whole, file_modes_count):
+    name, root, paths = whole
+    path = next(iter(paths.values()))
+    path.chmod(0)
+    refused(name, root, path, "cannot be read", "Permission denied")
+
+
+def test_a_link_that_leads_nowhere_is_named(whole, monkeypatch):
+    name, root, paths = whole
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    path = next(iter(paths.values()))
+    path.unlink()
+    path.symlink_to(root / "moved")
+    refused(name, root, path.name, "the download failed")
+
+
+def test_real_mnist(mnist_root):
+    data = load("mnist", mnist_root, val_size=5000)
+    assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
+    # The validation set is the first 5000 training images.
+    assert data.val.numbers.tolist() == list(range(5000)) and data.train.numbers[0] == 5000
+    assert data.val.labels[:5].tolist() == [5, 0, 4, 1, 9] and data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    batch = data.train.batch(torch.tensor([0, 7]))
+    assert batch.x.shape == (2, 1, 28, 28) and batch.x.min() >= 0 and batch.x.max() <= 1
+
+
+def explicit_crop(x, top, left, flip):
+    padded = F.pad(x[None], (4, 4, 4, 4), mode="reflect")[0]
+    out = padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return out.flip(2) if flip else out
+
+
+def test_augmentation_is_reflect_pad_crop_flip():
+    x = torch.rand(64, 3, 12, 10)
+    out = crop_and_flip(x, *draw_crops(64, generator(0, AUGMENT, 0)))
+    found = []
+    for i in range(64):
+        matches = [
+            (t, left, f)
+            for t in range(9)
+            for left in range(9)
+            for f in (False, True)
+            if torch.equal(explicit_crop(x[i], t, left, f), out[i])
+        ]
+        assert len(matches) == 1
+        found += matches
+    tops, lefts, flips = zip(*found, strict=True)
+    assert set(tops) == set(range(9)) == set(lefts) and 20 < sum(flips) < 44
+
+
+def test_augmented_batches_are_a_function_of_seed_and_step(folder):
+    split = load("imagefolder", folder).train
+
+    def batch(step, seed=0, augment=True):
+        return train_batch(split, step, batch_size=9, seed=seed, augment=augment)
+
+    assert torch.equal(batch(4).x, batch(4).x)
+    assert not torch.equal(batch(4).x, batch(4, augment=False).x)
+    assert torch.equal(batch(4).index, batch(4, augment=False).index)
+    assert not torch.equal(batch(4).index, batch(4, seed=1).index)
+    plain = batch(4, augment=False)
+    assert torch.equal(plain.x, split.images[plain.index].float() / 255) and torch.equal(
+        plain.y, split.labels[plain.index]
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_parts_of_all_processes_are_the_batch_of_one(folder, ranks, augment):
+    """Rows and draws, also of the short last batch of an epoch, and where some processes get no row."""
+    split = load("imagefolder", folder).train
+    settings = {"batch_size": 8, "seed": 3, "augment": augment}
+    last = steps_per_epoch(len(split), 8) - 1
+    assert (len(split), last) == (27, 3)
+    for step in (0, last, last + 1):
+        whole = train_batch(split, step, **settings)
+        parts = [train_batch(split, step, rank=rank, ranks=ranks, **settings) for rank in range(ranks)]
+        assert len(whole.y) == (3 if step == last else 8)
+        assert max(len(part.y) for part in parts) == -(-len(whole.y) // ranks)
+        for name in ("x", "y", "index"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+        assert all(part.x.shape[1:] == (3, 12, 12) for part in parts)
+
+
+def test_grey_batches_have_the_plain_memory_order():
+    """Also augmented: a network that calls `view` after a convolution must work on them."""
+    split = load("digits", val_size=200).train
+    for augment in (False, True):
+        batch = train_batch(split, 0, batch_size=8, seed=0, augment=augment)
+        assert batch.x.stride() == (64, 64, 8, 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "LA", "1", "P", "RGBA"])
+def test_image_modes(folder, mode):
+    """More than 8 bits a pixel is refused; everything else is grey or RGB."""
+    path = folder / "train" / "bee" / "004.png"
+    image = Image.fromarray(np.full((12, 12), 700, np.uint16)) if mode == "I;16" else images(1, 12)[0].convert(mode)
+    image.save(path, format="TIFF" if mode == "F" else "PNG")
+    if mode in ("I;16", "F"):
+        with pytest.raises(UserError, match=r"004\.png.*8 bits"):
+            load("imagefolder", folder)
+    else:
+        assert load("imagefolder", folder).train.shape == (3, 12, 12)

@@ -1,0 +1,460 @@
+"""Several processes against one: the same examples, starts, gradients, radii, flags; runs continued on another number.
+
+The processes are forked from a server and joined by gloo; torchrun itself is used in test_torchrun.py.
+"""
+
+import copy
+import json
+import shutil
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ranks
+from config import PRESETS
+from loading.batches import Split, train_batch
+from loading.datasets import load_dataset
+from networks.models import LeNet5Madry, PerImageStandardize, WideResNet
+from processes.distributed import World, joined
+from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
+from ranks import in_processes
+from records import checkpoint
+from trainer import Trainer, check_split
+
+SIZES = (1, 2, 3)
+
+
+def small_wrn(channels, height, width, num_classes):
+    return nn.Sequential(PerImageStandardize(), WideResNet(10, 1, channels, num_classes))
+
+
+WRN = f"{__name__}:small_wrn"
+TINY = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--test_size", "40"]
+
+
+@dataclass(frozen=True)
+class Exact(Split):
+    """Images in the dtype asked for."""
+
+    dtype: torch.dtype = torch.float64
+
+    def batch(self, index):
+        batch = super().batch(index)
+        return batch._replace(x=self.images[batch.index].to(self.dtype) / 255)
+
+
+def digits(dtype):
+    data = load_dataset("digits", "", seed=0, train_size=None, val_size=200, test_size=60, device=torch.device("cpu"))
+    return data._replace(train=Exact(*vars(data.train).values(), dtype), val=Exact(*vars(data.val).values(), dtype))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Networks that have most examples right, by name of the network."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, network in (("lenet5", "lenet5"), ("wrn", WRN)):
+        flags = ["--method", "std", "--network", network, "--max_steps", "120", "--lr", "2e-3"]
+        (found,) = in_processes(1, ranks.train, [*TINY[:4], *TINY[6:], *flags, "--savepath", str(folder / name)])
+        status, said = found
+        assert status == 0, said
+    return folder
+
+
+def step_here(folder, name, dtype, changes):
+    """In one of several processes: a step from the trained network; what it saw, its gradient, running statistics."""
+    with joined("cpu") as world:
+        model = {"lenet5": LeNet5Madry, "wrn": small_wrn}[name](1, 8, 8, 10)
+        model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
+        preset = PRESETS["digits", changes.get("norm", "Linf")]
+        config = replace(preset, **{"hinge_maxeps": 0.3, "method": "mma", **changes})
+        trainer = Trainer(config, model.to(dtype), digits(dtype), world)
+        trainer.eps = trainer.eps.to(dtype)
+        result = trainer.train_step()
+        return {
+            "result": [value.clone() for value in result],
+            "gradients": [p.grad.clone() for p in trainer.parameters],
+            "buffers": {k: v.clone() for k, v in trainer.model.named_buffers()},
+            "weights": {k: v.clone() for k, v in trainer.model.state_dict().items()},
+            "eps": trainer.eps.clone(),
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("lenet5", {}),
+        ("wrn", {}),
+        ("wrn", {"clean_loss_coeff": 0.0, "method": "omma"}),
+        ("wrn", {"norm": "L2", "hinge_maxeps": 1.5}),
+        ("wrn", {"method": "trades", "train_eps": 0.1}),
+        ("wrn", {"method": "pgd", "train_eps": 0.02}),
+        ("wrn", {"method": "std", "clean_loss_coeff": 1.0}),
+        ("wrn", {"batch_size": 2}),
+    ],
+)
+def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
+    plain, *several = (in_processes(size, step_here, trained, name, torch.float64, changes) for size in SIZES)
+    assert plain[0]["result"][1] / len(plain[0]["result"][3]) > 0.7 or changes.get("batch_size"), "most must be right"
+    for found in (process for processes in several for process in processes):
+        for ours, theirs in zip(found["gradients"], plain[0]["gradients"], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+        for ours, theirs in zip(found["result"], plain[0]["result"], strict=True):
+            torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(found["eps"], plain[0]["eps"], rtol=0, atol=1e-8)
+        for key, value in plain[0]["buffers"].items():
+            torch.testing.assert_close(found["buffers"][key], value, rtol=0, atol=1e-8)
+    for processes in several:
+        for key, value in processes[0]["weights"].items():
+            assert all(torch.equal(other["weights"][key], value) for other in processes), "all end with the same bits"
+
+
+def steps_here(folder, name, dtype, count):
+    """In one of several processes: the first `count` batches, each from the trained network: (gradient, radii)."""
+    with joined("cpu") as world:
+        model = {"lenet5": LeNet5Madry, "wrn": small_wrn}[name](1, 8, 8, 10)
+        model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
+        config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, method="mma")
+        trainer = Trainer(config, model.to(dtype), digits(dtype), world)
+        trainer.eps = trainer.eps.to(dtype)
+        trained, found = copy.deepcopy(model.state_dict()), []
+        for step in range(count):
+            model.load_state_dict(trained)
+            trainer.step = step
+            eps = trainer.train_step().eps.clone()
+            found.append((torch.cat([p.grad.flatten() for p in trainer.parameters]).double(), eps))
+        return found
+
+
+@pytest.mark.parametrize("name", ["lenet5", "wrn"])
+def test_steps_in_float32(trained, name):
+    """Rounding flips an image now and then, whose loss then counts or not: that batch's gradient is another."""
+    plain, *several = (in_processes(size, steps_here, trained, name, torch.float32, 8)[0] for size in SIZES)
+    bound = 2 * 1.05 * 0.3 / 2**10
+    for found in several:
+        close = [
+            (ours - theirs).norm() < 1e-3 * theirs.norm() for (ours, _), (theirs, _) in zip(found, plain, strict=True)
+        ]
+        agree = torch.stack(
+            [(ours - theirs).abs() <= bound for (_, ours), (_, theirs) in zip(found, plain, strict=True)]
+        )
+        assert agree.double().mean() >= 0.99 and sum(close) >= 7
+        assert all(near for near, rows in zip(close, agree, strict=True) if rows.all())
+
+
+def test_slices_and_starts_do_not_depend_on_the_number_of_processes():
+    split = digits(torch.float32).train
+    for step in (0, 23, 24):  # 23: the last, smaller batch of the first epoch is step 23 at 52 images a batch
+        whole = train_batch(split, step, batch_size=52, seed=3, augment=True)
+        for size in (2, 3, 60):
+            parts = [
+                train_batch(split, step, batch_size=52, seed=3, augment=True, rank=r, ranks=size) for r in range(size)
+            ]
+            for name in ("x", "y", "index"):
+                assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+            taken = torch.cat([torch.arange(len(whole.y))[World(r, size).rows(len(whole.y))] for r in range(size)])
+            assert torch.equal(taken, torch.arange(len(whole.y)))
+
+
+def batchnorm_here(rows, shape):
+    """Slices of unequal size, one of them empty: output, gradients, running statistics."""
+    with joined("cpu") as world:
+        model = with_global_statistics(batchnorm_over(shape), torch.device("cpu"))
+        assert type(model[0]) is GlobalBatchNorm
+        x = inputs(shape)[sum(rows[: world.rank]) : sum(rows[: world.rank + 1])].requires_grad_()
+        out = model(x)
+        (out * torch.arange(out.shape[1]).view(1, -1, *[1] * (out.dim() - 2)).sin()).square().sum().backward()
+        gradients = [world.total(p.grad) for p in model.parameters()]
+        return out.detach(), x.grad, gradients, dict(model.named_buffers())
+
+
+def batchnorm_over(shape):
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
+    model = nn.Sequential(kind(shape[1], momentum=0.3)).double()
+    with torch.no_grad():
+        model[0].weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(4))
+        model[0].bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(5))
+    return model
+
+
+def inputs(shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * 3 + 10
+
+
+def far_from_zero_here():
+    with joined("cpu") as world:
+        model = with_global_statistics(nn.BatchNorm1d(2, momentum=1.0), torch.device("cpu"))
+        out = model(far_from_zero()[world.rank :: world.size])
+        return out.detach(), model.running_var.clone(), model.eval()(far_from_zero())
+
+
+def far_from_zero():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(7)) * 0.01 + 1000
+    x[:, 1] = 1000.1
+    return x
+
+
+def test_batchnorm_far_from_zero_in_float32():
+    """A sum of squares in float32 would leave nothing, or a variance below zero."""
+    x = far_from_zero()
+    expected = nn.BatchNorm1d(2, momentum=1.0)(x)
+    for out, variance, evaluated in in_processes(2, far_from_zero_here):
+        assert (variance >= 0).all() and evaluated.isfinite().all()
+        torch.testing.assert_close(variance[0], x[:, 0].double().var().float(), rtol=1e-3, atol=0)
+        assert out.isfinite().all() and expected.isfinite().all()
+        assert 0.5 < out[:, 0].std() < 2
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3), (7, 5, 3, 2)])
+def test_batchnorm_over_processes_is_batchnorm_of_the_whole_batch(shape):
+    x = inputs(shape).requires_grad_()
+    model = batchnorm_over(shape)
+    out = model(x)
+    (out * torch.arange(shape[1]).view(1, -1, *[1] * (len(shape) - 2)).sin()).square().sum().backward()
+    for rows in ((4, 3), (5, 0, 2)):
+        found = in_processes(len(rows), batchnorm_here, rows, shape)
+        torch.testing.assert_close(torch.cat([f[0] for f in found]), out.detach(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(torch.cat([f[1] for f in found]), x.grad, rtol=0, atol=1e-10)
+        for _, _, gradients, buffers in found:
+            for ours, p in zip(gradients, model.parameters(), strict=True):
+                torch.testing.assert_close(ours, p.grad, rtol=0, atol=1e-10)
+            for key, value in model.named_buffers():
+                torch.testing.assert_close(buffers[key], value, rtol=0, atol=1e-12)
+
+
+def check_here(folder):
+    with joined("cpu") as world:
+        model = small_wrn(1, 8, 8, 10)
+        model.load_state_dict(checkpoint.load(folder / "wrn" / "last.pt")["model"])
+        config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, eval_batch_size=30)
+        return tuple(check_split(model, digits(torch.float32).val, config, 0, 1, world=world))
+
+
+def test_the_check_gives_every_image_the_same(trained):
+    (plain,), *several = (in_processes(size, check_here, trained) for size in SIZES)
+    for found in (process for processes in several for process in processes):
+        assert found[:2] == plain[:2]
+        assert torch.equal(found[2], plain[2])
+
+
+def run(size, folder, *more, steps=50):
+    found = in_processes(
+        size, ranks.train, [*TINY, "--max_steps", str(steps), "--disp_interval", "10", "--savepath", str(folder), *more]
+    )
+    assert all(status == 0 for status, _ in found), found
+    return checkpoint.load(folder / "last.pt")
+
+
+def test_runs_of_50_steps_on_one_to_three_processes(tmp_path):
+    plain, *several = (run(size, tmp_path / str(size)) for size in SIZES)
+    for state in several:
+        assert state["eps"].double().mean().item() == pytest.approx(plain["eps"].double().mean().item(), rel=0.02)
+        assert state["sums"] == pytest.approx(plain["sums"], rel=0.02)
+    rows = [
+        [json.loads(line) for line in (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()]
+        for size in SIZES
+    ]
+    assert [[(row["kind"], row["step"]) for row in r] for r in rows] == [
+        [(row["kind"], row["step"]) for row in rows[0]]
+    ] * 3
+    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == sorted(
+        path.name for path in (tmp_path / "1").iterdir()
+    )
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, first, then):
+    whole = run(1, tmp_path / "whole", steps=34)
+    run(first, tmp_path / "parts", steps=30)
+    state = run(then, tmp_path / "parts", "--resume", steps=34)
+    assert state["step"] == 34
+    assert state["eps"].double().mean().item() == pytest.approx(whole["eps"].double().mean().item(), rel=0.02)
+    for key, value in whole["model"].items():
+        assert (state["model"][key] - value).norm() <= 0.02 * value.norm()
+    margins = np.load(tmp_path / "parts" / "margins.npy")
+    assert len(margins) == 3  # after the first epoch (24 steps), at 30 and at 34
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size):
+    """In mid-epoch, at step 30 of 24 a epoch."""
+    whole = run(size, tmp_path / "whole", steps=34)
+    run(size, tmp_path / "parts", steps=30)
+    parts = run(size, tmp_path / "parts", "--resume", steps=34)
+    for key in ("model", "optimizer", "eps"):
+        assert checkpoint.digest(parts[key]) == checkpoint.digest(whole[key]), key
+
+
+def test_local_batchnorm_ends_alike_everywhere(trained):
+    a, b = in_processes(2, step_here, trained, "wrn", torch.float64, {"local_bn": True})
+    (plain,) = in_processes(1, step_here, trained, "wrn", torch.float64, {})
+    for key, value in a["weights"].items():
+        assert torch.equal(value, b["weights"][key])
+    assert not all(torch.allclose(a["buffers"][k], v) for k, v in plain["buffers"].items()), "statistics are of a slice"
+
+
+def flags_of(folder, name, norm="Linf"):
+    return [
+        (row["eps"], row["flags"]) for row in json.loads((folder / f"eval_{name}_{norm}.json").read_text())["results"]
+    ]
+
+
+EVALUATIONS = [
+    (
+        "pgd",
+        ranks.evaluate_quietly,
+        ["--nb_iter", "5", "--nb_restart", "4", "--eps", "0.05", "0.1", "--test_size", "100"],
+    ),
+    ("autoattack", ranks.autoattack, ["--attacks", "apgd-ce,square", "--test_size", "30", "--eps", "0.05"]),
+    (
+        "square",
+        ranks.gradient_free,
+        ["--attacks", "square", "--test_size", "30", "--eps", "0.05", "--square_queries", "20"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "program", "more"), EVALUATIONS, ids=lambda v: v if isinstance(v, str) else "")
+def test_evaluations_give_the_same_flags(tmp_path, trained, name, program, more):
+    found = []
+    for size in SIZES:
+        folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
+        outputs = in_processes(size, program, ["--model", str(folder), "--device", "cpu", "--batch_size", "10", *more])
+        assert [status for status, _ in outputs] == [0] * size, outputs
+        assert "robust accuracy" in outputs[0][1] and not any(said.strip() for _, said in outputs[1:])
+        found.append(flags_of(folder, name))
+        assert not list(folder.glob("partial_*"))
+    assert found[1] == found[0] and found[2] == found[0]
+    assert "0" in found[0][-1][1] and "1" in found[0][0][1]
+
+
+def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
+    found = []
+    for size in SIZES:
+        folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
+        argv = [
+            "--model",
+            str(folder),
+            "--device",
+            "cpu",
+            "--norm",
+            "L2",
+            "--attacks",
+            "ddn",
+            "--steps",
+            "20",
+            "--test_size",
+            "30",
+            "--batch_size",
+            "8",
+        ]
+        outputs = in_processes(size, ranks.minimum_norm, argv)
+        assert [status for status, _ in outputs] == [0] * size, outputs
+        assert not any(said.strip() for _, said in outputs[1:])
+        result = json.loads((folder / "eval_ddn_L2.json").read_text())
+        found.append(
+            {key: value for key, value in result.items() if key not in ("seconds", "settings", "model_sha256")}
+        )
+    assert found[1] == found[0] and found[2] == found[0]
+
+
+def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):
+    folder = shutil.copytree(trained / "lenet5", tmp_path / "run")
+    argv = [
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        "--nb_iter",
+        "2",
+        "--nb_restart",
+        "2",
+        "--test_size",
+        "40",
+        "--resume",
+    ]
+    for size in (2, 1, 3):
+        found = in_processes(size, ranks.evaluate_quietly, argv)
+        assert [status for status, _ in found] == [0] * size
+        assert ("already done" in found[0][1]) == (size != 2)
+
+
+def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
+    for argv, said in (
+        (["--model", str(tmp_path / "none.pt"), "--device", "cpu"], "none.pt"),
+        (["--model", str(trained / "lenet5"), "--device", "cpu", "--eps", "3"], "--eps 3"),
+        (["--model", str(trained / "lenet5"), "--device", "cpu", "--misspelt"], "--misspelt"),
+    ):
+        found = in_processes(2, ranks.evaluate_quietly, argv)
+        assert [status for status, _ in found] == [2, 2]
+        assert found[0][1].startswith("error: ") and said in found[0][1] and found[0][1].count("\n") == 1
+        assert found[1][1] == ""
+
+
+def test_what_one_process_alone_meets_is_said_by_it_and_ends_all(tmp_path):
+    """The data set is missing on the second machine."""
+    found = in_processes(
+        2, ranks.train_where_data_is_missing, [*TINY, "--max_steps", "3", "--savepath", str(tmp_path / "run")]
+    )
+    assert [status for status, _ in found] == [2, 2]
+    assert "rank 1: data file gone" in found[0][1] and not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_images_a_batch_are_refused(tmp_path):
+    found = in_processes(3, ranks.train, [*TINY, "--batch_size", "2", "--savepath", str(tmp_path / "run")])
+    assert [status for status, _ in found] == [2] * 3 and "--batch_size 2" in found[0][1]
+
+
+def reading_network(channels, height, width, num_classes):
+    """Cannot work on an empty batch."""
+
+    class Reading(nn.Sequential):
+        def forward(self, x):
+            x[0]
+            return super().forward(x)
+
+    return Reading(
+        nn.Conv2d(channels, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(4 * (height - 2) * (width - 2), num_classes),
+    )
+
+
+def test_a_network_that_needs_an_image_is_refused_but_with_local_statistics(tmp_path):
+    argv = [
+        *TINY,
+        "--network",
+        f"{__name__}:reading_network",
+        "--max_steps",
+        "2",
+        "--savepath",
+        str(tmp_path / "run"),
+    ]
+    found = in_processes(2, ranks.train, argv)
+    assert [status for status, _ in found] == [2, 2] and "--local_bn" in found[0][1]
+    assert [status for status, _ in in_processes(2, ranks.train, [*argv, "--local_bn"])] == [0, 0]
+
+
+def test_parameters_without_a_part_in_the_output(tmp_path):
+    argv = [
+        *TINY,
+        "--network",
+        f"{__name__}:idle_network",
+        "--max_steps",
+        "3",
+        "--savepath",
+        str(tmp_path / "run"),
+    ]
+    assert [status for status, _ in in_processes(2, ranks.train, argv)] == [0, 0]
+
+
+def idle_network(channels, height, width, num_classes):
+    class Idle(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.idle = nn.Parameter(torch.ones(3))
+
+    return Idle(nn.Flatten(), nn.Linear(channels * height * width, num_classes))

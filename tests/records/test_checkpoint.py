@@ -1,0 +1,159 @@
+"""Checkpoints: round trip, checksum, damage, hostile pickles, the reference's format."""
+
+import os
+import pickle
+import random
+
+import pytest
+import torch
+
+from errors import UserError
+from networks.models import LeNet5Madry
+from records import checkpoint
+
+CONTENT = {
+    "step": 7,
+    "margin": float("-inf"),
+    "none": None,
+    "flag": True,
+    "lr": ((0, 0.1), (5, 0.01)),
+    "sums": [1.5, 2.0],
+    "model": {"w": torch.randn(50, 3), "scalar": torch.tensor(3), "empty": torch.empty(0)},
+    "optimizer": {"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"betas": (0.9, 0.999)}]},
+}
+
+
+def same(a, b):
+    return checkpoint.digest(a) == checkpoint.digest(b)
+
+
+def test_round_trip(tmp_path):
+    path, previous = tmp_path / "last.pt", tmp_path / "last.prev.pt"
+    checkpoint.save(path, CONTENT, previous=previous)
+    loaded = checkpoint.load(path)
+    assert same(loaded, CONTENT) and torch.equal(loaded["model"]["w"], CONTENT["model"]["w"])
+    checkpoint.save(path, {**CONTENT, "step": 8}, previous=previous)
+    assert checkpoint.load(path)["step"] == 8 and checkpoint.load(previous)["step"] == 7
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.prev.pt", "last.pt"]
+
+
+def test_digest_sees_every_change():
+    changes = [
+        {"step": 8},
+        {"margin": 0.0},
+        {"flag": 1},
+        {"lr": ((0, 0.1), (5, 0.02))},
+        {"model": {**CONTENT["model"], "w": CONTENT["model"]["w"] * 1.0000001}},
+    ]
+    digests = {checkpoint.digest({**CONTENT, **change}) for change in [{}, *changes]}
+    assert len(digests) == len(changes) + 1
+    w = torch.randn(2, 3, 4, 4)
+    assert same(w, w.to(memory_format=torch.channels_last))
+    with pytest.raises(TypeError):
+        checkpoint.digest({"a": object()})
+
+
+def test_no_flipped_byte_and_no_truncation_goes_unnoticed(tmp_path):
+    """Damage is either refused with one line, or has not touched the content."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, CONTENT)
+    good = path.read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for trial in range(200):
+        bad = bytearray(good)
+        if trial % 2:
+            bad[draw.randrange(len(bad))] ^= 1 << draw.randrange(8)
+        else:
+            del bad[draw.randrange(len(bad)) :]
+        path.write_bytes(bad)
+        try:
+            assert same(checkpoint.load(path), CONTENT)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused >= 120
+
+
+def test_flipped_tensor_byte_is_seen(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, CONTENT)
+    raw = CONTENT["model"]["w"].numpy().tobytes()
+    good = path.read_bytes()
+    place = good.index(raw)
+    path.write_bytes(good[: place + 5] + bytes([good[place + 5] ^ 4]) + good[place + 6 :])
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.load(path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("write", ["torch", "pickle"])
+def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model_best.pt"
+    content = {"epoch": 1, "model": Hostile()}
+    if write == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match=r"model_best\.pt"):
+        checkpoint.load_model_file(str(path))
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("shape", ["reference", "bare", "prefixed"])
+def test_the_references_files(tmp_path, shape, legacy):
+    """`{"epoch", "model"}` as torch 1.0 wrote it, a bare state dict, DataParallel's keys; a folder or a file."""
+    model = LeNet5Madry()
+    state = model.state_dict()
+    content = {
+        "reference": {"epoch": 3, "model": state},
+        "bare": state,
+        "prefixed": {"model": {f"module.{k}": v for k, v in state.items()}},
+    }
+    path = tmp_path / "model_best.pt"
+    torch.save(content[shape], path, _use_new_zipfile_serialization=not legacy)
+    for name in (path, tmp_path):
+        file = checkpoint.load_model_file(str(name))
+        assert file.config is None and file.path == path
+        other = LeNet5Madry()
+        checkpoint.load_weights(other, file.weights, path)
+        assert torch.equal(other.linear2.bias, model.linear2.bias)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"linear2\.weight is 7x1024 there, 10x1024"):
+        checkpoint.load_weights(LeNet5Madry(), LeNet5Madry(num_classes=7).state_dict(), tmp_path)
+    with pytest.raises(UserError, match=r"other\.weight is a number there, absent|conv1\.weight is absent there"):
+        checkpoint.load_weights(LeNet5Madry(), {"other.weight": torch.tensor(1)}, tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, CONTENT)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, {**CONTENT, "step": 9}, previous=tmp_path / "last.prev.pt")
+    assert checkpoint.load(path)["step"] == 7
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,87 @@
+"""Small networks, data sets and trainers."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from config import PRESETS
+from loading.batches import Batch, Split
+from loading.datasets import Dataset
+from trainer import Trainer
+
+
+def rand(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def network(batchnorm=True, sharpness=6.0):
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 6, 3),
+        *([nn.BatchNorm2d(6)] if batchnorm else []),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(216, 4),
+    ]
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        model[-1].weight.mul_(sharpness)
+    return model
+
+
+def batch_for(model, count=12, wrong_every=4):
+    """Labels the network agrees with, but for each `wrong_every`-th."""
+    x = rand(count, 1, 8, 8, seed=1)
+    y = copy.deepcopy(model).train()(x).argmax(1)
+    if wrong_every:
+        y[::wrong_every] = (y[::wrong_every] + 1) % 4
+    return Batch(x, y, torch.arange(count))
+
+
+def settings(norm, alpha, **changes):
+    small = {"Linf": {"attack_mineps": 0.01, "hinge_maxeps": 0.03}, "L2": {"attack_mineps": 0.1, "hinge_maxeps": 0.25}}
+    return replace(PRESETS["digits", norm], clean_loss_coeff=alpha, **{"nb_iter": 5, **small[norm], **changes})
+
+
+def tiny_data(count=23, classes=4):
+    def split(n, seed):
+        images = (255 * rand(n, 1, 8, 8, seed=seed)).to(torch.uint8)
+        return Split(images, images.flatten(1).float().mean(1).argsort().argsort() % classes, torch.arange(n))
+
+    return Dataset(split(count, 1), split(9, 2), split(5, 3), classes)
+
+
+class Memory:
+    """A recorder that keeps everything."""
+
+    def __init__(self):
+        self.lines, self.states, self.bests, self.radii, self.steps = [], [], [], [], 0
+
+    def step(self, result):
+        self.steps += 1
+
+    def rows(self, rows):
+        self.lines += rows
+
+    def best(self, trainer, metrics):
+        self.bests.append((trainer.step, metrics))
+
+    def margins(self, eps, step):
+        self.radii.append((step, eps.clone()))
+
+    def save(self, trainer):
+        self.states.append(copy.deepcopy(trainer.state()))
+
+
+def tiny_trainer(max_steps=10, model=None, **changes):
+    torch.manual_seed(0)
+    model = model or nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
+    )
+    config = replace(
+        settings("Linf", 1 / 3, batch_size=6, max_steps=max_steps, disp_interval=3, lr=((0, 0.01), (5, 0.002))),
+        **changes,
+    )
+    return Trainer(config, model, tiny_data())
