@@ -21,12 +21,13 @@ from config import EvalConfig, eval_grid, eval_step_size, radius
 from errors import UserError, exits_on_user_error
 from evaluations import sanity
 from evaluations.evaluation import Subject, is_done, load_subject, refuse_to_shrink, result_row, wilson, write_result
+from evaluations.repeated_pgd import Attacked, Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
 from evaluations.shards import duration
 from flags import parse_eval
 from hardware.fast_pgd import FastPgd
 from hardware.memory import BatchSize
-from losses import cross_entropy, cw_loss, logit_margin
-from pgd import Attacked, PgdFn, clean_attacked, repeated_pgd
+from losses import cross_entropy, cw_loss
+from pgd import PgdFn
 from processes.distributed import World, device_of, main_of_process
 from records import checkpoint
 
@@ -227,7 +228,8 @@ def attack_all(
     x, y, _ = subject.test.everything()
     # Several processes go on with the same batches; where memory does not suffice, one attacks its own in parts.
     run = batch.run if world.size == 1 else lambda work: work(batch.asked)
-    clean = run(lambda size: clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=size, world=world))
+    images = Images(x, y, subject.test.numbers)
+    clean = run(lambda size: clean_attacked(subject.model, images, Running(size, world=world)))
     done, states = world.from_first(progress.load)
     reached = Reached(done, {eps: Attacked(*(part.to(x.device) for part in state)) for eps, state in states.items()})
     going_on = bool(reached.found)
@@ -276,25 +278,16 @@ def attack_rest(
                 if world.is_first:
                     progress.save(reached.restarts, found)
 
+            losses = tuple(loss for _, loss in restarts(flags))
+            protocol = Protocol(losses, subject.norm, eps, step_size(flags, subject, eps), flags.nb_iter, flags.seed)
             repeated_pgd(
                 subject.model,
-                x,
-                y,
-                subject.test.numbers,
+                Images(x, y, subject.test.numbers),
+                protocol,
                 found[max(found)] if found else clean,
-                loss_fns=[loss for _, loss in restarts(flags)],
-                margin_fn=logit_margin,
-                norm=subject.norm,
-                eps=eps,
-                step_size=step_size(flags, subject, eps),
-                steps=flags.nb_iter,
-                seed=flags.seed,
-                batch_size=batch_size,
-                on_batch=on_batch,
-                on_restart=on_restart,
-                first_restart=reached.restarts if eps in found else 0,
-                attack=attack,
-                world=world,
+                Running(batch_size, attack, world),
+                Listener(on_batch, on_restart),
+                reached.restarts if eps in found else 0,
             )
 
 

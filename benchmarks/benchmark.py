@@ -37,13 +37,13 @@ from benchmarks import reference_style
 from config import PRECISIONS, PRESETS, Config
 from errors import UserError, exits_on_user_error
 from evaluations.advertorch_compat import advertorch  # noqa: F401  before advertorch_examples
+from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
 from loading.datasets import Dataset, load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.models import build_model
-from pgd import clean_attacked, repeated_pgd
 from records.runlog import environment
 from trainer import Trainer, check_split, make_optimizer
 from utils import frozen, use_device
@@ -268,25 +268,11 @@ def evaluation_case(precisions: list[str], device: torch.device) -> Case:
         def count_batch(*_: int) -> None:
             batches[precision] += 1
 
-        clean = clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=batch_size)
-        losses = [cross_entropy] * (RESTARTS // 2) + [cw_loss] * (RESTARTS - RESTARTS // 2)
-        state = repeated_pgd(
-            model,
-            x,
-            y,
-            torch.arange(count, device=device),
-            clean,
-            loss_fns=losses,
-            margin_fn=logit_margin,
-            norm="Linf",
-            eps=eps,
-            step_size=2.5 * eps / steps,
-            steps=steps,
-            seed=0,
-            batch_size=batch_size,
-            on_batch=count_batch,
-            attack=attack,
-        )
+        losses = (cross_entropy,) * (RESTARTS // 2) + (cw_loss,) * (RESTARTS - RESTARTS // 2)
+        protocol = Protocol(losses, "Linf", eps, 2.5 * eps / steps, steps, seed=0)
+        images, portions = Images(x, y, torch.arange(count, device=device)), Running(batch_size, attack)
+        clean = clean_attacked(model, images, portions)
+        state = repeated_pgd(model, images, protocol, clean, portions, Listener(count_batch))
         robust[precision] = float(state.robust.float().mean())
 
     def floor(network: nn.Module, precision: str) -> float:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluations.evaluation import Subject, wilson
+from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from losses import cross_entropy, cw_loss, logit_margin
-from pgd import clean_attacked, repeated_pgd
 from records.reading import parse_json
 from utils import frozen, row_norms
 
@@ -116,24 +116,10 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 
 
 def _accuracy(subject: Subject, x: Tensor, y: Tensor, batch_size: int, eps: float, steps: int, restarts: int) -> float:
-    batch_size = min(batch_size, len(x))
-    losses = [(cross_entropy, cw_loss)[restart % 2] for restart in range(restarts)]
-    clean = clean_attacked(subject.model, x, y, margin_fn=logit_margin, batch_size=batch_size)
-    state = repeated_pgd(
-        subject.model,
-        x,
-        y,
-        subject.test.numbers[: len(x)],
-        clean,
-        loss_fns=losses,
-        margin_fn=logit_margin,
-        norm=subject.norm,
-        eps=eps,
-        step_size=2.5 * eps / steps,
-        steps=steps,
-        seed=0,
-        batch_size=batch_size,
-    )
+    images, run = Images(x, y, subject.test.numbers[: len(x)]), Running(min(batch_size, len(x)))
+    losses = tuple((cross_entropy, cw_loss)[restart % 2] for restart in range(restarts))
+    protocol = Protocol(losses, subject.norm, eps, 2.5 * eps / steps, steps, seed=0)
+    state = repeated_pgd(subject.model, images, protocol, clean_attacked(subject.model, images, run), run)
     return float(state.robust.float().mean())
 
 

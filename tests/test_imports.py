@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "networks": {"errors"},
     "loading": LOW,
     "processes": LOW,
-    "pgd": {"processes", "utils"},
+    "pgd": {"utils"},
     "anpgd": {"pgd", "utils"},
     "hardware": {"errors", "pgd"},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},

@@ -1,6 +1,4 @@
-"""PGD: projections, closed forms, advertorch's attack step for step, purity, restarts."""
-
-import itertools
+"""PGD: projections, closed forms, advertorch's attack step for step, purity."""
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from evaluations.advertorch_compat import advertorch
 from linear_problem import Linear, problem
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
 from networks.models import LeNet5Madry
-from pgd import GEOMETRY, clean_attacked, pgd, project_l2, project_linf, repeated_pgd
+from pgd import GEOMETRY, pgd, project_l2, project_linf
 
 
 def norms(delta, norm):
@@ -125,89 +123,6 @@ def test_purity(norm):
     assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
 
 
-def attack(model, x, y, eps=0.1, restarts=1, batch_size=8, state=None, index=None, steps=10):
-    state = state or clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=batch_size)
-    return repeated_pgd(
-        model,
-        x,
-        y,
-        torch.arange(len(x)) if index is None else index,
-        state,
-        loss_fns=[soft_logit_margin, cross_entropy][:restarts] + [cross_entropy] * (restarts - 2),
-        margin_fn=logit_margin,
-        norm="Linf",
-        eps=eps,
-        step_size=eps / 4,
-        steps=steps,
-        seed=0,
-        batch_size=batch_size,
-    )
-
-
-def lenet(seed=0):
-    torch.manual_seed(seed)
-    model = LeNet5Madry(1, 8, 8)
-    return model
-
-
-def half_robust(n=40):
-    model, x = lenet(), rand(n, 1, 8, 8, seed=4)
-    y = model(x).argmax(1)
-    y[::5] = (y[::5] + 1) % 10  # some are misclassified from the start
-    return model, x, y
-
-
-def test_success_only_grows_with_restarts_and_with_eps():
-    model, x, y = half_robust()
-    robust = [attack(model, x, y, eps=0.02, restarts=r).robust for r in (1, 2, 4)]
-    for fewer, more in itertools.pairwise(robust):
-        assert not (more & ~fewer).any()
-    weak = attack(model, x, y, eps=0.02, restarts=2)
-    strong = attack(model, x, y, eps=0.05, restarts=2, state=weak)
-    assert not (strong.robust & ~weak.robust).any()
-    assert strong.robust.sum() < weak.robust.sum() < (logit_margin(model(x), y) < 0).sum()
-    assert norms(strong.x_adv - x, "Linf").max() <= 0.05 + 1e-6
-
-
-def test_misclassified_is_not_robust_and_is_left_alone():
-    model, x, y = half_robust()
-    result = attack(model, x, y)
-    assert not result.robust[::5].any()
-    assert torch.equal(result.x_adv[::5], x[::5])
-
-
-def test_survivors_keep_their_strongest_perturbation():
-    """`margin` is that of `x_adv`, above the clean one, and never sinks with more restarts."""
-    model, x, y = half_robust()
-    one, two = attack(model, x, y, eps=0.01, restarts=1), attack(model, x, y, eps=0.01, restarts=3)
-    torch.testing.assert_close(one.margin, logit_margin(model(one.x_adv), y).detach(), atol=1e-5, rtol=0)
-    assert (two.margin >= one.margin).all()
-    assert (one.margin[one.robust] > logit_margin(model(x), y)[one.robust]).all()
-
-
-def test_constant_model_gives_back_the_clean_input():
-    class Constant(nn.Module):
-        def forward(self, x):
-            return 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0])
-
-    x = rand(5, 1, 8, 8)
-    result = attack(Constant(), x, torch.tensor([0, 0, 0, 1, 2]), restarts=2)
-    assert torch.equal(result.x_adv, x)
-    assert result.robust.tolist() == [True, True, True, False, False]
-
-
-def test_result_does_not_depend_on_packing():
-    """Bit for bit the same for every image, whichever images stand in its batch."""
-    model, x, y = half_robust(40)
-    model = model.eval()
-    everything = attack(model, x, y, eps=0.02, restarts=3)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    shuffled = attack(model, x[order], y[order], eps=0.02, restarts=3, index=order)
-    assert torch.equal(shuffled.x_adv, everything.x_adv[order])
-    part = attack(model, x[7:20], y[7:20], eps=0.02, restarts=3, index=torch.arange(7, 20))
-    assert torch.equal(part.x_adv, everything.x_adv[7:20])
-
-
 def test_gradients_are_those_of_the_right_rows():
     """A batch gives each row what the row alone gets: eps and step size are per example."""
     model, x, y = problem((1, 4, 4), 6, "L2")
@@ -233,19 +148,3 @@ def test_linear_model_of_the_tests_is_what_it_claims():
     expected = -(2 * y - 1) * model.score(x)
     torch.testing.assert_close(logit_margin(model(x), y), expected)
     torch.testing.assert_close(soft_logit_margin(model(x), y), expected)
-
-
-def test_an_output_that_is_not_a_number_is_not_robust():
-    class Fragile(nn.Module):
-        def forward(self, x):
-            logits = torch.stack([1 + 0 * x.flatten(1)[:, 0], x.flatten(1)[:, 0] - 0.5], dim=1)
-            return torch.where(x.flatten(1).amax(1, keepdim=True) > 0.55, logits * float("nan"), logits)
-
-    x = torch.full((4, 1, 8, 8), 0.5)
-    assert not attack(Fragile(), x, torch.zeros(4, dtype=torch.long), eps=0.2).robust.any()
-
-
-def test_nothing_left_to_attack():
-    model, x, _y = half_robust()
-    result = attack(model, x, (model(x).argmax(1) + 1) % 10, restarts=2)
-    assert torch.equal(result.x_adv, x) and not result.robust.any()

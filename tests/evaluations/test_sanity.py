@@ -10,11 +10,11 @@ from torch import nn
 from config import eval_grid
 from evaluate_on_pgd_attacks import average_accuracies
 from evaluations.evaluation import result_row
+from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from evaluations.sanity import as_json, battery, images_for, lines
 from linear_problem import problem
 from loading.batches import Split
-from losses import cross_entropy, logit_margin
-from pgd import clean_attacked, repeated_pgd
+from losses import cross_entropy
 
 EPS = 0.05
 
@@ -35,23 +35,9 @@ def subject(tmp_path, wrap=lambda model: model, norm="Linf"):
 
 
 def attacked(s, eps=EPS):
-    x, y, numbers = s.test.everything()
-    clean = clean_attacked(s.model, x, y, margin_fn=logit_margin, batch_size=40)
-    return repeated_pgd(
-        s.model,
-        x,
-        y,
-        numbers,
-        clean,
-        loss_fns=[cross_entropy],
-        margin_fn=logit_margin,
-        norm=s.norm,
-        eps=eps,
-        step_size=eps / 4,
-        steps=20,
-        seed=0,
-        batch_size=40,
-    )
+    images, run = Images(*s.test.everything()), Running(40)
+    protocol = Protocol((cross_entropy,), s.norm, eps, eps / 4, 20, seed=0)
+    return repeated_pgd(s.model, images, protocol, clean_attacked(s.model, images, run), run)
 
 
 def failed(found):

@@ -7,6 +7,7 @@ import torch
 
 from anpgd import anpgd
 from benchmarks.reference_style import ReferenceStyle
+from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
@@ -14,7 +15,7 @@ from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.image_conv import ImageConv2d
 from networks.models import LeNet5Madry, build_model
 from objectives import mma_step
-from pgd import clean_attacked, pgd, repeated_pgd
+from pgd import pgd
 from recorded import replayed
 from tiny_runs import batch_for, network, rand, settings, tiny_trainer
 from trainer import check_split
@@ -189,20 +190,11 @@ def test_success_is_judged_in_float32():
     model = small_lenet().eval()
     x = rand(60, 1, 8, 8, seed=3).float()
     y = model(x).argmax(1)
-    settings = {
-        "loss_fns": [cross_entropy, cw_loss],
-        "margin_fn": logit_margin,
-        "norm": "Linf",
-        "eps": 0.03,
-        "step_size": 0.0075,
-        "steps": 10,
-        "seed": 0,
-        "batch_size": 20,
-    }
-    clean = clean_attacked(model, x, y, margin_fn=logit_margin, batch_size=20)
-    index = torch.arange(60)
-    plain = repeated_pgd(model, x, y, index, clean, **settings)
-    found = repeated_pgd(model, x, y, index, clean, attack=FastPgd(model, "bf16"), **settings)
+    images, run = Images(x, y, torch.arange(60)), Running(20)
+    protocol = Protocol((cross_entropy, cw_loss), "Linf", 0.03, 0.0075, 10, seed=0)
+    clean = clean_attacked(model, images, run)
+    plain = repeated_pgd(model, images, protocol, clean, run)
+    found = repeated_pgd(model, images, protocol, clean, run._replace(attack=FastPgd(model, "bf16")))
     with torch.no_grad():
         torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
     assert 5 < found.robust.sum() < 55 and abs(int(found.robust.sum()) - int(plain.robust.sum())) <= 1

@@ -215,9 +215,9 @@ def test_pgd_goes_on_after_its_last_whole_restart(tmp_path, monkeypatch, capsys)
         make_network(tmp_path / name, name)
     begun, repeated_pgd = [], evaluate_on_pgd_attacks.repeated_pgd
 
-    def counted(*given, first_restart, eps, **more):
-        begun.append((eps, first_restart))
-        return repeated_pgd(*given, first_restart=first_restart, eps=eps, **more)
+    def counted(model, images, protocol, state, run, listener, first_restart):
+        begun.append((protocol.eps, first_restart))
+        return repeated_pgd(model, images, protocol, state, run, listener, first_restart)
 
     monkeypatch.setattr(evaluate_on_pgd_attacks, "repeated_pgd", counted)
     argv = [*COMMANDS["pgd"][1], "--batch_size", "40", "--nb_restart", "6", "--save_adv"]
