@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,25 +114,28 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def use_device(name: str, deterministic: bool) -> torch.device:
-    """The device a `--device` flag means; sets up deterministic kernels if asked for.
+    """The device a `--device` flag means, a GPU always with its number; sets up deterministic kernels if asked for.
 
     :raises UserError: if there is no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if name.split(":")[0] not in ("cpu", "cuda"):
-            raise RuntimeError("neither cpu nor cuda")
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name):
+            raise ValueError("neither cpu nor cuda")
         device = torch.device(name)
-        torch.empty(0, device=device)
         if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
+        torch.empty(0, device=device)
+    except (
+        Exception
+    ) as error:  # torch without CUDA asserts, a driver that is too old, a GPU that is taken: each its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--device {name}: cannot be used ({reason}): leave it out, or choose cpu") from None
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch's default is TF32 in convolutions
+    torch.backends.cudnn.benchmark = False  # switched on for fixed shapes alone, see hardware/layout.py
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
     return device
