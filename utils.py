@@ -121,16 +121,14 @@ def use_device(name: str, deterministic: bool) -> torch.device:
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if not re.fullmatch(r"(cpu|cuda)(:\d{1,3})?", name):
+        if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", name):
             raise ValueError("neither cpu nor cuda")
         device = torch.device(name)
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
-    except (
-        Exception
-    ) as error:  # torch without CUDA asserts, a driver that is too old, a GPU that is taken: each its own
+    except Exception as error:  # torch without CUDA, an old driver, a GPU that is taken: each raises its own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"--device {name}: cannot be used ({reason}): leave it out, or choose cpu") from None
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32; torch's default is TF32 in convolutions
