@@ -1,17 +1,117 @@
-"""AN-PGD: the shortest successful perturbation, found by PGD and a bisection along its direction (paper, algorithm 1).
+"""AN-PGD: the shortest successful perturbation, found by PGD and a search along its direction (paper, algorithm 1).
 
 B batch, ... any image shape. Images in [0, 1]; eps is a (B,) radius in the same unit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pgd import LossFn, PgdFn, as_rows, pgd
+from pgd import InnerPgd, LossFn, PgdFn, as_rows, pgd
 from utils import has_batchnorm, per_row
+
+LossAt = Callable[[Tensor], Tensor]  # (B,) radii along the direction -> (B,) losses there
+SEARCHES = ("bisection", "secant")
+
+
+class Crossing(NamedTuple):
+    """Where the loss along each row's direction crosses zero."""
+
+    eps: Tensor  # (B,) in [0, max_eps]
+    beyond: Tensor  # (B,) bool: no loss >= 0 was met on the way up to max_eps
+
+
+def bisection(loss_at: LossAt, start: Tensor, top: float, steps: int, every_pass: bool) -> Crossing:
+    """(B,) start -> `Crossing`: `steps` halvings of [0, top], the first loss measured at start.
+
+    The error is at most top / 2^steps if the loss crosses zero once. every_pass: also run the last pass, whose loss is
+    not used, as the reference does; with BatchNorm in train mode it updates the running statistics.
+    """
+    low, high, eps = torch.zeros_like(start), torch.full_like(start, top), start
+    loss = loss_at(eps)
+    for step in range(steps):
+        # Invariant: loss < 0 at low (or low = 0), loss >= 0 at high (or high = top).
+        low = torch.where(loss < 0, eps, low)
+        high = torch.where(loss < 0, high, eps)
+        eps = (low + high) / 2
+        if step < steps - 1 or every_pass:
+            loss = loss_at(eps)
+    return Crossing(eps, high == top)
+
+
+def secant(loss_at: LossAt, start: Tensor, top: float, passes: int, loss_at_zero: Tensor) -> Crossing:
+    """(B,) start, (B,) loss at eps 0 -> `Crossing`: `passes` secant steps from a first guess, kept inside the bracket.
+
+    A step that the chord through the bracket's ends proposes outside its inner part, or that would be the third on one
+    side, is a halving instead. The last estimate is not measured. With BatchNorm in train mode the loss at zero, of
+    another batch's statistics, is only a guess, and so is the first chord.
+    """
+    low, high = torch.zeros_like(start), torch.full_like(start, top)
+    low_loss, high_loss = loss_at_zero.clamp(max=-1e-12), torch.full_like(start, float("nan"))  # nan: not measured yet
+    same_side = torch.zeros_like(start)  # consecutive measurements below (negative) or above zero (positive)
+    eps = start.clamp(0.02 * top, top)
+    for _ in range(passes):
+        loss = loss_at(eps)
+        below = loss < 0
+        # The slope that the next proposal follows while nothing above zero is known: of the last two points.
+        slope = (loss - low_loss) / (eps - low).clamp(min=1e-12)
+        # Illinois: an end that stays twice has its loss halved, so that the chord cannot creep along one side.
+        high_loss = torch.where(below & (same_side < 0), high_loss / 2, high_loss)
+        low_loss = torch.where(~below & (same_side > 0), low_loss / 2, low_loss)
+        same_side = torch.where(below, same_side.clamp(max=0) - 1, same_side.clamp(min=0) + 1)
+        low, low_loss = torch.where(below, eps, low), torch.where(below, loss, low_loss)
+        high, high_loss = torch.where(below, high, eps), torch.where(below, high_loss, loss)
+        eps = _propose(low, low_loss, high, high_loss, slope)
+    beyond = (high == top) & ~(high_loss >= 0)
+    return Crossing(torch.where(beyond & (low >= 0.99 * top), top, eps), beyond & (low >= 0.99 * top))
+
+
+def _propose(low: Tensor, low_loss: Tensor, high: Tensor, high_loss: Tensor, slope: Tensor) -> Tensor:
+    """(B,) each -> (B,): the next radius to measure, inside [low, high]."""
+    bracketed = high_loss.isfinite()
+    chord = low + (high - low) * low_loss / (low_loss - torch.where(bracketed, high_loss, 1))
+    step = -low_loss / slope
+    ahead = torch.where((slope > 0) & (step < high - low), low + 1.1 * step, high)  # a little too far brackets it
+    inner = 0.02 * (high - low)
+    return torch.where(bracketed, chord.clamp(low + inner, high - inner), torch.minimum(ahead, high))
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the zero crossing of `loss_fn` along a direction is looked for on [0, max_eps]."""
+
+    loss_fn: LossFn
+    max_eps: float
+    steps: int = 10  # halvings of "bisection"; passes of "secant"
+    method: str = "bisection"  # or "secant"
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, direction: Tensor, start_eps: Tensor, clean_loss: Tensor | None = None
+    ) -> Crossing:
+        """(B, ...), (B,), (B, ...), (B,) -> `Crossing`; the model runs in the caller's mode, without gradients.
+
+        clean_loss: (B,) loss_fn at x, for "secant", which measures it itself where it is not given.
+        """
+        start = start_eps.clamp(max=self.max_eps)
+
+        def loss_at(eps: Tensor) -> Tensor:
+            return self.loss_fn(model((x + per_row(eps, x) * direction).clamp(0, 1)), y)
+
+        with torch.no_grad():
+            if self.method == "secant":
+                clean_loss = self.loss_fn(model(x), y) if clean_loss is None else clean_loss
+                return secant(loss_at, start, self.max_eps, self.steps, clean_loss)
+            return bisection(loss_at, start, self.max_eps, self.steps, _updates_statistics(model))
+
+
+def _updates_statistics(model: nn.Module) -> bool:
+    """Whether a pass moves BatchNorm's running statistics."""
+    return model.training and has_batchnorm(model)
 
 
 def zero_crossing(
@@ -30,25 +130,7 @@ def zero_crossing(
     `steps` halvings of [0, max_eps]; the first loss is measured at start_eps, clipped to max_eps. The error is at most
     max_eps / 2^steps if the loss crosses zero once. The model runs in the caller's mode, without gradients.
     """
-    low = torch.zeros_like(as_rows(0.0, x))
-    high = torch.full_like(low, max_eps)
-    eps = as_rows(start_eps, x).clamp(max=max_eps)
-
-    def loss_at(eps: Tensor) -> Tensor:
-        return loss_fn(model((x + per_row(eps, x) * direction).clamp(0, 1)), y)
-
-    with torch.no_grad():
-        loss = loss_at(eps)
-        for step in range(steps):
-            # Invariant: loss < 0 at low (or low = 0), loss >= 0 at high (or high = max_eps).
-            low = torch.where(loss < 0, eps, low)
-            high = torch.where(loss < 0, high, eps)
-            eps = (low + high) / 2
-            # The loss at the last midpoint is not used. The reference still runs that pass, and with BatchNorm in train
-            # mode it updates the running statistics.
-            if step < steps - 1 or (model.training and has_batchnorm(model)):
-                loss = loss_at(eps)
-    return eps
+    return Search(loss_fn, max_eps, steps)(model, x, y, direction, as_rows(start_eps, x)).eps
 
 
 class Shortest(NamedTuple):
@@ -56,6 +138,36 @@ class Shortest(NamedTuple):
 
     x_adv: Tensor  # (B, ...) on the boundary; as in the reference, not clipped to [0, 1] again
     eps: Tensor  # (B,) its radius, the estimate of the margin d(x, y)
+    direction: Tensor  # (B, ...) PGD's perturbation over its radius; x_adv = x + eps direction
+    beyond: Tensor  # (B,) bool: the search met no misclassified point up to its end
+
+
+@dataclass(frozen=True)
+class AnPgd:
+    """AN-PGD with its hyper-parameters: PGD in each row's own ball, then the search along the direction found."""
+
+    attack: InnerPgd
+    search: Search
+
+    def passes(self, model: nn.Module) -> int:
+        """How often an image goes through the network."""
+        last = self.search.method == "bisection" and _updates_statistics(model)
+        return self.attack.steps + self.search.steps + last
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        start_eps: Tensor,
+        noise: Tensor | None = None,
+        clean_loss: Tensor | None = None,
+    ) -> Shortest:
+        """(B, ...), (B,), (B,) -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`."""
+        x_pgd = self.attack(model, x, y, start_eps, noise)
+        direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
+        eps, beyond = self.search(model, x, y, direction, start_eps, clean_loss)
+        return Shortest(x + per_row(eps, x) * direction, eps, direction, beyond)
 
 
 def anpgd(
@@ -66,11 +178,12 @@ def anpgd(
     norm: str,
     start_eps: float | Tensor,
     max_eps: float,
-    steps: int,
-    step_scale: float,
-    search_steps: int,
     attack_loss_fn: LossFn,
     search_loss_fn: LossFn,
+    steps: int = 40,
+    step_scale: float = 2.5,
+    search_steps: int = 10,
+    search: str = "bisection",
     noise: Tensor | None = None,
     attack: PgdFn = pgd,
 ) -> Shortest:
@@ -78,22 +191,8 @@ def anpgd(
 
     PGD takes `steps` steps of step_scale * start_eps / steps in eval mode; the search runs in the caller's mode. x must
     be classified right for the radius to mean a margin. noise: uniform on [0, 1), shaped like x, for a random start.
-    attack: `pgd`, or what runs it faster.
+    search: "bisection" of `search_steps` halvings, or "secant" of so many passes. attack: `pgd`, or what runs it faster.
     """
-    start_eps = as_rows(start_eps, x)
-    x_pgd = attack(
-        model,
-        x,
-        y,
-        loss_fn=attack_loss_fn,
-        norm=norm,
-        eps=start_eps,
-        step_size=step_scale * start_eps / steps,
-        steps=steps,
-        noise=noise,
-    )
-    direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
-    eps = zero_crossing(
-        model, x, y, direction, loss_fn=search_loss_fn, start_eps=start_eps, max_eps=max_eps, steps=search_steps
-    )
-    return Shortest(x + per_row(eps, x) * direction, eps)
+    inner = InnerPgd(norm, steps, attack_loss_fn, step_scale, attack)
+    found = AnPgd(inner, Search(search_loss_fn, max_eps, search_steps, search))
+    return found(model, x, y, as_rows(start_eps, x), noise)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from errors import UserError
+from presets import GRIDS, PUBLISHED_MAXEPS, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
@@ -19,7 +21,9 @@ LOSS_NAMES = ("xent", "cw", "lm", "slm")
 METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
+SEARCHES = ("bisection", "secant")
+RECIPES = ("paper", "fast")
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
@@ -46,13 +50,14 @@ class Config:
     seed: int = opt(0, "seed of every random draw")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
-    precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere", PRECISIONS)
+    precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere; bf16_all: everywhere", PRECISIONS)
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
     streaming: bool | None = opt(
         None, "leave an image folder on disk (default: if it would take more than half of the device's free memory)"
     )
     num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process")
 
+    recipe: str = opt("paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", RECIPES)
     method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
     clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 ordinary training")
@@ -65,13 +70,20 @@ class Config:
     search_loss_fn: str = opt("slm", "loss whose zero the bisection finds; < 0 also means right", SEARCH_LOSS_NAMES)
     nb_iter: int = opt(40, "PGD steps N in training and in the per-epoch check")
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
-    num_search_steps: int = opt(10, "halvings K of the bisection")
+    search: str = opt("bisection", "how the zero along the direction is found", SEARCHES)
+    num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
+    keep_directions: bool = opt(False, "PGD starts along the image's last perturbation instead of at random")
+    refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")
+    rest_interval: int = opt(1, "an image beyond the hinge is attacked at every so many-th visit only")
 
     batch_size: int = opt(50, "examples a step")
     max_steps: int = opt(100_000, "optimizer steps of the whole run")
     optimizer: str = opt("adam", "optimizer", ("adam", "sgd"))
     lr: Schedule = opt(((0, 1e-4),), "learning rate, constant (1e-4) or by step (0:0.3,20000:0.09)")
+    one_cycle: bool = opt(False, "the rate rises to --lr in the first fifth of the cycle and falls to 0 after it")
+    cycle_steps: int | None = opt(None, "length of that cycle (default: max_steps at the start)")
+    average_decay: float | None = opt(None, "average the weights with this decay, for checks and model_best.pt")
     local_bn: bool = opt(False, "with several processes: BatchNorm statistics of each one's slice, not of the batch")
     momentum: float = opt(0.9, "momentum of sgd")
     weight_decay: float = opt(0.0, "L2 penalty of the optimizer")
@@ -79,6 +91,10 @@ class Config:
 
     test_eps: float = opt(0.3, "radius of the per-epoch check's PGD, and the evaluator's default")
     test_eps_iter: float = opt(0.01, "step size of the per-epoch check's PGD")
+    check_nb_iter: int | None = opt(None, "PGD steps of the check (default: nb_iter)")
+    check_interval: int = opt(1, "epochs between checks; one always follows the last step")
+    check_size: int | None = opt(None, "validation images of the check (default: all)")
+    test_at_end: bool = opt(False, "check the test images after the last step only")
     train_size: int | None = opt(None, "training images used (default: all that are not validation)")
     val_size: int | None = opt(5000, "validation images (default for image folders: 10 %% of the training images)")
     test_size: int | None = opt(None, "test images of the per-epoch check (default: all; 0: no test check)")
@@ -133,10 +149,12 @@ class Config:
             eps = self.check_maxeps if self.enlarges_margins else replace(self, method="pgd").eps_at(0)
             in_255ths = self.norm == "Linf" and self.dataset in ("cifar10", "imagefolder")
             parts.append(f"{eps * 255:.4g}" if in_255ths else str(eps))
-        return "-".join([*parts, f"sd{self.seed}"])
+        return "-".join([*parts, f"sd{self.seed}", *([self.recipe] if self.recipe != "paper" else [])])
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
+        if self.one_cycle:
+            return one_cycle(step, self.cycle_steps or self.max_steps, self.lr[0][1])
         return [rate for start, rate in self.lr if start <= step][-1]
 
     def to_dict(self) -> dict:
@@ -161,6 +179,17 @@ class Config:
         return config
 
 
+RISE = 0.2  # share of the cycle in which the rate rises
+
+
+def one_cycle(step: int, length: int, peak: float) -> float:
+    """The rate of step `step`: a straight line up to `peak`, then half a cosine down towards 0; 0 is never reached."""
+    at, top = (step + 0.5) / length, RISE
+    if at < top:
+        return peak * at / top
+    return peak * max(0.5 * (1 + math.cos(math.pi * (min(at, 1.0) - top) / (1 - top))), 1e-4)
+
+
 def _method_of(alpha: float) -> str:
     return {0.0: "omma", 1.0: "std"}.get(alpha, "mma")
 
@@ -181,49 +210,7 @@ def _check_types(config: Config) -> None:
             raise ValueError(f"{f.name} = {value!r}")
 
 
-PUBLISHED_MAXEPS = {
-    ("digits", "Linf"): (0.3,),
-    ("digits", "L2"): (1.5,),
-    ("mnist", "Linf"): (0.45,),
-    ("mnist", "L2"): (2.0, 4.0, 6.0),
-    ("cifar10", "Linf"): (12 / 255, 20 / 255, 32 / 255),
-    ("cifar10", "L2"): (1.0, 2.0, 3.0),
-    ("imagefolder", "Linf"): (12 / 255, 20 / 255, 32 / 255),
-    ("imagefolder", "L2"): (1.0, 2.0, 3.0),
-}
-
-
-def _presets() -> dict[tuple[str, str], Config]:
-    mnist = Config()
-    digits = replace(mnist, dataset="digits", lr=((0, 1e-3),), max_steps=2000, nb_iter=10, val_size=200)
-    cifar10 = replace(
-        mnist,
-        dataset="cifar10",
-        network="wrn28_4",
-        optimizer="sgd",
-        weight_decay=2e-4,
-        augment=True,
-        nb_iter=10,
-        lr=((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)),
-        batch_size=128,
-        max_steps=50_000,
-    )
-    folder = replace(cifar10, dataset="imagefolder", val_size=None)
-    presets = {
-        ("mnist", "Linf"): replace(mnist, attack_mineps=0.1, test_eps=0.3, test_eps_iter=0.01),
-        ("mnist", "L2"): replace(mnist, norm="L2", attack_mineps=0.5, test_eps=2.0, test_eps_iter=0.125),
-        ("digits", "Linf"): replace(digits, attack_mineps=0.05, test_eps=0.2, test_eps_iter=0.05),
-        ("digits", "L2"): replace(digits, norm="L2", attack_mineps=0.25, test_eps=1.0, test_eps_iter=0.25),
-    }
-    for base in (cifar10, folder):
-        presets |= {
-            (base.dataset, "Linf"): replace(base, attack_mineps=0.005, test_eps=8 / 255, test_eps_iter=2 / 255),
-            (base.dataset, "L2"): replace(base, norm="L2", attack_mineps=0.5, test_eps=1.0, test_eps_iter=0.25),
-        }
-    return presets
-
-
-PRESETS = _presets()
+PRESETS = {key: Config(**values) for key, values in SETTINGS.items()}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -249,14 +236,6 @@ class EvalConfig:
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
     resume: bool = opt(False, "skip it if the JSON beside the model holds this very evaluation")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
-
-
-GRIDS = {
-    ("mnist", "Linf"): tuple(k / 10 for k in range(1, 5)),
-    ("mnist", "L2"): (1.0, 2.0, 3.0, 4.0),
-    ("cifar10", "Linf"): tuple(4 * k / 255 for k in range(1, 9)),
-    ("cifar10", "L2"): (0.5, 1.0, 1.5, 2.0, 2.5),
-}
 
 
 def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
@@ -297,29 +276,17 @@ def _refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
         raise UserError(f"--{flag} {value:g}: no two images in [0, 1] are so far apart: choose a smaller one")
 
 
+POSITIVE = (
+    *("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps", "eps_iter_scale"),
+    *("attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size", "eval_batch_size", "save_interval"),
+    *("train_eps", "ramp_steps", "cycle_steps", "check_nb_iter", "check_size", "check_interval", "rest_interval"),
+)
+RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
+
+
 def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
-    require_positive(
-        config,
-        (
-            "nb_iter",
-            "num_search_steps",
-            "batch_size",
-            "max_steps",
-            "disp_interval",
-            "hinge_maxeps",
-            "eps_iter_scale",
-            "attack_mineps",
-            "test_eps",
-            "test_eps_iter",
-            "train_size",
-            "val_size",
-            "eval_batch_size",
-            "save_interval",
-            "train_eps",
-            "ramp_steps",
-        ),
-    )
+    require_positive(config, POSITIVE)
     for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
@@ -327,6 +294,20 @@ def validate(config: Config) -> None:
         raise UserError(
             f"--streaming: {config.dataset} is small and lives in memory, only image folders stay on disk: leave it out"
         )
+    _validate_method(config)
+    _validate_radii(config)
+    _validate_rates(config)
+    _validate_recipe(config)
+    if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:
+        near = difflib.get_close_matches(config.network, BUILT_IN_NETWORKS, n=1)
+        raise UserError(
+            f"--network {config.network}: "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable"
+        )
+
+
+def _validate_method(config: Config) -> None:
     if not 0 <= config.clean_loss_coeff <= 1:
         raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
     if config.method in ALPHA and _method_of(config.clean_loss_coeff) != config.method:
@@ -340,34 +321,46 @@ def validate(config: Config) -> None:
             f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
             f"{config.norm} are {published}"
         )
-    for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
-        if config.norm == "Linf" and (getattr(config, name) or 0) > 1:
-            raise UserError(f"--{name} {getattr(config, name):g}: an Linf radius above 1 means nothing on [0, 1]")
-        if getattr(config, name) is not None:
-            _refuse_extreme_radius(getattr(config, name), config.norm, name)
+
+
+def _validate_radii(config: Config) -> None:
+    for name in RADII:
+        value = getattr(config, name)
+        if config.norm == "Linf" and (value or 0) > 1:
+            raise UserError(f"--{name} {value:g}: an Linf radius above 1 means nothing on [0, 1]")
+        if value is not None:
+            _refuse_extreme_radius(value, config.norm, name)
     if config.num_search_steps > MOST_SEARCH_STEPS:
         raise UserError(
             f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
             "float32 can tell apart: choose fewer"
         )
-    if not config.lr or config.lr[0][0] != 0:
-        raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
-    if not all(0 < rate <= LARGEST for _, rate in config.lr) or sorted(dict(config.lr)) != [
-        step for step, _ in config.lr
-    ]:
-        raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
         raise UserError(
             f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
             f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps"
         )
-    if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:
-        near = difflib.get_close_matches(config.network, BUILT_IN_NETWORKS, n=1)
-        raise UserError(
-            f"--network {config.network}: "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable"
-        )
+
+
+def _validate_rates(config: Config) -> None:
+    if not config.lr or config.lr[0][0] != 0:
+        raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
+    in_order = sorted(dict(config.lr)) == [step for step, _ in config.lr]
+    if not all(0 < rate <= LARGEST for _, rate in config.lr) or not in_order:
+        raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
+    if config.one_cycle and len(config.lr) > 1:
+        raise UserError("--lr: with --one_cycle it is the highest rate, one number: leave the steps out")
+
+
+def _validate_recipe(config: Config) -> None:
+    if config.average_decay is not None and not 0 < config.average_decay < 1:
+        raise UserError(f"--average_decay {config.average_decay:g}: between 0 and 1, as 0.999")
+    if config.refresh_interval and not config.keep_directions:
+        raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
+    if config.keep_directions and not config.enlarges_margins:
+        raise UserError(f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out")
+    if config.keep_directions and config.augment:
+        raise UserError("--keep_directions: an image's direction does not fit its next crop: add --no-augment, or leave it out")
 
 
 def require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:

@@ -1,27 +1,42 @@
-"""What each training method minimises: one function a method, which leaves its gradient in the parameters.
+"""What each training method minimises: one class a method, which leaves its gradient in the parameters.
 
-All are called alike: (model, x, y, eps, noise, config, ...) with x (B, ...), y (B,), eps (B,) radii, noise (B, ...)
-uniform on [0, 1) for the attack's random start. The model's mode is the caller's, train mode in training; attacks run in
-eval mode. `attack` is `pgd`, or what runs it faster. With several processes x is this one's slice, which may be empty, of
-a global batch of `replica.total` images; every loss is then this slice's share of the mean over the global batch.
+All are called alike, on the network in training and on what the step hands them. The network's mode is the caller's, train
+mode in training; attacks run in eval mode. With several processes a batch is this one's slice, which may be empty, of a
+global batch of `total` images; every loss is then this slice's share of the mean over the global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from anpgd import anpgd
+from anpgd import AnPgd, Search, Shortest
 from config import Config
 from losses import LOSSES
-from pgd import PgdFn, pgd
+from pgd import InnerPgd, LossFn, PgdFn, pgd
 from processes.replica import Replica
 from utils import eval_mode, per_row
+
+
+class StepInput(NamedTuple):
+    """What a step hands to an objective."""
+
+    x: Tensor  # (B, ...) images
+    y: Tensor  # (B,) labels
+    eps: Tensor  # (B,) radius that the attack starts from
+    noise: Tensor | None = None  # (B, ...) where in its ball the attack starts, see `pgd`; None: at the image
+    total: int | None = None  # images of the global batch; None: B
+    spared: Tensor | None = None  # (B,) bool: not attacked in this step if right; None: nobody
+
+    @property
+    def count(self) -> int:
+        return self.total or len(self.x)
 
 
 class StepResult(NamedTuple):
@@ -30,128 +45,107 @@ class StepResult(NamedTuple):
     clean_loss: Tensor  # () mean over the global batch; in adversarial training 0, as no clean image is seen
     correct: Tensor  # () examples right by argmax, on clean images; in adversarial training on the attacked ones
     adv_loss: Tensor  # () the loss away from the images: L_mma, the attacked images' loss, TRADES' divergence; 0: none
+    passes: Tensor  # () float64: how often an image went through the network once, forward or forward and backward
     eps: Tensor  # (B,) MMA: the radius of each example to store, 0 where it is wrong; else the attack's radius
     finite: Tensor  # (B,) bool: whether the example's losses are finite
+    direction: Tensor | None = None  # (B, ...) MMA, if kept: the perturbation over its radius; 0 where none was searched
 
 
-def mma_step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: Tensor,
-    noise: Tensor | None,
-    config: Config,
-    *,
-    search_single_row: bool = True,
-    every_row: bool = False,
-    attack: PgdFn = pgd,
-    replica: Replica | None = None,
-    total: int | None = None,
-) -> StepResult:
-    """MMA (paper, eq. 8 and algorithm 2): (1 - alpha) L_mma + alpha L_clean; OMMA is alpha = 0.
-
-    eps: where AN-PGD starts in each row. search_single_row False: with one right example the search runs in eval mode,
-    for networks whose BatchNorm cannot work on one row. every_row: attack the wrong rows too and drop what is found for
-    them: the same result, unless rows influence each other as in BatchNorm, and no shape depends on data.
-    """
-    replica, total = replica or Replica(model), total or len(x)
-    alpha = config.clean_loss_coeff
-    clean_loss_fn, margin_loss_fn = LOSSES[config.clean_loss_fn], LOSSES[config.margin_loss_fn]
-    search_loss_fn = LOSSES[config.search_loss_fn]
-
-    with torch.enable_grad() if alpha > 0 else torch.no_grad(), replica.unsent():
-        logits = replica(x)
-        clean_losses = clean_loss_fn(logits, y)
-        clean_loss = clean_losses.sum() / total
-        if alpha > 0:
-            replica.backward(alpha * clean_loss)
-    logits = logits.detach()
-    correct = _right(logits, y)
-
-    confident = search_loss_fn(logits, y) < 0  # with SLM: p_y > 1/2
-    x_mixed, margins = x, torch.zeros_like(eps)
-    rows = torch.arange(len(x), device=x.device) if every_row else confident.nonzero().squeeze(1)
-    if count := replica.taking_part(len(rows)):
-        with nullcontext() if search_single_row or count > 1 else eval_mode(model):
-            shortest = anpgd(
-                model,
-                x[rows],
-                y[rows],
-                norm=config.norm,
-                start_eps=eps[rows],
-                max_eps=config.search_maxeps,
-                steps=config.nb_iter,
-                step_scale=config.eps_iter_scale,
-                search_steps=config.num_search_steps,
-                attack_loss_fn=LOSSES[config.attack_loss_fn],
-                search_loss_fn=search_loss_fn,
-                noise=None if noise is None else noise[rows],
-                attack=attack,
-            )
-        x_mixed = torch.where(per_row(confident, x), x.index_copy(0, rows, shortest.x_adv), x)
-        margins = torch.where(confident, margins.index_copy(0, rows, shortest.eps), margins)
-
-    logits = replica(x_mixed)
-    losses = torch.where(confident, margin_loss_fn(logits, y), clean_loss_fn(logits, y))
-    keep = ~confident | (margins < config.check_maxeps)  # the hinge: beyond d_max an example has no loss
-    mma_loss = torch.where(keep, losses, 0).sum() / total
-    replica.backward((1 - alpha) * mma_loss)
-    return StepResult(clean_loss.detach(), correct, mma_loss.detach(), margins, _finite(clean_losses, losses))
+Objective = Callable[[Replica, StepInput], StepResult]
 
 
-def std_step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: Tensor,
-    noise: Tensor | None,
-    config: Config,
-    *,
-    replica: Replica | None = None,
-    total: int | None = None,
-    **_: object,
-) -> StepResult:
+@dataclass(frozen=True)
+class Mma:
+    """MMA (paper, eq. 8 and algorithm 2): (1 - alpha) L_mma + alpha L_clean; OMMA is alpha = 0."""
+
+    alpha: float
+    d_max: float  # the hinge threshold
+    clean_loss_fn: LossFn
+    margin_loss_fn: LossFn
+    shortest: AnPgd
+    search_single_row: bool = True  # False: the search of one right example runs in eval mode (BatchNorm on vectors)
+    # Attack the wrong rows too and drop what is found for them: the same result, unless rows influence each other as in
+    # BatchNorm, and no shape depends on data.
+    every_row: bool = False
+    keeps_directions: bool = False  # `StepResult.direction` is wanted
+
+    def __call__(self, network: Replica, step: StepInput) -> StepResult:
+        """`step.eps` is where AN-PGD starts in each row."""
+        x, y = step.x, step.y
+        with torch.enable_grad() if self.alpha > 0 else torch.no_grad(), network.unsent():
+            logits = network(x)
+            clean_losses = self.clean_loss_fn(logits, y)
+            clean_loss = clean_losses.sum() / step.count
+            if self.alpha > 0:
+                network.backward(self.alpha * clean_loss)
+        correct = _right(logits, y)
+
+        search_losses = self.shortest.search.loss_fn(logits.detach(), y)
+        confident = search_losses < 0  # with SLM: p_y > 1/2
+        attacked = confident if step.spared is None else confident & ~step.spared
+        found = self._shortest(network, step, attacked, search_losses)
+        x_mixed = torch.where(per_row(attacked, x), found.x_adv, x)
+        margins = torch.where(attacked, found.eps, torch.where(confident, step.eps, 0))  # spared: as it is stored
+
+        logits = network(x_mixed)
+        losses = torch.where(confident, self.margin_loss_fn(logits, y), self.clean_loss_fn(logits, y))
+        keep = ~confident | (margins < self.d_max)  # the hinge: beyond d_max an example has no loss
+        mma_loss = torch.where(keep, losses, 0).sum() / step.count
+        network.backward((1 - self.alpha) * mma_loss)
+
+        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * self.shortest.passes(network.model)
+        direction = torch.where(per_row(attacked, x), found.direction, 0) if self.keeps_directions else None
+        finite = _finite(clean_losses, losses)
+        return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
+
+    def _shortest(self, network: Replica, step: StepInput, attacked: Tensor, search_losses: Tensor) -> Shortest:
+        """AN-PGD on the attacked rows; the other rows of what it gives mean nothing."""
+        x, everyone = step.x, torch.arange(len(step.x), device=step.x.device)
+        nothing = Shortest(x, torch.zeros_like(step.eps), torch.zeros_like(x), torch.zeros_like(attacked))
+        rows = everyone if self.every_row else attacked.nonzero().squeeze(1)
+        count = network.taking_part(len(rows))
+        if not count:
+            return nothing
+        noise = None if step.noise is None else step.noise[rows]
+        with nullcontext() if self.search_single_row or count > 1 else eval_mode(network.model):
+            found = self.shortest(network.model, x[rows], step.y[rows], step.eps[rows], noise, search_losses[rows])
+        return Shortest(*(own.index_copy(0, rows, new) for own, new in zip(nothing, found, strict=True)))
+
+
+@dataclass(frozen=True)
+class Standard:
     """Ordinary training: the mean clean loss. No attack is run."""
-    replica, total = replica or Replica(model), total or len(x)
-    logits = replica(x)
-    losses = LOSSES[config.clean_loss_fn](logits, y)
-    loss = losses.sum() / total
-    replica.backward(loss)
-    return StepResult(loss.detach(), _right(logits, y), torch.zeros_like(loss), torch.zeros_like(eps), _finite(losses))
+
+    loss_fn: LossFn
+
+    def __call__(self, network: Replica, step: StepInput) -> StepResult:
+        """One pass."""
+        logits = network(step.x)
+        losses = self.loss_fn(logits, step.y)
+        loss = losses.sum() / step.count
+        network.backward(loss)
+        zero = torch.zeros_like(loss)
+        return StepResult(
+            loss.detach(), _right(logits, step.y), zero, _passes(step, 1), torch.zeros_like(step.eps), _finite(losses)
+        )
 
 
-def pgd_step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: Tensor,
-    noise: Tensor | None,
-    config: Config,
-    *,
-    attack: PgdFn = pgd,
-    replica: Replica | None = None,
-    total: int | None = None,
-    **_: object,
-) -> StepResult:
+@dataclass(frozen=True)
+class Adversarial:
     """Adversarial training (Madry et al. 2018): the mean loss at the point within eps where PGD finds it largest."""
-    replica, total = replica or Replica(model), total or len(x)
-    loss_fn = LOSSES[config.clean_loss_fn]
-    x_adv = attack(
-        model,
-        x,
-        y,
-        loss_fn=loss_fn,
-        norm=config.norm,
-        eps=eps,
-        step_size=config.eps_iter_scale * eps / config.nb_iter,
-        steps=config.nb_iter,
-        noise=noise,
-    )
-    logits = replica(x_adv)
-    losses = loss_fn(logits, y)
-    loss = losses.sum() / total
-    replica.backward(loss)
-    return StepResult(torch.zeros_like(loss), _right(logits, y), loss.detach(), eps, _finite(losses))
+
+    loss_fn: LossFn
+    attack: InnerPgd
+
+    def __call__(self, network: Replica, step: StepInput) -> StepResult:
+        """`step.eps` is the radius of each row's ball."""
+        x_adv = self.attack(network.model, step.x, step.y, step.eps, step.noise)
+        logits = network(x_adv)
+        losses = self.loss_fn(logits, step.y)
+        loss = losses.sum() / step.count
+        network.backward(loss)
+        zero, passes = torch.zeros_like(loss), _passes(step, self.attack.steps + 1)
+        return StepResult(zero, _right(logits, step.y), loss.detach(), passes, step.eps, _finite(losses))
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
@@ -159,43 +153,59 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="none", log_target=True).sum(dim=1)
 
 
-def trades_step(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: Tensor,
-    noise: Tensor | None,
-    config: Config,
-    *,
-    attack: PgdFn = pgd,
-    replica: Replica | None = None,
-    total: int | None = None,
-    **_: object,
-) -> StepResult:
+@dataclass(frozen=True)
+class Trades:
     """TRADES (Zhang et al. 2019): clean loss + beta KL(p(x) || p(x')), x' where PGD finds the divergence largest.
 
     PGD starts at random in the whole ball, as for the other methods; TRADES' authors start within 0.001 of the image.
     """
-    replica, total = replica or Replica(model), total or len(x)
-    with eval_mode(model), torch.no_grad():
-        reference = F.log_softmax(model(x), dim=1)
-    x_adv = attack(
-        model,
-        x,
-        reference,
-        loss_fn=divergence,
-        norm=config.norm,
-        eps=eps,
-        step_size=config.eps_iter_scale * eps / config.nb_iter,
-        steps=config.nb_iter,
-        noise=noise,
-    )
-    logits = replica(x)
-    clean_losses = LOSSES[config.clean_loss_fn](logits, y)
-    adv_losses = divergence(replica(x_adv), F.log_softmax(logits, dim=1))
-    clean_loss, adv_loss = clean_losses.sum() / total, adv_losses.sum() / total
-    replica.backward(clean_loss + config.trades_beta * adv_loss)
-    return StepResult(clean_loss.detach(), _right(logits, y), adv_loss.detach(), eps, _finite(clean_losses, adv_losses))
+
+    loss_fn: LossFn
+    beta: float
+    attack: InnerPgd  # on `divergence`
+
+    def __call__(self, network: Replica, step: StepInput) -> StepResult:
+        """`step.eps` is the radius of each row's ball."""
+        model = network.model
+        with eval_mode(model), torch.no_grad():
+            reference = F.log_softmax(model(step.x), dim=1)
+        x_adv = self.attack(model, step.x, reference, step.eps, step.noise)
+        logits = network(step.x)
+        clean_losses = self.loss_fn(logits, step.y)
+        adv_losses = divergence(network(x_adv), F.log_softmax(logits, dim=1))
+        clean_loss, adv_loss = clean_losses.sum() / step.count, adv_losses.sum() / step.count
+        network.backward(clean_loss + self.beta * adv_loss)
+        finite = _finite(clean_losses, adv_losses)
+        passes = _passes(step, self.attack.steps + 3)
+        return StepResult(clean_loss.detach(), _right(logits, step.y), adv_loss.detach(), passes, step.eps, finite)
+
+
+def objective_of(
+    config: Config, attack: PgdFn = pgd, *, search_single_row: bool = True, every_row: bool = False
+) -> Objective:
+    """What the config's method minimises. attack: `pgd`, or what runs it faster; for the others see `Mma`."""
+    clean_loss_fn = LOSSES[config.clean_loss_fn]
+    inner_loss_fn = clean_loss_fn
+    if config.enlarges_margins:
+        inner_loss_fn = LOSSES[config.attack_loss_fn]
+    elif config.objective == "trades":
+        inner_loss_fn = divergence
+    inner = InnerPgd(config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack)
+    if config.enlarges_margins:
+        search = Search(LOSSES[config.search_loss_fn], config.search_maxeps, config.num_search_steps, config.search)
+        return Mma(
+            config.clean_loss_coeff,
+            config.check_maxeps,
+            clean_loss_fn,
+            LOSSES[config.margin_loss_fn],
+            AnPgd(inner, search),
+            search_single_row,
+            every_row,
+            keeps_directions=config.keep_directions,
+        )
+    if config.objective == "trades":
+        return Trades(clean_loss_fn, config.trades_beta, inner)
+    return Standard(clean_loss_fn) if config.objective == "std" else Adversarial(clean_loss_fn, inner)
 
 
 def _right(logits: Tensor, y: Tensor) -> Tensor:
@@ -206,11 +216,5 @@ def _finite(*losses: Tensor) -> Tensor:
     return torch.stack([loss.detach().isfinite() for loss in losses]).all(dim=0)
 
 
-OBJECTIVES: dict[str, Callable[..., StepResult]] = {
-    "mma": mma_step,
-    "omma": mma_step,
-    "std": std_step,
-    "pgd": pgd_step,
-    "pgdls": pgd_step,
-    "trades": trades_step,
-}
+def _passes(step: StepInput, each: int) -> Tensor:
+    return torch.full((), each * len(step.x), dtype=torch.float64, device=step.x.device)

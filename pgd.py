@@ -7,6 +7,7 @@ An attack is a pure function: the model, its gradients and modes, and the batch 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,14 @@ GEOMETRY = {
 }
 
 
+def noise_towards(norm: str, x: Tensor, eps: Tensor, direction: Tensor) -> Tensor:
+    """(B, ...), (B,), (B, ...) -> (B, ...): the `noise` with which `pgd` starts at x + eps direction instead of at random.
+
+    direction: of length at most 1 in the norm.
+    """
+    return (direction + 1) / 2 if norm == "Linf" else x + per_row(eps, x) * direction
+
+
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -111,3 +120,28 @@ def pgd(
             x_adv = x_adv.detach() + per_row(step_size, x) * _finite(geometry.ascent(gradient))
             x_adv = geometry.constrain(x_adv, x, eps)
     return x_adv.detach()
+
+
+@dataclass(frozen=True)
+class InnerPgd:
+    """PGD as training uses it: `steps` steps of step_scale * eps / steps, in a ball of its own for each image."""
+
+    norm: str
+    steps: int
+    loss_fn: LossFn
+    step_scale: float = 2.5
+    run: PgdFn = pgd  # or what runs it faster
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, ...), (B,), (B,) -> (B, ...). noise: see `pgd`."""
+        return self.run(
+            model,
+            x,
+            y,
+            loss_fn=self.loss_fn,
+            norm=self.norm,
+            eps=eps,
+            step_size=self.step_scale * eps / self.steps,
+            steps=self.steps,
+            noise=noise,
+        )

@@ -1,0 +1,125 @@
+"""The check after each epoch: accuracy, robust accuracy at a fixed radius, and the margin of every image of a split.
+
+B batch, N images of the split. Images in [0, 1]; eps and margins are radii in the same unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anpgd import Search
+from config import Config
+from loading.batches import Batch, Split
+from losses import LOSSES, logit_margin
+from pgd import LossFn, PgdFn, pgd
+from processes.distributed import ALONE, World
+from utils import CHECK, eval_mode, row_noise
+
+
+class Check(NamedTuple):
+    """A network's figures on one split."""
+
+    clean_acc: float
+    robust_acc: float  # against PGD at the fixed test radius
+    margins: Tensor  # (N,) radius of the zero crossing along PGD's direction; 0 where misclassified
+
+    @property
+    def mean_margin(self) -> float:
+        return float(self.margins.double().mean())
+
+
+@dataclass(frozen=True)
+class Checker:
+    """PGD at the fixed radius `eps`, then the zero crossing of the logit margin along its direction; all in eval mode."""
+
+    norm: str
+    eps: float
+    step_size: float
+    steps: int
+    loss_fn: LossFn
+    search: Search
+    batch_size: int
+    seed: int
+    attack: PgdFn = pgd  # or what runs it faster
+
+    def __call__(
+        self,
+        model: nn.Module,
+        split: Split,
+        *key: int,
+        stop: Callable[[], bool] = lambda: False,
+        world: World = ALONE,
+    ) -> Check | None:
+        """The figures of `model` on `split`; random starts are keyed by (seed, `key`, image).
+
+        None if `stop()` became true on the way. Of several processes each takes whole batches, so that what an image
+        gets does not depend on their number.
+        """
+        found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
+        rows = torch.arange(len(split)).split(self.batch_size)
+        with eval_mode(model), closing(split.batches(rows[world.rank :: world.size])) as batches:
+            for first in range(0, len(rows), world.size):
+                if stop():
+                    return None
+                if first + world.rank < len(rows):
+                    batch = next(batches)
+                    found[batch.index] = self._measure(model, batch, split.numbers[batch.index], key)
+        right, robust, margins = world.total(found).unbind(1)
+        return Check(float(right.double().mean()), float(robust.double().mean()), margins.contiguous())
+
+    def _measure(self, model: nn.Module, batch: Batch, numbers: Tensor, key: tuple[int, ...]) -> Tensor:
+        """(B, 3): right, robust, margin of each image; numbers (B,) are the images' own."""
+        found = torch.zeros(len(batch.y), 3, device=batch.y.device)
+        with torch.no_grad():
+            right = logit_margin(model(batch.x), batch.y) < 0
+        x, y, numbers = batch.x[right], batch.y[right], numbers[right]
+        if not len(y):
+            return found
+        noise = row_noise(numbers, x.shape[1:], self.seed, CHECK, *key).to(x)
+        how = {"loss_fn": self.loss_fn, "norm": self.norm, "eps": self.eps, "step_size": self.step_size}
+        x_adv = self.attack(model, x, y, **how, steps=self.steps, noise=noise)
+        with torch.no_grad():
+            robust = logit_margin(model(x_adv), y) < 0
+        direction = (x_adv - x) / self.eps
+        margins = self.search(model, x, y, direction, torch.full_like(x[:, 0].flatten(1)[:, 0], self.eps)).eps
+        found[right] = torch.stack([torch.ones_like(margins), robust.to(margins), margins], dim=1).float()
+        return found
+
+
+def checker_of(config: Config, attack: PgdFn = pgd, batch_size: int | None = None) -> Checker:
+    """The check that belongs to a config, or to the training of a checkpoint."""
+    return Checker(
+        config.norm,
+        config.test_eps,
+        config.test_eps_iter,
+        config.check_nb_iter or config.nb_iter,
+        LOSSES[config.attack_loss_fn],
+        Search(logit_margin, config.search_maxeps, config.check_search_steps),
+        batch_size or config.eval_batch_size,
+        config.seed,
+        attack,
+    )
+
+
+def check_split(model: nn.Module, split: Split, config: Config, *key: int) -> Check:
+    """The check of a whole split, by the settings of a training."""
+    check = checker_of(config)(model, split, *key)
+    assert check is not None  # nothing stops it
+    return check
+
+
+def first_images(split: Split, count: int | None) -> Split:
+    """The first `count` images of a split; None: all."""
+    if count is None or count >= len(split):
+        return split
+    rows = torch.arange(count)
+    images = split.images if not isinstance(split.images, Tensor) else split.images[:count]
+    if not isinstance(images, Tensor):
+        images = replace(images, paths=images.paths[:count])
+    return replace(split, images=images, labels=split.labels[rows], numbers=split.numbers[rows])
