@@ -91,7 +91,13 @@ class Search:
     method: str = "bisection"  # or "secant"
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, direction: Tensor, start_eps: Tensor, clean_loss: Tensor | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        direction: Tensor,
+        start_eps: Tensor,
+        clean_loss: Tensor | None = None,
     ) -> Crossing:
         """(B, ...), (B,), (B, ...), (B,) -> `Crossing`; the model runs in the caller's mode, without gradients.
 

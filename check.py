@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from anpgd import Search
 from config import Config
 from loading.batches import Batch, Split
 from losses import LOSSES, logit_margin
-from pgd import LossFn, PgdFn, pgd
+from pgd import LossFn, PgdFn, as_rows, pgd
 from processes.distributed import ALONE, World
 from utils import CHECK, eval_mode, row_noise
 
@@ -28,6 +28,7 @@ class Check(NamedTuple):
     clean_acc: float
     robust_acc: float  # against PGD at the fixed test radius
     margins: Tensor  # (N,) radius of the zero crossing along PGD's direction; 0 where misclassified
+    passes: int  # how often an image went through the network
 
     @property
     def mean_margin(self) -> float:
@@ -71,7 +72,9 @@ class Checker:
                     batch = next(batches)
                     found[batch.index] = self._measure(model, batch, split.numbers[batch.index], key)
         right, robust, margins = world.total(found).unbind(1)
-        return Check(float(right.double().mean()), float(robust.double().mean()), margins.contiguous())
+        attacked = int(right.sum())
+        passes = len(split) + attacked * (self.steps + 1 + self.search.steps)
+        return Check(attacked / len(split), float(robust.double().mean()), margins.contiguous(), passes)
 
     def _measure(self, model: nn.Module, batch: Batch, numbers: Tensor, key: tuple[int, ...]) -> Tensor:
         """(B, 3): right, robust, margin of each image; numbers (B,) are the images' own."""
@@ -87,7 +90,7 @@ class Checker:
         with torch.no_grad():
             robust = logit_margin(model(x_adv), y) < 0
         direction = (x_adv - x) / self.eps
-        margins = self.search(model, x, y, direction, torch.full_like(x[:, 0].flatten(1)[:, 0], self.eps)).eps
+        margins = self.search(model, x, y, direction, as_rows(self.eps, x)).eps
         found[right] = torch.stack([torch.ones_like(margins), robust.to(margins), margins], dim=1).float()
         return found
 
@@ -112,14 +115,3 @@ def check_split(model: nn.Module, split: Split, config: Config, *key: int) -> Ch
     check = checker_of(config)(model, split, *key)
     assert check is not None  # nothing stops it
     return check
-
-
-def first_images(split: Split, count: int | None) -> Split:
-    """The first `count` images of a split; None: all."""
-    if count is None or count >= len(split):
-        return split
-    rows = torch.arange(count)
-    images = split.images if not isinstance(split.images, Tensor) else split.images[:count]
-    if not isinstance(images, Tensor):
-        images = replace(images, paths=images.paths[:count])
-    return replace(split, images=images, labels=split.labels[rows], numbers=split.numbers[rows])

@@ -50,7 +50,11 @@ class Config:
     seed: int = opt(0, "seed of every random draw")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
-    precision: str = opt("fp32", "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere; bf16_all: everywhere", PRECISIONS)
+    precision: str = opt(
+        "fp32",
+        "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere; bf16_all: everywhere",
+        PRECISIONS,
+    )
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
     streaming: bool | None = opt(
         None, "leave an image folder on disk (default: if it would take more than half of the device's free memory)"
@@ -118,6 +122,11 @@ class Config:
     def search_maxeps(self) -> float:
         """eps_max = 1.05 d_max, the upper end of every bisection."""
         return 1.05 * self.check_maxeps
+
+    @property
+    def check_search_steps(self) -> int:
+        """Halvings in the check, which always bisects."""
+        return self.num_search_steps if self.search == "bisection" else 10
 
     @property
     def objective(self) -> str:
@@ -220,7 +229,7 @@ class EvalConfig:
     model: str = opt("", "checkpoint file or run folder")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
-    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS)
+    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
@@ -358,9 +367,13 @@ def _validate_recipe(config: Config) -> None:
     if config.refresh_interval and not config.keep_directions:
         raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
     if config.keep_directions and not config.enlarges_margins:
-        raise UserError(f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out")
+        raise UserError(
+            f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out"
+        )
     if config.keep_directions and config.augment:
-        raise UserError("--keep_directions: an image's direction does not fit its next crop: add --no-augment, or leave it out")
+        raise UserError(
+            "--keep_directions: an image's direction does not fit its next crop: add --no-augment, or leave it out"
+        )
 
 
 def require_positive(config: Config | EvalConfig, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from check import checker_of
 from config import DATASETS, NORMS, opt, require_positive
 from errors import UserError, exits_on_user_error
 from evaluations.evaluation import Subject, load_subject, refuse_to_shrink, stored_result, wilson, write_result
@@ -37,7 +38,6 @@ from flags import build_parser
 from hardware.memory import BatchSize
 from pgd import PgdFn, pgd
 from processes.distributed import ALONE, World, device_of, main_of_process
-from trainer import check_split
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,9 @@ def anpgd_margins(subject: Subject, world: World = ALONE) -> Tensor:
     batch = BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write)
 
     def check(size: int, attack: PgdFn) -> Tensor:
-        config = replace(subject.training, eval_batch_size=size)
-        return check_split(subject.model, subject.test, config, *CHECK_KEY, attack=attack, world=world).margins
+        found = checker_of(subject.training, attack, size)(subject.model, subject.test, *CHECK_KEY, world=world)
+        assert found is not None  # nothing stops it
+        return found.margins
 
     # Several processes go on with the same batches; where memory does not suffice, one attacks its own in parts.
     margins = check(batch.asked, batch.attack(pgd)) if world.size > 1 else batch.run(lambda size: check(size, pgd))

@@ -48,7 +48,9 @@ class StepResult(NamedTuple):
     passes: Tensor  # () float64: how often an image went through the network once, forward or forward and backward
     eps: Tensor  # (B,) MMA: the radius of each example to store, 0 where it is wrong; else the attack's radius
     finite: Tensor  # (B,) bool: whether the example's losses are finite
-    direction: Tensor | None = None  # (B, ...) MMA, if kept: the perturbation over its radius; 0 where none was searched
+    direction: Tensor | None = (
+        None  # (B, ...) MMA, if kept: the perturbation over its radius; 0 where none was searched
+    )
 
 
 Objective = Callable[[Replica, StepInput], StepResult]

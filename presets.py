@@ -47,7 +47,12 @@ def _settings() -> dict[Key, Values]:
         ("cifar10", "Linf"): (0.005, 8 / 255, 2 / 255),
         ("cifar10", "L2"): (0.5, 1.0, 0.25),
     }
-    base: dict[str, Values] = {"mnist": {}, "digits": digits, "cifar10": cifar10, "imagefolder": {**cifar10, "val_size": None}}
+    base: dict[str, Values] = {
+        "mnist": {},
+        "digits": digits,
+        "cifar10": cifar10,
+        "imagefolder": {**cifar10, "val_size": None},
+    }
     found: dict[Key, Values] = {}
     for dataset, values in base.items():
         for norm in ("Linf", "L2"):

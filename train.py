@@ -15,9 +15,10 @@ from torch import nn
 from config import Config
 from errors import UserError, exits_on_user_error
 from flags import parse_train
-from loading.batches import AUGMENT_PAD
+from loading.batches import AUGMENT_PAD, first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.models import build_model
+from networks.probes import accepts
 from processes.distributed import (
     World,
     device_of,
@@ -31,7 +32,7 @@ from processes.signals import StopSignals
 from records import checkpoint
 from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
-from trainer import STATE_KEYS, NotFinite, Trainer, accepts
+from trainer import STATE_KEYS, NotFinite, Trainer
 from utils import has_batchnorm
 
 # What may differ between a run and its continuation.
@@ -295,14 +296,14 @@ def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
 def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
     """:raises UserError: if a batch, or a process's slice of it, would hold fewer images than the network works on."""
     size = config.batch_size
-    if not accepts(model, data.train, images=1) and (len(data.train) - 1) % size == 0:
+    if not accepts(model, first_batch(data.train, 1)) and (len(data.train) - 1) % size == 0:
         raise UserError(
             f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
             "BatchNorm cannot work: choose another"
         )
     if world.size > 1 and config.local_bn:
         slices = {batch // world.size for batch in (size, len(data.train) % size or size)}
-        if 1 in slices and not accepts(model, data.train, images=1):
+        if 1 in slices and not accepts(model, first_batch(data.train, 1)):
             raise UserError(
                 f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
                 "BatchNorm cannot work: choose another, or leave --local_bn out"
@@ -314,7 +315,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
             "processes in attacks: give --local_bn"
         )
     shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
-    if (shares or len(data.train) % size % world.size) and not accepts(model, data.train, images=0):
+    if (shares or len(data.train) % size % world.size) and not accepts(model, first_batch(data.train, 0)):
         raise UserError(
             f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
             "it" + (", or give --local_bn" if shares else ", or choose another --batch_size")

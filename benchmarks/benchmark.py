@@ -34,18 +34,20 @@ from advertorch_examples.models import LeNet5Madry, get_cifar10_wrn28_widen_fact
 
 from anpgd import anpgd
 from benchmarks import reference_style
+from check import checker_of
 from config import PRECISIONS, PRESETS, Config
 from errors import UserError, exits_on_user_error
 from evaluations.advertorch_compat import advertorch  # noqa: F401  before advertorch_examples
 from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
 from hardware.fast_pgd import FastPgd
+from hardware.optimizer import make_optimizer
 from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
 from loading.datasets import Dataset, load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.models import build_model
 from records.runlog import environment
-from trainer import Trainer, check_split, make_optimizer
+from trainer import Trainer
 from utils import frozen, use_device
 
 TRAINING = {
@@ -154,7 +156,8 @@ def training_case(name: str, share: str, precisions: list[str], batch_size: int,
 
     theirs = (LeNet5Madry() if dataset == "mnist" else get_cifar10_wrn28_widen_factor(4)).to(device)
     theirs.load_state_dict(model.state_dict())
-    baseline = reference_style.ReferenceStyle(theirs, config, make_optimizer(config, theirs))
+    optimizer = make_optimizer(config.optimizer, theirs, lr=0.0, momentum=config.momentum)
+    baseline = reference_style.ReferenceStyle(theirs, config, optimizer)
     run: dict[str, Callable[[], object]] = {"reference style": lambda: baseline.step(x, y, split.numbers)}
     floor = {"reference style": lambda: _step_floor(theirs, x, y, right, config, "fp32")}
     for precision in precisions:
@@ -207,7 +210,7 @@ def check_case(name: str, precisions: list[str], device: torch.device) -> Case:
     run, floor = {}, {}
     for precision in precisions:
         attack = FastPgd(model, precision, rows=rows)
-        run[precision] = lambda attack=attack: check_split(model, split, config, attack=attack)
+        run[precision] = lambda attack=attack: checker_of(config, attack)(model, split)
         floor[precision] = lambda p=precision: _check_floor(model, split, config, p)
     return Case(f"{name}, per-epoch check, {count} images (15 000 in a run)", count, run, floor)
 

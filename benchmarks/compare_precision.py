@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 import evaluate_on_pgd_attacks
 import train
+from check import check_split
 from evaluations.evaluation import load_subject
 from flags import parse_eval
-from trainer import check_split
 
 RADII = (0.1, 0.2)
 COLUMNS = ["clean", *(f"robust at {eps:g}" for eps in RADII), "mean margin"]

@@ -21,7 +21,7 @@ class FastPgd:
         self, model: nn.Module, precision: str, rows: int | None = None, record: Record = record_on_cuda
     ) -> None:
         self.model, self.precision, self.rows, self.record = model, precision, rows, record
-        self.twin = BFloat16Twin(model) if precision == "bf16" else None
+        self.twin = BFloat16Twin(model) if precision.startswith("bf16") else None
         self.graphs: dict[tuple, Captured] = {}
 
     def resize(self, rows: int) -> FastPgd:

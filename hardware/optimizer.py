@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from config import Config
 
-
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum, at the first learning rate; on a GPU all of its state lies there."""
+def make_optimizer(
+    kind: str, model: nn.Module, *, lr: float, weight_decay: float = 0.0, momentum: float = 0.0
+) -> torch.optim.Optimizer:
+    """ "adam", or "sgd" with momentum, of what is trained; on a GPU all of its state lies there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=config.lr_at(0), weight_decay=config.weight_decay, capturable=parameters[0].is_cuda
-        )
-    return torch.optim.SGD(parameters, lr=config.lr_at(0), momentum=config.momentum, weight_decay=config.weight_decay)
+    if kind == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, capturable=parameters[0].is_cuda)
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take up a state that may have been saved on another kind of device."""
     own = [
         {key: group[key] for key in ("capturable", "foreach", "fused") if key in group}

@@ -30,6 +30,13 @@ def tf32(allowed: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
+@contextmanager
+def training_arithmetic(device: str, precision: str) -> Iterator[None]:
+    """ "bf16_all": convolutions and matrix products of the passes inside in bfloat16; else nothing."""
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16_all"):
+        yield
+
+
 class BFloat16Twin(nn.Module):
     """A frozen copy of a network, in eval mode, that computes in bfloat16: images (B, ...) -> float32 logits (B, C).
 

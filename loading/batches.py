@@ -160,6 +160,20 @@ def train_batch(
     return batches.augmented(step, split.batch(batches.rows(step)))
 
 
+def first_batch(split: Split, count: int) -> Tensor:
+    """(count, C, H, W): the first image so often, to try a network on."""
+    return split.batch(torch.zeros(count, dtype=torch.long)).x
+
+
+def first_images(split: Split, count: int | None) -> Split:
+    """The split's first `count` images; None: all."""
+    if count is None or count >= len(split):
+        return split
+    images = split.images
+    some = replace(images, paths=images.paths[:count]) if isinstance(images, ImagesOnDisk) else images[:count]
+    return replace(split, images=some, labels=split.labels[:count], numbers=split.numbers[:count])
+
+
 def draw_crops(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """Shifts (B, 2) down and right, of -4 to 4 pixels, and flips (B,) with probability 1/2."""
     shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 import evaluate_on_pgd_attacks
 import train
+from check import check_split
 from evaluations.evaluation import load_subject
 from flags import parse_eval
-from trainer import check_split
 
 OUT = ROOT / "runs" / "quickstart"
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)

@@ -8,16 +8,28 @@ import pytest
 
 from support import ROOT
 
-ROOMS = ("loading", "networks", "hardware", "processes", "records", "evaluations", "reports", "benchmarks", "scripts")
+ROOMS = (
+    "loading",
+    "networks",
+    "training",
+    "hardware",
+    "processes",
+    "records",
+    "evaluations",
+    "reports",
+    "benchmarks",
+    "scripts",
+)
 EVALUATORS = {path.stem for path in ROOT.glob("evaluate_on_*.py")}
 COMMANDS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
-METHOD = {"pgd", "anpgd", "losses", "objectives", "trainer"}
+METHOD = {"pgd", "anpgd", "losses", "presets", "objectives", "check", "trainer"}
 # What the files of each room, and each file of the root, may import of other rooms.
 MAY_IMPORT = {
     "errors": set(),
     "losses": set(),
-    "config": {"errors"},
+    "presets": set(),
+    "config": {"errors", "presets"},
     "utils": {"errors"},
     "flags": {"config", "errors"},
     "networks": {"errors"},
@@ -27,7 +39,20 @@ MAY_IMPORT = {
     "anpgd": {"pgd", "utils"},
     "hardware": {"errors", "pgd"},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
-    "trainer": {"anpgd", "config", "hardware", "loading", "losses", "objectives", "pgd", "processes", "utils"},
+    "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
+    "training": {"config", "loading", "objectives", "pgd", "processes", "utils"},
+    "trainer": {
+        "check",
+        "config",
+        "hardware",
+        "loading",
+        "networks",
+        "objectives",
+        "pgd",
+        "processes",
+        "training",
+        "utils",
+    },
     "records": {"config", "trainer", *LOW},
     "evaluations": {
         "config",
@@ -44,7 +69,7 @@ MAY_IMPORT = {
     "train": {"config", "flags", "loading", "networks", "processes", "records", "trainer", *LOW},
     **dict.fromkeys(  # noqa: RUF024
         EVALUATORS,
-        {"config", "flags", "evaluations", "hardware", "losses", "pgd", "processes", "records", "trainer", *LOW},
+        {"check", "config", "flags", "evaluations", "hardware", "losses", "pgd", "processes", "records", *LOW},
     ),
     "reports": {"config", "flags", "evaluations", "records", *METHOD, *LOW},
     "benchmarks": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},

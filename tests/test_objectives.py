@@ -12,8 +12,8 @@ from config import Config
 from errors import UserError
 from flags import parse_train
 from hardware.fast_pgd import FastPgd
-from objectives import divergence, pgd_step, trades_step
-from tiny_runs import batch_for, network, rand, settings, tiny_trainer
+from objectives import divergence
+from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
 
@@ -52,7 +52,6 @@ def test_step_equals_the_explicit_formula(norm, method, batchnorm):
     twin = copy.deepcopy(model)
     x, y, _ = batch_for(model)
     noise, eps = rand(*x.shape, seed=2), 0.02 if norm == "Linf" else 0.2
-    step = {"pgd": pgd_step, "trades": trades_step}[method]
     result = step(model, x, y, torch.full((12,), eps, dtype=x.dtype), noise, config)
 
     if method == "pgd":

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from check import check_split
 from config import PRESETS
+from hardware.optimizer import make_optimizer
 from loading.batches import Batch, Split, train_batch
 from losses import cross_entropy, logit_margin, soft_logit_margin
-from objectives import OBJECTIVES, mma_step, std_step
-from tiny_runs import Memory, batch_for, network, rand, settings, tiny_data, tiny_trainer
-from trainer import Trainer, check_split, make_optimizer
+from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
+from trainer import Trainer
 from utils import has_batchnorm
 
 
@@ -88,7 +89,7 @@ def test_step_equals_the_explicit_formula(norm, alpha, batchnorm):
     )
     model.train()
     before = batch.x.clone()
-    result = mma_step(model, batch.x, batch.y, start, noise, config)
+    result = step(model, batch.x, batch.y, start, noise, config)
     assert torch.equal(batch.x, before)
     torch.testing.assert_close(result.eps, eps, rtol=0, atol=1e-12)
     for p, g in zip(model.parameters(), expected, strict=True):
@@ -102,9 +103,7 @@ def test_all_wrong_batch_trains_on_clean_images_alone():
     batch = batch_for(model, wrong_every=1)
     config = settings("Linf", 0.0)
     model.train()
-    result = mma_step(
-        model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), config
-    )
+    result = step(model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), config)
     assert result.eps.abs().max() == 0
     twin = copy.deepcopy(model)
     loss = cross_entropy(twin(batch.x), batch.y).mean()
@@ -118,9 +117,7 @@ def test_all_beyond_the_hinge_leaves_no_mma_gradient():
     batch = batch_for(model, wrong_every=0)
     config = settings("Linf", 1 / 3, hinge_maxeps=1e-4, attack_mineps=1e-5)
     model.train()
-    result = mma_step(
-        model, batch.x, batch.y, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config
-    )
+    result = step(model, batch.x, batch.y, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config)
     assert (result.eps > config.hinge_maxeps).all() and result.adv_loss == 0
     twin = network(sharpness=400).train()
     loss = cross_entropy(twin(batch.x), batch.y).mean() / 3
@@ -134,9 +131,7 @@ def test_ordinary_training_runs_no_attack():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     model.train()
-    result = std_step(
-        model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0)
-    )
+    result = step(model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0))
     assert len(calls) == 1 and result.eps.abs().max() == 0
     twin = network().train()
     loss = cross_entropy(twin(batch.x), batch.y).mean()
@@ -150,7 +145,7 @@ def test_running_statistics_updates(wrong_every, updates):
     model = network()
     batch = batch_for(model, wrong_every=wrong_every)
     model.train()
-    mma_step(
+    step(
         model,
         batch.x,
         batch.y,
@@ -169,7 +164,7 @@ def test_forward_passes(batchnorm, forwards):
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     model.train()
-    mma_step(
+    step(
         model,
         batch.x,
         batch.y,
@@ -199,6 +194,7 @@ def test_loop_rows_checks_and_schedule():
         "mma_loss",
         "mean_eps",
         "steps_per_second",
+        "passes",
     }
     margins = [r["mean_margin"] for r in memory.lines if r.get("split") == "val"]
     best_so_far = [(4, 8, 10)[i] for i, m in enumerate(margins) if m > max(margins[:i], default=-1)]
@@ -217,8 +213,8 @@ def test_every_example_is_visited_once_an_epoch():
     trainer = tiny_trainer(max_steps=4)
     seen = []
     memory = Memory()
-    step = trainer.train_step
-    trainer.train_step = lambda: (seen.append(trainer.step), step())[1]
+    train_step = trainer.train_step
+    trainer.train_step = lambda: (seen.append(trainer.step), train_step())[1]
     trainer.run(memory, lambda: False)
     assert seen == [0, 1, 2, 3]
     from loading.batches import train_batch
@@ -264,19 +260,19 @@ def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
     assert [r for r in memory.lines if r["kind"] == "eval"] == [r for r in straight.lines if r["kind"] == "eval"]
 
 
-def test_per_example_radii_start_the_next_attack(monkeypatch):
+def test_per_example_radii_start_the_next_attack():
     trainer = tiny_trainer()
     for _ in range(6):
         trainer.train_step()
     stored = trainer.eps[trainer.eps > 0]
     assert len(stored) and (stored <= trainer.config.search_maxeps).all()
-    starts = []
+    starts, objective = [], trainer.objective
 
-    def spied(model, x, y, eps, *rest, **named):
-        starts.append(eps)
-        return mma_step(model, x, y, eps, *rest, **named)
+    def spied(network, given):
+        starts.append(given.eps)
+        return objective(network, given)
 
-    monkeypatch.setitem(OBJECTIVES, "mma", spied)
+    trainer.objective = spied
     before = trainer.eps.clone()
     split, size = trainer.data.train, trainer.config.batch_size
     index = train_batch(split, trainer.step, batch_size=size, seed=trainer.config.seed, augment=False).index
@@ -332,17 +328,18 @@ def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():
     y = (copy.deepcopy(model).train()(x).argmax(1) + 1) % 4
     y[2] = copy.deepcopy(model).train()(x).argmax(1)[2]
     model.train()
-    result = mma_step(
-        model, x, y, torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, search_single_row=False
-    )
+    result = step(model, x, y, torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, search_single_row=False)
     assert (result.eps > 0).tolist() == [False, False, True, False, False, False]
     assert model.training and model[2].num_batches_tracked == 2
 
 
 def test_optimizers():
     model = network()
-    adam = make_optimizer(PRESETS["mnist", "Linf"], model)
-    sgd = make_optimizer(PRESETS["cifar10", "L2"], model)
+    made = []
+    for config in (PRESETS["mnist", "Linf"], PRESETS["cifar10", "L2"]):
+        how = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}
+        made.append(make_optimizer(config.optimizer, model, **how))
+    adam, sgd = made
     assert isinstance(adam, torch.optim.Adam) and adam.defaults["lr"] == 1e-4
     assert isinstance(sgd, torch.optim.SGD)
     assert [sgd.defaults[k] for k in ("lr", "momentum", "weight_decay")] == [0.3, 0.9, 2e-4]

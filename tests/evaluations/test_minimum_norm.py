@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import evaluate_on_minimum_norm
+from check import check_split
 from command_lines import fails
 from config import PRESETS
 from evaluate_on_minimum_norm import best_known
@@ -20,7 +21,6 @@ from evaluations.evaluation import load_subject
 from evaluations.minimum_norm import METHODS, L2ProjectedFMN, summary
 from loading.datasets import load_test
 from records import checkpoint
-from trainer import check_split
 
 CLASSES, SIDE, COUNT = 3, 8, 24
 CPU = torch.device("cpu")

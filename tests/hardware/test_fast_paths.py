@@ -7,6 +7,7 @@ import torch
 
 from anpgd import anpgd
 from benchmarks.reference_style import ReferenceStyle
+from check import check_split, checker_of
 from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
@@ -14,11 +15,9 @@ from hardware.precision import BFloat16Twin, tf32
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.image_conv import ImageConv2d
 from networks.models import LeNet5Madry, build_model
-from objectives import mma_step
 from pgd import pgd
 from recorded import replayed
-from tiny_runs import batch_for, network, rand, settings, tiny_trainer
-from trainer import check_split
+from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 
 @pytest.mark.parametrize("wrong_every", [0, 1, 3])
@@ -30,11 +29,11 @@ def test_every_row_attacked_and_masked_equals_the_right_rows_alone(norm, wrong_e
     results = []
     for every_row in (False, True):
         model.zero_grad()
-        result = mma_step(model, batch.x, batch.y, start, noise, config, every_row=every_row)
-        results.append([*result, *(p.grad.clone() for p in model.parameters())])
+        result = step(model, batch.x, batch.y, start, noise, config, every_row=every_row)
+        results.append([*result[:6], *(p.grad.clone() for p in model.parameters())])
     for plain, masked in zip(*results, strict=True):
         torch.testing.assert_close(masked, plain, rtol=1e-12, atol=1e-14)
-    assert results[0][3].count_nonzero() == {0: 12, 1: 0, 3: 8}[wrong_every]
+    assert results[0][4].count_nonzero() == {0: 12, 1: 0, 3: 8}[wrong_every]
 
 
 def test_captured_replays_one_shape_and_runs_the_others():
@@ -247,7 +246,7 @@ def test_the_benchmarks_baseline_computes_our_gradient(norm, batchnorm):
     eps = torch.zeros(12, dtype=torch.float64)
     for _ in range(2):
         optimizers[0].zero_grad()
-        eps = mma_step(ours.train(), batch.x, batch.y, eps.clamp(min=config.attack_mineps), None, config).eps
+        eps = step(ours.train(), batch.x, batch.y, eps.clamp(min=config.attack_mineps), None, config).eps
         baseline.step(*batch)
         assert 0 < (eps > 0).sum() < 12
         for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -264,7 +263,7 @@ def test_check_in_bfloat16_agrees_with_float32():
         trainer.train_step()
     split = trainer.data.train
     plain = check_split(trainer.model, split, trainer.config)
-    fast = check_split(trainer.model, split, trainer.config, attack=FastPgd(trainer.model, "bf16"))
+    fast = checker_of(trainer.config, FastPgd(trainer.model, "bf16"))(trainer.model, split)
     assert fast.clean_acc == plain.clean_acc
     assert (
         abs(fast.mean_margin - plain.mean_margin)

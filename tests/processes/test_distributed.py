@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import ranks
+from check import checker_of
 from config import PRESETS
 from loading.batches import Split, train_batch
 from loading.datasets import load_dataset
@@ -22,7 +23,7 @@ from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes
 from records import checkpoint
-from trainer import Trainer, check_split
+from trainer import Trainer
 
 SIZES = (1, 2, 3)
 
@@ -229,7 +230,7 @@ def check_here(folder):
         model = small_wrn(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(folder / "wrn" / "last.pt")["model"])
         config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, eval_batch_size=30)
-        return tuple(check_split(model, digits(torch.float32).val, config, 0, 1, world=world))
+        return tuple(checker_of(config)(model, digits(torch.float32).val, 0, 1, world=world))
 
 
 def test_the_check_gives_every_image_the_same(trained):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import check
 import train
 import trainer
 from hardware import fast_pgd
@@ -22,7 +23,7 @@ OWNERS = {
     "forward": (replica.Replica, "__call__"),
     "attack": (fast_pgd.FastPgd, "__call__"),
     "save": (checkpoint, "save"),
-    "check": (trainer, "_check_batch"),
+    "check": (check.Checker, "_measure"),
     "step": (trainer.Trainer, "train_step"),
 }
 

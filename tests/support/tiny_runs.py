@@ -9,6 +9,8 @@ from torch import nn
 from config import PRESETS
 from loading.batches import Batch, Split
 from loading.datasets import Dataset
+from objectives import StepInput, objective_of
+from processes.replica import Replica
 from trainer import Trainer
 
 
@@ -85,3 +87,9 @@ def tiny_trainer(max_steps=10, model=None, **changes):
         **changes,
     )
     return Trainer(config, model, tiny_data())
+
+
+def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False):
+    """One step of the config's objective: its gradient is left in the parameters."""
+    objective = objective_of(config, search_single_row=search_single_row, every_row=every_row)
+    return objective(Replica(model), StepInput(x, y, eps, noise))

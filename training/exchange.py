@@ -1,0 +1,44 @@
+"""Each process's share of a step put together, by one exchange of numbers and one of kept directions."""
+
+from __future__ import annotations
+
+import torch
+
+from objectives import StepResult
+from processes.distributed import World
+from training.directions import Stored, encode
+
+SHARES = 4  # fields of `StepResult` that are sums or shares of the whole batch; the rows follow
+
+
+def merged(world: World, own: StepResult, total: int) -> tuple[StepResult, Stored | None]:
+    """The step of the global batch of `total` images, the same on every process; float64 holds every value exactly."""
+    directions = None if own.direction is None else encode(own.direction)
+    if world.size == 1:
+        return own, directions
+    shares = torch.stack([share.double() for share in own[:SHARES]])
+    rows = torch.zeros(total, 2, dtype=torch.float64, device=own.eps.device)
+    rows[world.rows(total)] = torch.stack([own.eps, own.finite.to(own.eps)], dim=1).double()
+    values = world.total(torch.cat([shares, rows.flatten()]))
+    clean_loss, correct, adv_loss, passes = values[:SHARES]
+    eps, finite = values[SHARES:].view(-1, 2).unbind(1)
+    if directions is not None:
+        directions = _gathered(world, directions, total)
+    return StepResult(
+        clean_loss.to(own.clean_loss),
+        correct.to(own.correct),
+        adv_loss.to(own.adv_loss),
+        passes,
+        eps.to(own.eps),
+        finite > 0,
+    ), directions
+
+
+def _gathered(world: World, own: Stored, total: int) -> Stored:
+    """The rows of all processes, in order; each adds its own to zeros."""
+    parts = []
+    for part in own:
+        everyone = part.new_zeros(total, *part.shape[1:])
+        everyone[world.rows(total)] = part
+        parts.append(world.total(everyone))
+    return Stored(*parts)
