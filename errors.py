@@ -6,6 +6,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -14,11 +17,11 @@ class UserError(Exception):
     alone = False  # of several processes, whether the others may not know of it
 
 
-def exits_on_user_error(main: Callable[..., int]) -> Callable[..., int]:
+def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
     """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, Ctrl-C 130; no traceback."""
 
     @functools.wraps(main)
-    def wrapped(*args, **kwargs) -> int:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return main(*args, **kwargs)
         except UserError as error:

@@ -85,7 +85,8 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 def row_norms(x: Tensor) -> Tensor:
     """(B, ...) -> (B,): Euclidean norm of each row."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms
 
 
 def mixed_seed(*key: int) -> int:

@@ -6,7 +6,7 @@ B batch, N images, C channels. Images are stored as (N, C, H, W) uint8 and given
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +24,7 @@ AUGMENT_PAD = 4
 class Batch(NamedTuple):
     x: Tensor  # (B, C, H, W) float32 in [0, 1]
     y: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64: the rows of the split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64: the rows of the split; tuple.index is hidden
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def batch(self, index: Tensor) -> Batch:
         """(B,) rows -> the batch of these images as they are.
@@ -50,7 +51,7 @@ class Split:
         index = send(index, self.labels.device) if index.device.type == "cpu" else index
         return self._batch(index, self.images[index])
 
-    def batches(self, rows: Iterable[Tensor]) -> Iterator[Batch]:
+    def batches(self, rows: Iterable[Tensor]) -> Generator[Batch]:
         """The batch of each (B,) of `rows`; from disk they are read ahead, until the iterator is closed.
 
         :raises UserError: naming an image on disk that cannot be read.
@@ -80,6 +81,8 @@ class Split:
 
     def read_by(self, num_workers: int) -> Split:
         """The same, of images on disk, with this many processes that read ahead."""
+        if not isinstance(self.images, ImagesOnDisk):
+            return self
         pin_memory = self.labels.device.type == "cuda"
         return replace(self, images=replace(self.images, num_workers=num_workers, pin_memory=pin_memory))
 
@@ -109,18 +112,19 @@ class TrainBatches:
     ) -> None:
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         self.rank, self.ranks = rank, ranks
-        self.next_step, self.ahead = -1, None
+        self.next_step = -1
+        self.ahead: Generator[Batch] | None = None
 
     def __enter__(self) -> TrainBatches:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.close()
-        if tells_of_a_worker(error):
+        if error is not None and tells_of_a_worker(error):
             raise worker_failure(error) from None
 
     def __call__(self, step: int) -> Batch:
-        if step != self.next_step:
+        if self.ahead is None or step != self.next_step:
             self.close()
             self.ahead = self.split.batches(map(self.rows, itertools.count(step)))
         batch = next(self.ahead)

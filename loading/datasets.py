@@ -16,6 +16,7 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 
 from errors import UserError
 from loading.batches import Split
@@ -40,6 +41,10 @@ class Dataset(NamedTuple):
         """What the images of all splits take, or would take, in memory."""
         return sum(split.images.nbytes for split in (self.train, self.val, self.test))
 
+    def each(self, work: Callable[[Split], Split]) -> Dataset:
+        """The same with `work(split)` for every split."""
+        return Dataset(work(self.train), work(self.val), work(self.test), self.num_classes)
+
 
 class Raw(NamedTuple):
     """One part of a data set as it was read: images (N, C, H, W) uint8, labels (N,) int64."""
@@ -51,7 +56,7 @@ class Raw(NamedTuple):
     def split(self, rows: np.ndarray, device: torch.device) -> Split:
         """These rows as tensors on `device`; images on disk stay there."""
         if isinstance(self.images, ImagesOnDisk):
-            images = replace(self.images, paths=[self.images.paths[row] for row in rows])
+            images: Tensor | ImagesOnDisk = replace(self.images, paths=[self.images.paths[row] for row in rows])
         else:
             # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
             images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format).to(device)
@@ -101,10 +106,8 @@ def load_dataset(
         )
     data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes)
     if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
-        splits = [split.read_by(num_workers) for split in data[:3]]
-    else:
-        splits = [split.in_memory() for split in data[:3]]
-    return Dataset(*splits, raw.num_classes)
+        return data.each(lambda split: split.read_by(num_workers))
+    return data.each(Split.in_memory)
 
 
 class TestSplit(NamedTuple):
@@ -148,19 +151,21 @@ def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int, flag: str
     if name != "imagefolder" or size in (0, len(rows)):
         return rows[:size]
     chosen, _ = _stratified(labels[rows], size, flag, 0)
-    return rows[np.sort(chosen)]
+    selection: np.ndarray = rows[np.sort(chosen)]
+    return selection
 
 
 def _stratified(labels: np.ndarray, size: int, flag: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a stratified selection of `size` labels, and the rows left."""
     try:
-        return tuple(
-            train_test_split(np.arange(len(labels)), train_size=size, stratify=labels, random_state=seed % 2**32)
+        chosen, left = train_test_split(
+            np.arange(len(labels)), train_size=size, stratify=labels, random_state=seed % 2**32
         )
     except ValueError as error:
         raise UserError(
             f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size, or add images to the smallest class"
         ) from None
+    return chosen, left
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

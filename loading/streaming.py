@@ -10,13 +10,14 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from errors import UserError
 from loading.image_folder import read_image
@@ -52,7 +53,7 @@ class ImagesOnDisk:
             image[:] = read_image(self.paths[row], self.image_shape)
         return torch.from_numpy(images)
 
-    def read_ahead(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def read_ahead(self, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor]]:
         """Each (B,) rows of `batches` with its images (B, C, H, W), in order; closing it ends the processes.
 
         :raises UserError: naming an image that cannot be read whole, or if a process was lost.
@@ -64,7 +65,7 @@ class ImagesOnDisk:
         # Forked: a worker is there in milliseconds and shares the list of paths, where a spawned one would import torch
         # anew for each check. It is safe though CUDA and OpenMP may be running here, for a worker touches neither: it
         # reads with PIL, on one thread. The generator of its own leaves torch's global one as it was.
-        loader = iter(
+        loader: Any = iter(
             DataLoader(
                 _ErrorsAsText(self),
                 batch_size=None,
@@ -90,7 +91,7 @@ class ImagesOnDisk:
 
 
 @dataclass(frozen=True)
-class _ErrorsAsText:
+class _ErrorsAsText(Dataset[Tensor | str]):
     """What a worker reads from: an error it raised would come back with a traceback in its text."""
 
     images: ImagesOnDisk
@@ -113,7 +114,7 @@ def _prepare_worker(_number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def tells_of_a_worker(error: BaseException | None) -> bool:
+def tells_of_a_worker(error: BaseException) -> bool:
     """Whether it is DataLoader's of a worker that was killed; as a signal's handler raises it, it comes anywhere."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 

@@ -10,17 +10,21 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from errors import UserError
 from utils import use_device
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class SharedError(UserError):
@@ -59,11 +63,11 @@ class World(NamedTuple):
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return int(values)
 
-    def join(self, own: dict) -> dict:
+    def join(self, own: dict[K, V]) -> dict[K, V]:
         """The dicts of all processes together."""
         if self.size == 1:
             return own
-        found: list[dict] = [{}] * self.size
+        found: list[dict[K, V]] = [{}] * self.size
         dist.all_gather_object(found, own)
         return {key: value for one in found for key, value in one.items()}
 
@@ -78,7 +82,7 @@ class World(NamedTuple):
         """`work()` on every process; a UserError on one is raised on all, with that one's words."""
         if self.size == 1:
             return work()
-        result, error = None, None
+        error = None
         try:
             result = work()
         except UserError as raised:
@@ -105,7 +109,7 @@ class World(NamedTuple):
             return work()
         found = [self.together(lambda: work() if self.is_first else None)]
         dist.broadcast_object_list(found)
-        return found[0]
+        return cast(T, found[0])
 
     def from_first_only(self, work: Callable[[], T], elsewhere: T) -> T:
         """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
@@ -142,7 +146,8 @@ def restarted_by_launcher() -> bool:
 
 def main_of_process(main: Callable[[], int]) -> int:
     """`main()`; under torchrun an exception in it is told to the launcher, which names the process that failed first."""
-    return record(main)() if dist.is_torchelastic_launched() else main()
+    # `record` gives None where the program left by sys.exit(0), as after --help.
+    return record(main)() or 0 if dist.is_torchelastic_launched() else main()
 
 
 @contextmanager
@@ -155,11 +160,11 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     if local_size() == size:
         # Without --rdzv-backend torchrun keeps one store for all attempts, and addresses of dead processes are found in
         # it (pytorch issue 135712). On several machines the number of the attempt may differ: --rdzv-backend=c10d there.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

@@ -23,7 +23,8 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.apply(gradient)
+        total: Tensor = SumOverProcesses.apply(gradient)
+        return total
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -51,13 +52,14 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
-        if self.running_mean is not None:
-            self._track(mean.detach(), variance.detach() * count / (count - 1))
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt().to(x)
         normalised = (x - mean.to(x).view(shape)) * scale.view(shape)
         return torch.addcmul(self.bias.view(shape), normalised, self.weight.view(shape)) if self.affine else normalised
 
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked += 1
         weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), weight)
@@ -67,7 +69,8 @@ class GlobalBatchNorm(_BatchNorm):
 def with_global_statistics(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with each BatchNorm replaced by one over all processes: SyncBatchNorm on GPUs; same state-dict keys."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
     if isinstance(model, _BatchNorm):
         return _converted(model)
     for name, child in model.named_children():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ class Replica:
         self, model: nn.Module, world: World = ALONE, shares_statistics: bool = False, leaves_out: bool = False
     ) -> None:
         self.model, self.world, self.shares_statistics = model, world, shares_statistics
-        self.hooked: nn.Module = model
+        self.hooked: nn.Module | DistributedDataParallel = model
         if world.size > 1:
-            self.hooked = DistributedDataParallel(model, **{BUFFERS: False}, find_unused_parameters=leaves_out)
+            quiet: dict[str, Any] = {BUFFERS: False}
+            self.hooked = DistributedDataParallel(model, **quiet, find_unused_parameters=leaves_out)
 
     def warm_up(self, x: Tensor) -> None:
         """A pass and a backward of nothing. DistributedDataParallel rearranges its buckets after its first ones, and with
@@ -45,11 +47,12 @@ class Replica:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, C): a pass whose backward, outside of `unsent`, leaves the gradient of the global batch."""
-        return self.hooked(x)
+        logits: Tensor = self.hooked(x)
+        return logits
 
     def unsent(self) -> AbstractContextManager[None]:
         """Inside, a pass and its backward keep their gradient here, to be sent with the next one's."""
-        return self.hooked.no_sync() if self.world.size > 1 else nullcontext()
+        return self.hooked.no_sync() if isinstance(self.hooked, DistributedDataParallel) else nullcontext()
 
     def backward(self, share: Tensor) -> None:
         """share: this process's share of the loss. DistributedDataParallel takes the mean over the processes."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ def _feed(sha: hashlib._Hash, value: object) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+        if value.numel():
+            sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, dict):
         sha.update(f"dict {len(value)} ".encode())
         for key, item in value.items():
@@ -57,7 +58,7 @@ def _feed(sha: hashlib._Hash, value: object) -> None:
         raise TypeError(f"{type(value).__name__} in a checkpoint: tensors and plain Python values only")
 
 
-def save(path: Path, content: dict, previous: Path | None = None) -> None:
+def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write `content` with its checksum to `path`; what was there is kept as `previous`, if given.
 
     :raises OSError: as `write_atomically`.
@@ -92,7 +93,7 @@ def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(keys, state.values(), strict=True))
 
 
-def load(path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
+def load(path: Path, needed: Mapping[str, type] = NOTHING) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, without its checksum.
 
     needed: keys that it must have, with the type of each; a file with such keys is ours and must have a checksum too.
@@ -111,7 +112,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"checkpoint {path}: cannot be read ({reason}): name another file") from None
 
 
-def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict:
+def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
@@ -146,8 +147,8 @@ class ModelFile(NamedTuple):
 
     path: Path
     sha256: str  # of the file
-    weights: dict  # state dict
-    config: dict | None  # of the training, in our checkpoints
+    weights: dict[str, Tensor]  # state dict
+    config: dict[str, Any] | None  # of the training, in our checkpoints
 
 
 def load_model_file(name: str) -> ModelFile:
@@ -174,7 +175,7 @@ def load_model_file(name: str) -> ModelFile:
     )
 
 
-def load_weights(model: nn.Module, weights: dict, path: Path) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """:raises UserError: naming the first tensor that is missing, too many, of another shape or kind, or not finite."""
     own = model.state_dict()
     if odd := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
@@ -209,5 +210,5 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _shape(shape: tuple | None) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else f"{'x'.join(map(str, shape)) or 'a number'}"

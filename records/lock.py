@@ -86,7 +86,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Give the lock back and name nobody in the file, so that another host need not wait for it to go stale."""
-        if self._file is None:
+        if self._file is None or self._heart is None:
             return
         self._released.set()
         self._heart.join()

@@ -35,7 +35,7 @@ def parse_json(text: str | bytes) -> typing.Any:
     return content
 
 
-def refuse_odd(result: dict) -> None:
+def refuse_odd(result: dict[str, typing.Any]) -> None:
     """:raises ValueError: naming what in an `eval_*.json` is of a type that no evaluation writes."""
     kinds = {"n": int, "seed": int, "settings": dict, "results": list, "distances": list}
     for key, kind in kinds.items():

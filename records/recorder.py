@@ -6,15 +6,17 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import TextIO
+from operator import methodcaller
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from objectives import StepResult
 from records import checkpoint
 from records.runlog import RunFolder, TensorBoard
-from trainer import StepResult, Trainer
+from trainer import Trainer
 
 
 class RunRecorder:
@@ -50,10 +52,10 @@ class RunRecorder:
             loss = float(result.clean_loss) or float(result.adv_loss)  # adversarial training has no clean one
             self._show(loss, int(result.correct) / count, float(result.eps.mean()))
 
-    def rows(self, rows: list[dict]) -> None:
+    def rows(self, rows: list[dict[str, Any]]) -> None:
         self._write("rows", lambda: self.folder.append(rows))
         for row in rows:
-            self._on_tensorboard(lambda board, row=row: board.row(row))
+            self._on_tensorboard(methodcaller("row", row))
             if row["kind"] == "eval":
                 tell(
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
@@ -62,7 +64,7 @@ class RunRecorder:
             else:
                 self._show_row(row)
 
-    def best(self, trainer: Trainer, metrics: dict) -> None:
+    def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         weights = {name: value.detach().cpu().clone() for name, value in trainer.checked_model.state_dict().items()}
         content = {"epoch": trainer.epoch, "model": weights, "config": trainer.config.to_dict(), "metrics": metrics}
         self.waiting = [(kind, write) for kind, write in self.waiting if kind != "best"]
@@ -106,19 +108,16 @@ class RunRecorder:
                 tell(f"{self.folder.path}: written again", sys.stderr)
             self.failed = None
 
-    def _show_row(self, row: dict) -> None:
+    def _show_row(self, row: dict[str, Any]) -> None:
         if skipped := row.get("skipped_steps"):
             tqdm.write(
                 f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", file=sys.stderr
             )
         if self.reads_are_free or skipped == self.total:
             return
-        loss, accuracy = (
-            (row["clean_loss"], row["clean_acc"])
-            if row["clean_loss"] is not None
-            else (row.get("adv_loss"), row.get("adv_acc"))
-        )
-        if loss is not None:
+        seen = "clean" if row["clean_loss"] is not None else "adv"  # adversarial training sees no clean image
+        loss, accuracy = row.get(f"{seen}_loss"), row.get(f"{seen}_acc")
+        if loss is not None and accuracy is not None:
             self._show(loss, accuracy, row["mean_eps"] or 0.0)
 
     def _show(self, loss: float, accuracy: float, mean_eps: float) -> None:
@@ -131,7 +130,7 @@ def tell(text: str, file: TextIO | None = None) -> None:
         tqdm.write(text, file=file)
 
 
-class Silent(nullcontext):
+class Silent(nullcontext[None]):
     """The recorder of every process but the first: it writes and shows nothing."""
 
     failed = None

@@ -15,6 +15,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class RunFolder:
                 f"--savepath {self.path}: cannot be written ({error.strerror}): choose another folder"
             ) from None
 
-    def read_config(self) -> dict | None:
+    def read_config(self) -> dict[str, Any] | None:
         """The stored config, or None.
 
         :raises UserError: if the file is not JSON.
@@ -83,12 +84,12 @@ class RunFolder:
                 f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath"
             ) from None
 
-    def write_config(self, config: dict, device: torch.device, launcher: str | None = None) -> None:
+    def write_config(self, config: dict[str, Any], device: torch.device, launcher: str | None = None) -> None:
         """Every field of the config, plus package versions, device, git commit and what launched it."""
         content = {**config, "environment": environment(device) | ({"launcher": launcher} if launcher else {})}
         write_atomically(self.config_file, (json.dumps(content, indent=2) + "\n").encode())
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, without a half-written last line.
 
         :raises UserError: if another line is damaged.
@@ -112,7 +113,7 @@ class RunFolder:
         """Steps at which the network was checked."""
         return {row["step"] for row in self.rows() if row["kind"] == "eval" and row["split"] == "val"}
 
-    def append(self, rows: Sequence[dict]) -> None:
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """More lines of metrics.jsonl, in one write; values that are not finite become null, as JSON has none."""
         clean = [
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
@@ -174,7 +175,7 @@ class TensorBoard:
             raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def row(self, row: dict) -> None:
+    def row(self, row: dict[str, Any]) -> None:
         group = row.get("split", "train")
         for name, value in row.items():
             if isinstance(value, float):
@@ -187,7 +188,7 @@ class TensorBoard:
         self.writer.close()
 
 
-def environment(device: torch.device) -> dict:
+def environment(device: torch.device) -> dict[str, Any]:
     """Package versions, device and git commit of this program."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

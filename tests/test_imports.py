@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "training",
         "utils",
     },
-    "records": {"config", "trainer", *LOW},
+    "records": {"config", "objectives", "trainer", *LOW},
     "evaluations": {
         "config",
         "flags",
