@@ -113,7 +113,9 @@ def test_what_torch_raises_is_one_line_for_the_user(gpus, tmp_path, capsys, name
     assert not stub.chosen and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["", "cuda:", "cuda:-1", "cuda:1000000", "cuda:300", "gpu", "meta", "mps", "cpu:0:1", "CUDA"])
+@pytest.mark.parametrize(
+    "name", ["", "cuda:", "cuda:-1", "cuda:1000000", "cuda:300", "gpu", "meta", "mps", "cpu:0:1", "CUDA"]
+)
 def test_what_is_no_device_is_refused(gpus, name):
     gpus(8)
     with pytest.raises(UserError, match="cannot be used"):
