@@ -46,7 +46,7 @@ class Config:
 
     dataset: str = opt("mnist", "data set", DATASETS)
     norm: str = opt("Linf", "norm in which margins are measured", NORMS)
-    network: str = opt("lenet5", "lenet5, wrn28_4, or your own as package.module:callable")
+    network: str = opt("lenet5", "lenet5, wrn28_4, or your own: package.module:callable or path/to/file.py:callable")
     seed: int = opt(0, "seed of every random draw")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
@@ -312,7 +312,7 @@ def validate(config: Config) -> None:
         raise UserError(
             f"--network {config.network}: "
             + (f"did you mean {near[0]}? " if near else "")
-            + f"choose {', '.join(BUILT_IN_NETWORKS)} or package.module:callable"
+            + f"choose {', '.join(BUILT_IN_NETWORKS)}, or your own as package.module:callable or path/to/file.py:callable"
         )
 
 

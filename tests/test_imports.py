@@ -99,8 +99,10 @@ def imported(name):
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            here = name.split(".")[: -node.level] if node.level else []
+            base = ".".join([*here, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return found & set(MODULES)
 
 
@@ -120,6 +122,16 @@ def test_every_room_has_a_row():
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_direction(name):
     assert {room(other) for other in imported(name)} - {room(name)} <= MAY_IMPORT[room(name)]
+
+
+def test_the_definitions_of_networks_stand_alone():
+    """They can be loaded under another package's name, beside people's own `errors` and `utils`."""
+    for name in MODULES:
+        if room(name) == "networks" and name.partition(".")[2] not in ("build", "own", "models"):
+            tree = ast.walk(ast.parse(MODULES[name].read_text()))
+            absolute = {n.module for n in tree if isinstance(n, ast.ImportFrom) and not n.level}
+            assert not {room(other) for other in absolute} & {room(other) for other in MODULES}
+            assert {room(other) for other in imported(name)} <= {"networks"}
 
 
 def test_no_circle_of_files_nor_of_folders():

@@ -1,0 +1,240 @@
+"""People's own networks beside ours: whose files are found, that neither harms the other, and what their errors say."""
+
+import copy
+import pickle
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import errors
+import utils
+from errors import UserError
+from hardware.precision import BFloat16Twin
+from networks.build import build_model
+from networks.own import load_own
+from ranks import in_processes
+
+SHAPE = (1, 8, 8, 3)
+NET = """
+import torch
+class Tiny(torch.nn.Module):
+    def __init__(self, channels, height, width, num_classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(channels * height * width, num_classes)
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+"""
+COLLIDING = {
+    "utils.py": "WHOSE = 'theirs'\nimport config\n",
+    "config.py": "from losses import WHOSE\nPRESETS = None\n",
+    "losses.py": "WHOSE = 'theirs'\n",
+    "errors.py": "class UserError(Exception): pass\n",
+    "models.py": NET,
+    "networks/__init__.py": "from .blocks import Tiny\nimport utils as helpers, networks.blocks\nfrom networks import blocks\n",
+    "networks/blocks.py": "from models import Tiny\nfrom errors import UserError\n",
+    "records/plain.py": "HERE = True\n",  # a folder without __init__.py
+    "anpgd.py": (
+        "import utils, config, losses, networks.blocks, records.plain as plain\n"
+        "from networks import Tiny\n"
+        "def net(*shape):\n"
+        "    import utils as late\n"
+        "    assert late is utils and plain.HERE\n"
+        "    assert utils.WHOSE == config.WHOSE == losses.WHOSE == 'theirs'\n"
+        "    return Late(*shape)\n"
+        "class Late(Tiny):\n"
+        "    def forward(self, x):\n"
+        "        import evaluations_of_mine, losses as late\n"  # not loaded before
+        "        from networks import blocks\n"
+        "        assert late.WHOSE == 'theirs' and blocks.Tiny is Tiny and not hasattr(utils, 'row_norms')\n"
+        "        return super().forward(x)\n"
+    ),
+    "evaluations_of_mine.py": "",
+}
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """A current folder of theirs, after which ours must be as before."""
+    monkeypatch.chdir(tmp_path)
+    ours = {name: module for name, module in sys.modules.items() if not name.startswith("_own_network_")}
+    path = list(sys.path)
+    yield tmp_path
+    left = {name for name in set(sys.modules) - set(ours) if not name.startswith("_own_network_")}
+    assert not {n for n in left if str(tmp_path) in str(getattr(sys.modules[n], "__file__", ""))}
+    assert all(sys.modules[name] is module for name, module in ours.items())
+    assert sys.path[: len(path)] == path
+
+
+def works(network):
+    model = build_model(network, *SHAPE)
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    return model
+
+
+def test_as_a_new_user_would(theirs):
+    write(theirs, {"models/resnet.py": NET})
+    works("models.resnet:Tiny")
+    works("models/resnet.py:Tiny")
+    works(f"{theirs}/models/resnet.py:Tiny")
+
+
+@pytest.mark.parametrize("form", ["anpgd:net", "anpgd.py:net", "./anpgd.py:net"])
+def test_files_called_as_ours(theirs, form):
+    write(theirs, COLLIDING)
+    model = works(form)
+    assert sys.modules["utils"] is utils and hasattr(utils, "row_norms")
+    assert sys.modules["errors"] is errors
+    assert type(model).__module__.endswith(".anpgd")
+
+
+def test_from_elsewhere_and_beside_files_of_the_same_names_here(theirs):
+    write(theirs / "there", COLLIDING)
+    write(theirs, {"utils.py": "WHOSE = 'nobody'", "helpers.py": "HELP = 1", "there/two.py": "import helpers\n" + NET})
+    works("there/anpgd.py:net")
+    works("there/two.py:Tiny")  # what its folder lacks, the current one has
+    write(theirs, {"other/anpgd.py": NET})
+    assert type(works("other/anpgd.py:Tiny")) is not type(works("there/anpgd.py:net"))
+
+
+def test_a_file_of_a_package(theirs):
+    write(
+        theirs / "project",
+        {
+            "models/__init__.py": "from .zoo import Tiny\n",
+            "models/zoo.py": "from . import blocks\nfrom .blocks import Tiny\nfrom models.blocks import Tiny as Absolute\nimport utils\nassert utils.MINE\n",
+            "models/blocks.py": NET,
+            "utils.py": "MINE = True",
+        },
+    )
+    works("project/models/zoo.py:Tiny")
+    works("project/models/__init__.py:Tiny")
+    write(theirs, {"my-net.v2.py": NET})
+    works("my-net.v2.py:Tiny")
+
+
+def test_imports_by_name_and_added_folders(theirs):
+    write(
+        theirs,
+        {
+            "lib/losses.py": "WHOSE = 'theirs'\n",
+            "config/big.py": "SIZE = 3\n",
+            "net.py": (
+                "import importlib, importlib.util, sys\nfrom importlib import import_module\n"
+                f"sys.path.insert(0, {str(theirs / 'lib')!r})\n"
+                "import losses\nassert losses.WHOSE == 'theirs'\n"
+                "assert importlib.import_module('config.big').SIZE == import_module('.big', 'config').SIZE == 3\n"
+                "assert __import__('config.big').big.SIZE == 3 and importlib.util.find_spec('torch')\n"
+                "sys.modules['utils'] = None\n" + NET
+            ),
+        },
+    )
+    works("net:Tiny")
+
+
+def test_copies_pickles_threads_and_processes(theirs):
+    write(theirs, COLLIDING)
+    model, x = works("anpgd:net"), torch.rand(2, 1, 8, 8)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin) is type(model) and torch.equal(twin(x), model(x))
+    torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.05, rtol=0.05)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(model(x)))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], model(x))
+
+
+def logits_in(folder):
+    import os
+
+    os.chdir(folder)
+    torch.manual_seed(0)
+    return build_model("anpgd:net", *SHAPE)(torch.ones(2, 1, 8, 8)).detach()
+
+
+def test_in_several_processes(theirs):
+    write(theirs, COLLIDING)
+    first, second = in_processes(2, logits_in, str(theirs))
+    assert torch.equal(first, second)
+
+
+def test_installed_packages_and_what_is_loaded_already(theirs):
+    write(theirs / "site", {"installed_nets/__init__.py": "", "installed_nets/tiny.py": "import utils\n" + NET})
+    sys.path.append(str(theirs / "site"))
+    try:
+        works("installed_nets.tiny:Tiny")
+    finally:
+        sys.path.remove(str(theirs / "site"))
+    assert load_own("linear_networks:Linear") is sys.modules["linear_networks"].Linear
+    for name in [n for n in sys.modules if n.startswith("installed_nets")]:
+        del sys.modules[name]
+    (theirs / "torch").mkdir()  # a folder of data, no package
+    write(theirs, {"plain.py": NET})
+    works("plain:Tiny")
+    assert load_own("torch.nn:Linear") is torch.nn.Linear
+
+
+def test_from_our_own_folder(monkeypatch):
+    from support import ROOT
+
+    monkeypatch.chdir(ROOT)
+    assert load_own(f"{__name__}:logits_in") is logits_in  # no second copy of what is ours
+    from losses import cross_entropy
+
+    assert load_own("losses:cross_entropy") is cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("files", "network", "parts"),
+    [
+        ({}, "nowhere.py:Tiny", ["no file nowhere.py"]),
+        ({}, "nowhere:Tiny", ["No module named 'nowhere'", "path/to/file.py:callable"]),
+        ({"a.py": NET}, "a.py:Tiyn", ["a.py: has no Tiyn", "did you mean Tiny?"]),
+        ({"a.py": "x = 3"}, "a:x", ["a.py: x in it is no callable but 3"]),
+        ({"a.py": "x = 3"}, "a:", ["a.py: has no"]),
+        ({"a.py": "\nx = ("}, "a:x", ["a.py, line 2: SyntaxError"]),
+        ({"a.py": "import b", "b.py": "\n\n1 / 0"}, "a.py:x", ["b.py, line 3: ZeroDivisionError"]),
+        ({"a.py": "from b import y", "b.py": ""}, "a.py:x", ["a.py, line 1: ImportError: cannot import name 'y'"]),
+        (
+            {"a.py": "import models.no", "models/__init__.py": ""},
+            "a:x",
+            ["a.py, line 1", "No module named 'models.no'"],
+        ),
+        ({"a.py": "import sys\nsys.exit(3)"}, "a:x", ["a.py, line 2: SystemExit: 3"]),
+        ({"a.py": "def net(*_):\n    import b", "b.py": "None.x"}, "a:net", ["b.py, line 1: AttributeError"]),
+        ({"a.py": "def net(*_):\n    raise KeyError('no\\nlines')"}, "a.py:net", ["a.py, line 2: KeyError"]),
+        ({"a.py": "def net(*_): return 3"}, "a.py:net", ["gave a int"]),
+        ({"a.py": b"\xff\xfe\x00".decode("latin1")}, "a.py:net", ["SyntaxError"]),
+    ],
+)
+def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
+    write(theirs, files)
+    for _ in range(2):  # also the second time, when halves of it could have stayed loaded
+        with pytest.raises(UserError) as error:
+            build_model(network, *SHAPE)
+        for part in [f"--network {network}: ", *parts]:
+            assert part in str(error.value), str(error.value)
+        assert "_own_network_" not in str(error.value)
+
+
+def test_train_and_attack_from_a_folder_of_colliding_names(theirs, command):
+    """The programs themselves, started where the user's files are."""
+    write(theirs, COLLIDING)
+    data = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "60"]
+    sizes = ["--val_size", "20", "--test_size", "20", "--max_steps", "2", "--nb_iter", "2", "--precision", "bf16"]
+    status, _, error = command("train.py", *data, *sizes, "--network", "anpgd:net", "--savepath", "run")
+    assert status == 0, error
+    attack = ["--model", "run", "--nb_iter", "2", "--nb_restart", "2", "--test_size", "20", "--device", "cpu"]
+    status, _, error = command("evaluate_on_pgd_attacks.py", *attack)
+    assert status == 2 and "add --network anpgd:net if you trust it" in error
+    status, _, error = command("evaluate_on_pgd_attacks.py", *attack, "--network", str(Path(theirs) / "anpgd.py:net"))
+    assert status == 0, error
