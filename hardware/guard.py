@@ -6,19 +6,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+
+from hardware.kept import Kept, largest
 
 ENOUGH = 3  # skipped steps in a row that end a run
 # Below, a step of Adam or SGD cannot overflow float32: (1e15 + 1e3 * 1e15)^2 is the largest that comes up.
 SAFE_VALUE, SAFE_RATE, SAFE_DECAY, SAFE_MOMENTUM = 1e15, 1e10, 1e3, 1.0
-
-
-def largest(tensors: Iterable[Tensor]) -> Tensor:
-    """() on the device: the largest magnitude; not finite if one value is not."""
-    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if floating and floating[0].device.type == "cpu":  # where a norm takes ten times as long
-        return torch.stack([end.double() for tensor in floating for end in tensor.aminmax()]).abs().max()
-    return get_total_norm(floating, norm_type=float("inf"))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -35,7 +28,7 @@ class Guard:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: int, device: torch.device) -> None:
         self.model, self.optimizer = model, optimizer
         self.reads_are_free = device.type == "cpu"
-        self.buffers: list[Tensor] = []
+        self.buffers = Kept([])
         self.odd = [name for name, buffer in model.named_buffers() if not all_finite([buffer])]  # as a mask of -inf
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.since_row = torch.zeros_like(self.in_a_row)
@@ -56,7 +49,7 @@ class Guard:
     @torch.no_grad()
     def remember(self) -> None:
         """Keep the buffers as they are."""
-        self.buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self.buffers = Kept(self.model.buffers())
 
     @torch.no_grad()
     def step(self, finite: Tensor, number: int) -> Tensor:
@@ -69,15 +62,24 @@ class Guard:
         if self.reads_are_free and ok and self._cannot_overflow(gradients):
             self.optimizer.step()  # most steps on a CPU: nothing is copied
         elif not self.reads_are_free or ok:
-            before = [tensor.clone() for tensor in self._optimized()]
-            self.optimizer.step()
-            after = self._optimized()
-            ok = ok & all_finite(after)
-            before += [torch.zeros_like(tensor) for tensor in after[len(before) :]]  # what the first step made
-            _put_back(after, before, ok)
-        _put_back(list(self.model.buffers()), self.buffers, ok)
+            ok = self._step_and_look(ok)
+        if not (self.reads_are_free and ok):
+            self.buffers.put_back(unless=ok)
         self._count(ok, finite, number)
         return ok
+
+    def _step_and_look(self, ok: Tensor) -> Tensor:
+        """() bool: whether what the optimizer made is finite; if it is not, or `ok` is false, it is taken back."""
+        own = self._optimized()
+        before = Kept(own)
+        self.optimizer.step()
+        after = self._optimized()
+        made = Kept.as_zeros(after[len(own) :])  # by the first step
+        good = ok & all_finite(after)
+        if not (self.reads_are_free and good):
+            before.put_back(unless=good)
+            made.put_back(unless=good)
+        return good
 
     def _cannot_overflow(self, gradients: list[Tensor]) -> bool:
         values = [*gradients, *self._optimized()]
@@ -89,6 +91,9 @@ class Guard:
         return rates and wide and bool(largest(values) < SAFE_VALUE)
 
     def _count(self, ok: Tensor, finite: Tensor, number: int) -> None:
+        if self.reads_are_free and ok:
+            self.in_a_row.zero_()
+            return
         bad = ~ok
         row = torch.zeros_like(self.examples[0])
         row[: len(finite)] = ~finite
@@ -97,11 +102,3 @@ class Guard:
         self.in_a_row = torch.where(bad, self.in_a_row + 1, 0)
         self.last = torch.where((self.in_a_row == ENOUGH) & (self.last < 0), number, self.last)
         self.since_row += bad
-
-
-def _put_back(tensors: list[Tensor], before: list[Tensor], ok: Tensor) -> None:
-    """Overwrite `tensors` unless `ok`; a CPU's is simply read."""
-    if ok.device.type == "cpu" and ok:
-        return
-    for tensor, old in zip(tensors, before, strict=True):
-        tensor.copy_(torch.where(ok, tensor, old))

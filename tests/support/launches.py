@@ -1,0 +1,41 @@
+"""What a GPU would be asked to do, seen without one: every operation on its way to the device, here the CPU or `meta`."""
+
+from collections import Counter
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# What gives a value, or a shape that depends on values, to the host.
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive", "_unique2", "bincount"}
+
+
+def reads(name, args):
+    """Whether the operation makes the host wait for the device."""
+    if name == "index" or name == "index_put_":  # by a mask: its shape depends on the values
+        return any(isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return name in READS
+
+
+def is_view(func):
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.returns)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what is launched, what waits for the device, and refuses tensors of two devices in one operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.waited = Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        devices = {t.device.type for t in tensors if t.dim()}  # a number on the host may go along
+        if len(devices) > 1 and name not in ("copy_", "_to_copy", "_foreach_copy_"):
+            raise AssertionError(f"{name} on {devices}")
+        if reads(name, args):
+            self.waited[name] += 1
+        elif tensors and not is_view(func):
+            self.launched[name] += 1
+        return func(*args, **(kwargs or {}))
