@@ -1,8 +1,12 @@
-"""Every command in the README and in scripts/*.sh parses; the README's Python snippets run."""
+"""Every command in the docs and in scripts/*.sh parses, every link leads somewhere, Python snippets run, quotes are true."""
 
+import argparse
+import dataclasses
 import re
+import runpy
 import shlex
 import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +14,7 @@ import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_transfer as transfer
+from config import Config
 from flags import parse_eval, parse_train
 from support import ROOT
 
@@ -24,10 +29,20 @@ PARSERS = {
 DIGITS_TABLE = ROOT / "scripts" / "run_digits_table.sh"  # a loop, not literal commands
 SHELL_FILES = sorted(set((ROOT / "scripts").glob("*.sh")) - {DIGITS_TABLE})
 README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+}
+# Shell scripts whose own arguments reach a program of ours.
+HAND_ON = {
+    **dict.fromkeys(("train_on_one_node.sh", "train_with_slurm.sh"), "train.py"),
+    "soak.sh": "benchmarks/soak.py",
+}
+TAKE_NO_FLAGS = {"quickstart.sh"}
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def commands(text):
@@ -35,7 +50,7 @@ def commands(text):
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         line = line.replace('"$@"', "").replace("$root/", "").split(" #")[0]
-        match = re.search(r"python\S* (\S*?)(train\.py|evaluate_on_\w+\.py)\b\"?(.*)", line)
+        match = re.search(r"(?:python|torchrun)\S* (?:--?\S+ )*(\S*?)(train\.py|evaluate_on_\w+\.py)\b\"?(.*)", line)
         if match and not line.lstrip().startswith("#"):
             found.append((match[2], shlex.split(match[3])))
     return found
@@ -92,31 +107,162 @@ def test_extra_arguments_reach_every_command():
                 assert line.rstrip().endswith('"$@"')
 
 
-def test_readme_commands():
-    found = [c for block in blocks("bash") for c in commands(block)]
-    assert len(found) >= 5
-    for program, argv in found:
+def program_lines(text):
+    """(program, arguments) of each line of a shell block that starts a file of ours; what else it does is left out."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"^(?:\w+=\S+ )*", "", line.split(" #")[0].split(" && ")[-1].strip())
+        match = re.match(r"(?:\S*python3?|torchrun|bash|sbatch|source)((?: -\S+)*) (\S+\.(?:py|sh))\b(.*)", line)
+        if match:
+            found.append((match[2], shlex.split(match[3])))
+    return found
+
+
+WRITTEN = [
+    pytest.param(program, argv, id=f"{page}: {program} {' '.join(argv)}"[:90])
+    for page, text in PAGES.items()
+    for block in blocks("bash", text)
+    for program, argv in program_lines(block)
+]
+
+
+class Parsed(Exception):
+    """The command line was taken."""
+
+
+def parse_only(program, argv, monkeypatch):
+    """Start a program of ours that has no parser of its own name, up to the end of its command line."""
+    known = argparse.ArgumentParser.parse_known_args
+
+    def parse(self, args=None, namespace=None):
+        _, unknown = known(self, args, namespace)
+        assert not unknown, f"{program}: {unknown}"
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    monkeypatch.setattr(sys, "argv", [program, *argv])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+
+
+@pytest.mark.parametrize(("program", "argv"), WRITTEN)
+def test_commands_in_the_docs_parse(program, argv, monkeypatch):
+    path = ROOT / program
+    assert path.exists(), program
+    if path.suffix == ".sh":
+        if path.name in TAKE_NO_FLAGS or path.name not in HAND_ON:
+            given = [flag for flag in argv if flag.startswith("--")]
+            assert not given or any("$@" in line for line in path.read_text().splitlines())
+            return
+        program = HAND_ON[path.name]
+    if program in PARSERS:
         PARSERS[program](argv)
-    for script in re.findall(r"bash (scripts/\S+\.sh)", README):
-        assert (ROOT / script).exists(), script
-    for script in re.findall(r"python (scripts/\S+\.py)", README):
-        assert (ROOT / script).exists(), script
+    elif "argparse" in (ROOT / program).read_text() or "Parser(" in (ROOT / program).read_text():
+        parse_only(program, argv, monkeypatch)
+    else:
+        assert not argv
 
 
-def test_readme_snippets_run(tmp_path, monkeypatch):
+def test_most_pages_hold_commands():
+    assert len(WRITTEN) >= 40
+
+
+def test_a_wrong_flag_is_seen(monkeypatch):
+    with pytest.raises((AssertionError, SystemExit)):
+        parse_only("benchmarks/soak.py", ["--no_such_flag", "1"], monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_named_in_the_text_are_there(page):
+    """Each `scripts/x.sh`, `reports/x.py`, … in running text, in tables and in blocks."""
+    if page == "CHANGELOG.md":  # it names what was
+        return
+    for path in re.findall(
+        r"(?<![\w/.…])((?:scripts|reports|benchmarks|evaluations|tests|docs)/[\w/]+\.(?:sh|py|md))", PAGES[page]
+    ):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
+def test_snippets_run(page, tmp_path, monkeypatch):
+    if page == "CONTRIBUTING.md":  # quotes, compared with the code below
+        return
     monkeypatch.chdir(tmp_path)
-    assert blocks("python")
-    for code in blocks("python"):
-        exec(compile(code, "README.md", "exec"), {})
+    for code in blocks("python", PAGES[page]):
+        exec(compile(code, page, "exec"), {})
 
 
-def test_readme_names_every_file():
-    listed = README[README.index("## Files") :]
-    for path in [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.*")]:
-        assert path.name in listed, path.name
+def anchors(text):
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+def test_readme_is_short_and_in_order():
+    assert len(README.splitlines()) <= 200
+    order = [
+        "docs/idea.png",
+        "bash scripts/quickstart.sh",
+        "python train.py",
+        "python evaluate_on_pgd_attacks.py",
+        "bash scripts/run_mnist_training.sh",
+        "<!-- results:begin -->",
+        "--dataset imagefolder",
+        "from anpgd import",
+        "docs/architecture.md",
+        "@inproceedings",
+    ]
+    places = [README.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_results_in_the_readme_have_six_columns_at_most():
+    rows = README.split("<!-- results:begin -->")[1].split("<!-- results:end -->")[0].strip().splitlines()
+    assert rows[0].startswith("|")
+    for row in rows:
+        assert row.count("|") <= 7
+
+
+def test_every_page_is_linked_from_the_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README, page.name
+
+
+def test_every_flag_of_training_stands_in_usage():
+    absent = [f.name for f in dataclasses.fields(Config) if f"--{f.name}`" not in PAGES["docs/usage.md"]]
+    assert not absent, "name it in docs/usage.md, in the table of its group"
+
+
+CONTRIBUTING = PAGES["CONTRIBUTING.md"]
+QUOTES = re.findall(
+    r"^`([\w/]+\.py)`:(?:[^\n]+\n)+\n```python\n(.*?)^```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE
+)
+
+
+def test_three_functions_are_quoted():
+    assert len(QUOTES) == len(blocks("python", CONTRIBUTING)) == 3
+
+
+@pytest.mark.parametrize(("file", "code"), QUOTES)
+def test_quotes_are_what_the_code_says(file, code):
+    assert f"\n{code}" in (ROOT / file).read_text()
+
+
+def test_moved_commands_are_there():
+    """The changelog's table of commands: what a command is called now exists, and what it was called does not."""
+    rows = re.findall(r"^\| `([\w/]+\.(?:py|sh))` \| `([\w/]+\.(?:py|sh))` \|$", PAGES["CHANGELOG.md"], re.MULTILINE)
+    assert len(rows) >= 13
+    for before, now in rows:
+        assert (ROOT / now).exists() and not (ROOT / before).exists(), (before, now)

@@ -6,20 +6,9 @@ from graphlib import TopologicalSorter
 
 import pytest
 
+from modules import MODULES, ROOMS, imported, room
 from support import ROOT
 
-ROOMS = (
-    "loading",
-    "networks",
-    "training",
-    "hardware",
-    "processes",
-    "records",
-    "evaluations",
-    "reports",
-    "benchmarks",
-    "scripts",
-)
 EVALUATORS = {path.stem for path in ROOT.glob("evaluate_on_*.py")}
 COMMANDS = {"train", *EVALUATORS}
 LOW = {"errors", "utils"}
@@ -78,32 +67,6 @@ MAY_IMPORT = {
 MAY_IMPORT["evaluate_on_transfer"] = MAY_IMPORT["evaluate_on_transfer"] | {"evaluate_on_pgd_attacks"}
 PRINTS = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS}
 TOUCHES_FILES = {"utils", "loading", "networks", *PRINTS, "evaluations"}
-
-
-def modules():
-    """Dotted name -> path, of every file of ours that is not a test."""
-    paths = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths if path.stem != "__init__"}
-
-
-MODULES = modules()
-
-
-def room(name):
-    return name.partition(".")[0]
-
-
-def imported(name):
-    """Dotted names of ours that the module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            here = name.split(".")[: -node.level] if node.level else []
-            base = ".".join([*here, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found & set(MODULES)
 
 
 def calls(name):
