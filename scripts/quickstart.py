@@ -22,8 +22,10 @@ sys.path.insert(0, str(ROOT))
 import evaluate_on_pgd_attacks
 import train
 from check import check_split
+from errors import exits_on_user_error
 from evaluations.evaluation import load_subject
 from flags import parse_eval
+from reports import make_report
 
 OUT = ROOT / "runs" / "quickstart"
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -121,8 +123,10 @@ def draw(found: dict[str, dict]) -> list[Path]:
     return [OUT / "margins.png", OUT / "robustness.png"]
 
 
+@exits_on_user_error
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
+    make_report.plotly_source()  # said now, if it is missing, not after minutes of work
     started = time.monotonic()
     found = {name: train_and_attack(name, flags) for name, flags in NETWORKS.items()}
     pictures = draw(found)
@@ -133,8 +137,9 @@ def main() -> int:
         f"took {time.monotonic() - started:.0f} s. Next, the same on MNIST (downloads 10 MB; hours on a CPU, minutes on a GPU):"
     )
     python, program = os.path.relpath(sys.executable), os.path.relpath(ROOT / "train.py")
-    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --resume")
-    return 0
+    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --resume\n", flush=True)
+    folders = [str(result["folder"]) for result in found.values()]
+    return make_report.main([*folders, "--out", str(OUT / "report.html")])
 
 
 if __name__ == "__main__":

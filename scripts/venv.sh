@@ -6,7 +6,7 @@ python=$root/.venv/bin/python
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 # What an installation of FILE is known by.
-stamp_of() { (cd "$root" && cat requirements.txt "$1" constraints.txt) | sha256sum; }
+stamp_of() { (cd "$root" && echo "$1" && cat requirements*.txt constraints.txt) | sha256sum; }
 
 make_venv() {
   local stamp=$root/.venv/installed
@@ -21,6 +21,6 @@ make_venv() {
   echo "installing $1 into .venv (torch with CUDA: some 5 GB, a minute or more)"
   "$python" -m pip install -q --disable-pip-version-check -r "$root/$1" -c "$root/constraints.txt"
   stamp_of "$1" >"$stamp"
-  # the development requirements hold the others
-  [ "$1" != requirements-dev.txt ] || stamp_of requirements.txt >>"$stamp"
+  local held  # the requirements that FILE holds are installed with it
+  for held in requirements.txt $(sed -n 's/^-r //p' "$root/$1"); do stamp_of "$held" >>"$stamp"; done
 }
