@@ -101,7 +101,7 @@ def _label(node):
 
 def files(folder):
     """The files of a room, or of the root (""), that the table must name."""
-    found = [path for path in (ROOT / folder).glob("*.*") if path.suffix in (".py", ".sh")]
+    found = [path for path in (ROOT / folder).glob("*.*") if path.suffix in (".py", ".sh", ".js", ".css")]
     return sorted(path for path in found if path.name != "__init__.py")
 
 
@@ -111,6 +111,8 @@ def first_sentence(path):
     if path.suffix == ".sh":
         lines = [line for line in text.splitlines() if line.startswith("# ")]
         text = " ".join(line[2:] for line in lines[:3])
+    elif path.suffix in (".js", ".css"):
+        text = re.search(r"(?://|/\*) (.*?)(?: \*/)?\n", text)[1]
     else:
         text = " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
     return re.split(r"(?<=[^.])\.(?: |$)", text)[0].strip().rstrip(".").replace("|", r"\|")
