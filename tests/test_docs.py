@@ -181,6 +181,8 @@ def test_programs_named_in_the_text_are_there(page):
         r"(?<![\w/.…])((?:scripts|reports|benchmarks|evaluations|tests|docs)/[\w/]+\.(?:sh|py|md))", PAGES[page]
     ):
         assert (ROOT / path).exists(), path
+    for name in re.findall(r"`(test_\w+\.py)`", PAGES[page]):
+        assert list((ROOT / "tests").rglob(name)), name
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
