@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from modules import ARCHITECTURE, ROOMS, SHELL, arrows, below, drawn, files, room_graph
+from modules import ARCHITECTURE, MODULES, ROOMS, SHELL, arrows, below, drawn, files, room_graph
 
 TEXT = ARCHITECTURE.read_text()
 DRAWN = drawn(re.search(r"```mermaid\n(.*?)```", TEXT, flags=re.DOTALL)[1])
@@ -47,3 +47,14 @@ def test_paths_in_the_text_are_there():
     text = TEXT.split("## Every file")[0]
     for path in re.findall(r"`((?:\w+/)*\w+\.(?:py|sh))`", text):
         assert (ARCHITECTURE.parent.parent / path).exists(), path
+
+
+def test_names_in_the_text_are_there():
+    """Each class, function or constant that the text names is defined somewhere."""
+    text = re.sub(r"```.*?```", "", TEXT.split("## Every file")[0], flags=re.DOTALL)
+    code = "\n".join(path.read_text() for path in MODULES.values())
+    names = {name for name in re.findall(r"`([A-Za-z_][\w.]*)`", text) if not re.search(r"\.(py|pt)$", name)}
+    assert {"Mma", "AnPgd", "config.METHODS"} <= names
+    for name in names - {"index", "network", "step", "imagefolder"}:
+        own = re.escape(name.rpartition(".")[2])
+        assert re.search(rf"\b(?:class|def) {own}\b|\b{own}(?:: [^=\n]+)? = ", code), name

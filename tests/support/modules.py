@@ -5,6 +5,7 @@
 
 import ast
 import re
+from functools import cache
 
 from support import ROOT
 
@@ -29,6 +30,7 @@ def room(name):
     return name.partition(".")[0]
 
 
+@cache
 def imported(name):
     """Dotted names of ours that the module imports, anywhere in it."""
     found = set()
@@ -39,7 +41,7 @@ def imported(name):
             here = name.split(".")[: -node.level] if node.level else []
             base = ".".join([*here, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found & set(MODULES)
+    return frozenset(found & set(MODULES))
 
 
 def _node(name):
