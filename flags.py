@@ -32,6 +32,7 @@ from config import (
     validate,
 )
 from errors import UserError
+from presets import TRIED, fast
 
 
 def number(text: str) -> float:
@@ -141,8 +142,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
-    config = with_method(replace(PRESETS[given["dataset"], given["norm"]], **given), given)
-    notes = []
+    recipe, notes = with_recipe(given)
+    config = with_method(replace(PRESETS[given["dataset"], given["norm"]], **recipe, **given), given)
     for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if name in given:
             value, note = radius(getattr(config, name), config.dataset, config.norm, name)
@@ -150,6 +151,20 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
             notes += note
     validate(config)
     return config, notes
+
+
+def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], list[str]]:
+    """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
+    if given.get("recipe") != "fast":
+        return {}, []
+    key, method = (given["dataset"], given["norm"]), given.get("method")
+    values, notes = fast(*key, method), []
+    if key not in TRIED or "network" in given:
+        what = f"--network {given['network']}" if "network" in given else " ".join(key)
+        notes.append(f"--recipe fast: was never tried with {what}; its figures elsewhere promise nothing here")
+    if left_out := [name for name in fast(*key, None) if name not in values]:
+        notes.append(f"--recipe fast: no meaning with --method {method}, left out: {', '.join(left_out)}")
+    return {name: value for name, value in values.items() if name not in given}, notes
 
 
 def with_method(config: Config, given: dict) -> Config:
@@ -171,6 +186,8 @@ def with_method(config: Config, given: dict) -> Config:
             )
     if config.method == "pgdls" and config.ramp_steps is None:  # of these max_steps, also when a resumed run has more
         config = replace(config, ramp_steps=max(config.max_steps // 2, 1))
+    if config.one_cycle and config.cycle_steps is None:  # likewise
+        config = replace(config, cycle_steps=config.max_steps)
     if config.method in ALPHA and "clean_loss_coeff" not in given:
         config = replace(config, clean_loss_coeff=ALPHA[config.method])
     return config

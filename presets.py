@@ -63,4 +63,35 @@ def _settings() -> dict[Key, Values]:
     return found
 
 
+# What `--recipe fast` changes in the settings of each data set; every one is a flag of its own. A part that has no meaning
+# for a method is left out of it (`for_method`).
+_FAST: Values = {
+    "precision": "bf16",
+    "one_cycle": True,
+    "search": "secant",
+    "num_search_steps": 4,
+    "keep_directions": True,
+    "refresh_interval": 8,
+    "rest_interval": 3,
+    "check_size": 1000,
+    "test_at_end": True,
+}
+_MNIST: Values = {**_FAST, "batch_size": 100, "nb_iter": 6, "check_nb_iter": 40, "lr": ((0, 2e-3),), "max_steps": 6600}
+FAST: dict[Key, Values] = {
+    ("mnist", "Linf"): _MNIST,
+    ("mnist", "L2"): _MNIST,
+    ("digits", "Linf"): {**_FAST, "batch_size": 50, "nb_iter": 4, "lr": ((0, 4e-3),), "max_steps": 600},
+}
+FAST["digits", "L2"] = FAST["digits", "Linf"]
+TRIED: tuple[Key, ...] = (("mnist", "Linf"), ("digits", "Linf"))  # where the recipe was measured, see docs/results.md
+MMA_ONLY = ("search", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
+
+
+def fast(dataset: str, norm: str, method: str | None) -> Values:
+    """The recipe's values for a data set, or MNIST's rates and search where it has none; less what only MMA has."""
+    values = FAST.get((dataset, norm), {**_FAST, "keep_directions": False, "refresh_interval": 0})
+    leaves_out = MMA_ONLY if method not in (None, "mma", "omma") else ()
+    return {name: value for name, value in values.items() if name not in leaves_out}
+
+
 SETTINGS = _settings()  # what `Config`'s defaults, which are MNIST's, become for each data set and norm

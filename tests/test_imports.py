@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "presets": set(),
     "config": {"errors", "presets"},
     "utils": {"errors"},
-    "flags": {"config", "errors"},
+    "flags": {"config", "errors", "presets"},
     "networks": {"errors"},
     "loading": LOW,
     "processes": LOW,
