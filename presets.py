@@ -73,7 +73,9 @@ _FAST: Values = {
     "keep_directions": True,
     "refresh_interval": 8,
     "rest_interval": 3,
+    "check_interval": 2,
     "check_size": 1000,
+    "test_size": 1000,
     "test_at_end": True,
 }
 _MNIST: Values = {**_FAST, "batch_size": 100, "nb_iter": 6, "check_nb_iter": 40, "lr": ((0, 2e-3),), "max_steps": 6600}
