@@ -82,7 +82,14 @@ _MNIST: Values = {**_FAST, "batch_size": 100, "nb_iter": 6, "check_nb_iter": 40,
 FAST: dict[Key, Values] = {
     ("mnist", "Linf"): _MNIST,
     ("mnist", "L2"): _MNIST,
-    ("digits", "Linf"): {**_FAST, "batch_size": 50, "nb_iter": 4, "lr": ((0, 4e-3),), "max_steps": 600},
+    ("digits", "Linf"): {
+        **_FAST,
+        "test_size": None,
+        "batch_size": 50,
+        "nb_iter": 4,
+        "lr": ((0, 4e-3),),
+        "max_steps": 600,
+    },
 }
 FAST["digits", "L2"] = FAST["digits", "Linf"]
 TRIED: tuple[Key, ...] = (("mnist", "Linf"), ("digits", "Linf"))  # where the recipe was measured, see docs/results.md
