@@ -7,33 +7,32 @@ and touches no file: rows and states go to the `Recorder` it is handed.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from check import Check, checker_of
 from config import Config
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
-from hardware.guard import ENOUGH, Guard, all_finite
-from hardware.memory import BatchSize
+from hardware.guard import Guard, all_finite
 from hardware.optimizer import make_optimizer, restore_optimizer
 from hardware.precision import tf32, training_arithmetic
-from loading.batches import Batch, Split, TrainBatches, first_batch, first_images, steps_per_epoch
+from hardware.recording import Recording, recording_of
+from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.datasets import Dataset
-from networks.probes import accepts, normalisations, uses_all
+from networks.probes import accepts, uses_all
 from objectives import StepInput, StepResult, objective_of
-from pgd import PgdFn
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from processes.replica import Replica
 from training import starts
 from training.averaging import WeightAverage
 from training.directions import KeptDirections
+from training.epoch_check import EpochCheck
 from training.exchange import merged
+from training.not_finite import NotFinite, refuse_not_finite
 from training.sums import Sums, train_columns
 from utils import GLOBAL, START, generator, has_batchnorm, mixed_seed, send
 
@@ -59,10 +58,6 @@ STATE_KEYS = {
     "sums": list,
     "config": dict,
 }
-
-
-class NotFinite(ArithmeticError):
-    """Several steps in a row gave something that is not finite."""
 
 
 class Trainer:
@@ -93,18 +88,17 @@ class Trainer:
             momentum=config.momentum,
         )
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
-        self._record()
+        recording = self._record()
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)
         keeps = config.keep_directions
         self.directions = KeptDirections(len(data.train), data.train.shape, config.norm, self.device) if keeps else None
         self.average = WeightAverage(self.model, config.average_decay) if config.average_decay else None
-        self.check_attack = FastPgd(self.checked_model, config.precision, rows=self.check_rows)
-        self.check_batch = BatchSize(config.eval_batch_size, "--eval_batch_size", warnings.warn)
+        self.epoch_check = EpochCheck(config, self.checked_model, data, world, recording.check_rows)
         self.best_margin = float("-inf")
         self.sums = Sums(self.device)
-        self.passes = torch.zeros(2, dtype=torch.float64, device=self.device)  # of training, of checks
+        self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
 
     def _place(self, model: nn.Module) -> None:
         """The network as one of several processes trains it."""
@@ -121,20 +115,18 @@ class Trainer:
         self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, one))
         self.replica.warm_up(one)
 
-    def _record(self) -> None:
-        """On CUDA what has fixed shapes is recorded and replayed: the whole gradient, or with BatchNorm, whose statistics
-        count the right rows alone, each attack."""
-        config, world, on_cuda = self.config, self.world, self.device.type == "cuda"
-        batchnorms = normalisations(self.model)
-        padded = on_cuda and all(module.running_mean is not None for module in batchnorms)
-        recorded = on_cuda and not batchnorms and world.size == 1
-        slice_size = -(-config.batch_size // world.size)
-        self.check_rows = config.eval_batch_size if padded else None
-        self.attack = FastPgd(self.model, config.precision, rows=slice_size if padded and not recorded else None)
+    def _record(self) -> Recording:
+        """The attack, the objective and its gradient, recorded where they can be; how the check's attack is, comes back."""
+        config, alone = self.config, self.world.size == 1
+        slice_size = -(-config.batch_size // self.world.size)
+        recording = recording_of(self.model, self.device, slice_size, config.eval_batch_size, alone)
+        self.attack = FastPgd(self.model, config.precision, rows=recording.attack_rows)
+        single = self.search_single_row
+        self.objective = objective_of(config, self.attack, search_single_row=single, every_row=recording.gradient)
         self.gradient: Callable[..., tuple[Tensor | None, ...]] = self._gradient
-        if recorded:
+        if recording.gradient:
             self.gradient = Captured(self._gradient, config.batch_size)
-        self.objective = objective_of(config, self.attack, search_single_row=self.search_single_row, every_row=recorded)
+        return recording
 
     @property
     def checked_model(self) -> nn.Module:
@@ -158,7 +150,7 @@ class Trainer:
             "eps": self.eps,
             "best_margin": self.best_margin,
             "sums": self.sums.values.tolist(),
-            "passes": self.passes.tolist(),
+            "passes": [float(self.passes), self.epoch_check.passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
             **{name: part.state_dict() for name, part in more.items() if part is not None},
@@ -171,7 +163,8 @@ class Trainer:
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
         self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
-        self.passes.copy_(torch.tensor(state.get("passes", [0, 0]), dtype=torch.float64))
+        passes, self.epoch_check.passes = state.get("passes", (0.0, 0))
+        self.passes.fill_(passes)
         in_a_row, since_row = state.get("skipped", (0, 0))
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
@@ -198,16 +191,15 @@ class Trainer:
         if self.average:
             self.average.update(self.model, counts)
         self.sums.add(result, counts)
-        self.passes[0] += result.passes
+        self.passes += result.passes
         self.step += 1
         return result
 
     def _own_gradient(self, step: int) -> StepResult:
         """This process's share of the losses; the gradient of the global batch is left in the parameters."""
         config, rank = self.config, self.world.rank
-        torch.manual_seed(
-            mixed_seed(config.seed, GLOBAL, step, *([rank] if rank else []))
-        )  # dropout in people's networks
+        key = (config.seed, GLOBAL, step, *([rank] if rank else []))
+        torch.manual_seed(mixed_seed(*key))  # dropout in people's own networks
         batch = self.batches(step)
         self.total = len(self.batches.global_rows(step))
         self.model.train()
@@ -283,88 +275,33 @@ class Trainer:
         )
 
     def _save(self, recorder: Recorder) -> None:
-        self._look_at_the_guard()
+        refuse_not_finite(self.guard, self.batches)
         if not all_finite(self.guard.changing()):
             raise NotFinite(f"a weight is not finite at step {self.step}")
         recorder.save(self)
 
-    def _look_at_the_guard(self) -> None:
-        """:raises NotFinite: naming steps and examples."""
-        last = int(self.guard.last)
-        if last < 0:
-            return
-        steps = range(last - ENOUGH + 1, last + 1)
-        numbers, batches = self.data.train.numbers.cpu(), map(self.batches.global_rows, steps)
-        bad = {
-            int(numbers[row])
-            for rows, marked in zip(batches, self.guard.examples.cpu(), strict=True)
-            for row in rows[marked[: len(rows)]]
-        }
-        who = (
-            f"training images {', '.join(map(str, sorted(bad)[:20]))}{', …' if len(bad) > 20 else ''}"
-            if bad
-            else ("no single image, but the gradient or the new weights")
-        )
-        raise NotFinite(f"steps {', '.join(str(step + 1) for step in steps)} were not finite: {who}")
-
     def _train_row(self, steps_per_second: float) -> dict[str, Any]:
-        self._look_at_the_guard()
+        refuse_not_finite(self.guard, self.batches)
         seen, skipped = train_columns(self.config, self.sums.means()), int(self.guard.since_row)
         self.sums = Sums(self.device)
         self.guard.since_row.zero_()
         row = {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": self.config.lr_at(self.step - 1), **seen}
-        row |= {"steps_per_second": round(steps_per_second, 4), "passes": int(self.passes[0])}
+        row |= {"steps_per_second": round(steps_per_second, 4), "passes": int(self.passes)}
         return row | ({"skipped_steps": skipped} if skipped else {})
-
-    def _check(self, split: Split, number: int, stop: Callable[[], bool]) -> Check | None:
-        def check(size: int, attack: PgdFn) -> Check | None:
-            checker = checker_of(self.config, attack, size)
-            with tf32(self.config.precision != "fp32"):
-                return checker(self.checked_model, split, number, self.step, stop=stop, world=self.world)
-
-        if self.world.size > 1:  # every process goes on with the same batches
-            return check(self.check_batch.asked, self.check_batch.attack(self.check_attack))
-        return self.check_batch.run(lambda size: check(size, self.check_attack.resize(size)))
-
-    def _smaller_batch(self) -> dict[str, int]:
-        return {"eval_batch_size": self.check_batch.used} if self.check_batch.used < self.check_batch.asked else {}
 
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
 
         False if stopped on the way: then nothing was handed over.
         """
-        last = self.step >= self.config.max_steps
-        splits = {"val": first_images(self.data.val, self.config.check_size)}
-        if last or not self.config.test_at_end:
-            splits["test"] = self.data.test
-        rows, passes = [], int(self.passes[1])
-        for number, (name, split) in enumerate(splits.items()):
-            if not len(split):
-                continue
-            result = self._check(split, number, stop)
-            if result is None:
-                return False
-            passes += result.passes
-            rows.append(
-                {
-                    "kind": "eval",
-                    "split": name,
-                    "step": self.step,
-                    "epoch": self.epoch,
-                    "clean_acc": result.clean_acc,
-                    "robust_acc": result.robust_acc,
-                    "mean_margin": result.mean_margin,
-                    "check_passes": passes,
-                    **self._smaller_batch(),
-                }
-            )
+        rows = self.epoch_check.rows(self.step, self.epoch, stop)
+        if rows is None:
+            return False
         if rows[0]["mean_margin"] > self.best_margin:
             self.best_margin = rows[0]["mean_margin"]
             recorder.best(self, {row["split"]: row for row in rows})
         if self.config.enlarges_margins:
             recorder.margins(self.eps, self.step)
         recorder.rows(rows)
-        self.passes[1] = passes
         self.checked_step = self.step
         return True

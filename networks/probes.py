@@ -28,8 +28,3 @@ def accepts(model: nn.Module, x: Tensor) -> bool:
             raise
         return False
     return True
-
-
-def normalisations(model: nn.Module) -> list[nn.Module]:
-    """Its BatchNorm layers."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

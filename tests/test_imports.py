@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "hardware": {"errors", "pgd"},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
     "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
-    "training": {"config", "loading", "objectives", "pgd", "processes", "utils"},
+    "training": {"check", "config", "hardware", "loading", "objectives", "pgd", "processes", "utils"},
     "trainer": {
         "check",
         "config",
