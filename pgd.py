@@ -90,6 +90,21 @@ def noise_towards(norm: str, x: Tensor, eps: Tensor, direction: Tensor) -> Tenso
     return (direction + 1) / 2 if norm == "Linf" else x + per_row(eps, x) * direction
 
 
+def ascend(
+    losses_at: Callable[[Tensor], Tensor], norm: str, x_adv: Tensor, x: Tensor, eps: Tensor, step: Tensor
+) -> Tensor:
+    """(B, ...), (B, ...), (B,), (B,) -> (B, ...): one step of PGD from x_adv, in the ball of radius eps around x.
+
+    losses_at: (B, ...) images -> (B,) losses, of a model in eval mode.
+    """
+    geometry = GEOMETRY[norm]
+    x_adv = x_adv.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(losses_at(x_adv).sum(), x_adv)
+    x_adv = x_adv.detach() + per_row(step, x) * _finite(geometry.ascent(gradient))
+    return geometry.constrain(x_adv, x, eps)
+
+
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -109,16 +124,11 @@ def pgd(
     """
     if not len(x):
         return x
-    geometry = GEOMETRY[norm]
     eps, step_size = as_rows(eps, x), as_rows(step_size, x)
-    x_adv = x if noise is None else geometry.start(x, eps, noise)
+    x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
     with eval_mode(model), frozen(model):
         for _ in range(steps):
-            x_adv = x_adv.detach().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(loss_fn(model(x_adv), y).sum(), x_adv)
-            x_adv = x_adv.detach() + per_row(step_size, x) * _finite(geometry.ascent(gradient))
-            x_adv = geometry.constrain(x_adv, x, eps)
+            x_adv = ascend(lambda x_adv: loss_fn(model(x_adv), y), norm, x_adv, x, eps, step_size)
     return x_adv.detach()
 
 

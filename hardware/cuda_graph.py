@@ -6,7 +6,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from errors import UserError
+from hardware.layout import tuned
+from hardware.memory import out_of_memory
+from hardware.rehearsal import why_not
 
 Outputs = tuple[Tensor | None, ...]
 Fn = Callable[..., Outputs]
@@ -14,15 +19,10 @@ Record = Callable[[Fn, tuple[Tensor, ...]], tuple[Callable[[], None], Outputs]]
 
 
 def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Outputs]:
-    """Run `fn(*inputs)` thrice to warm up, then record it: what replays it, and the outputs it writes into."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), torch.random.fork_rng([inputs[0].device]):
-        for _ in range(3):
-            fn(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
+    """Record `fn(*inputs)`, which has been run before: what replays it, and the outputs it writes into."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads go on meanwhile: one that pins memory of a streamed data set would spoil a global recording.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = fn(*inputs)
     return graph.replay, outputs
 
@@ -30,32 +30,86 @@ def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], Non
 class Captured:
     """`fn`, recorded at the first call with `rows` rows and replayed at every later one.
 
-    fn: tensors -> tuple of tensors, with no shape that depends on data and no waiting for the device; run more often
-    than called while it is recorded. Outputs hold until the next call. Other numbers of rows run `fn` itself, and so does
-    everything if it cannot be recorded, which is said once.
+    fn: tensors -> tuple of tensors, with no shape that depends on data; run more often than called while it is recorded,
+    with `module`'s buffers and the generators put back after. Outputs hold until the next call. Other numbers of rows run
+    `fn` itself, and so does everything if `why_not` finds that it cannot be recorded, which is said once. record: None
+    never records. tune: let cuDNN time its kernels for this shape.
     """
 
-    def __init__(self, fn: Fn, rows: int, record: Record = record_on_cuda) -> None:
-        self.fn, self.rows, self.record = fn, rows, record
+    def __init__(
+        self,
+        fn: Fn,
+        rows: int,
+        record: Record | None = record_on_cuda,
+        module: nn.Module | None = None,
+        tune: bool = False,
+    ) -> None:
+        self.fn, self.rows, self.record, self.module, self.tune = fn, rows, record, module, tune
         self.inputs: tuple[Tensor, ...] | None = None
         self.replay: Callable[[], None] | None = None
+        self.outputs: Outputs = ()
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        if len(inputs[0]) != self.rows:
-            return self.fn(*inputs)
-        if self.inputs is None:
-            self._record(inputs)
-        if self.replay is None:
-            return self.fn(*inputs)
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
+        if not self._is_ready(inputs):
+            with tuned(self.tune and len(inputs[0]) == self.rows):
+                return self.fn(*inputs)
+        self._take(inputs)
+        assert self.replay is not None
         self.replay()
         return self.outputs
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = tuple(tensor.clone() for tensor in inputs)
+    def repeat(self, times: int, state: Tensor, *constants: Tensor) -> Tensor:
+        """`times` calls, each on the first output of the one before, from `state` on; `constants` are always the same."""
+        if not self._is_ready((state, *constants)):
+            with tuned(self.tune and len(state) == self.rows):
+                for _ in range(times):
+                    state = _present(self.fn(state, *constants)[0])
+            return state
+        own = self._take((state, *constants))[0]
+        assert self.replay is not None
+        for turn in range(times):
+            if turn:
+                own.copy_(_present(self.outputs[0]))
+            self.replay()
+        return _present(self.outputs[0]) if times else state
+
+    def _take(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self.inputs is not None
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        return self.inputs
+
+    def _is_ready(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether there is a recording for these inputs; the first of them that can be recorded are.
+
+        :raises UserError: if the recording fails, after which CUDA's generator cannot be relied on.
+        """
+        if self.record is None or len(inputs[0]) != self.rows:
+            return False
+        if self.inputs is None:
+            self.inputs = tuple(tensor.clone() for tensor in inputs)
+            with tuned(self.tune):
+                if reason := why_not(self.fn, self.inputs, self.module):
+                    warnings.warn(
+                        f"CUDA graph: not recorded ({reason}): going on without it, slower", RuntimeWarning, 2
+                    )
+                    self.record = None
+                    return False
+                self._record()
+        return self.replay is not None
+
+    def _record(self) -> None:
+        assert self.record is not None
+        assert self.inputs is not None
         try:
             self.replay, self.outputs = self.record(self.fn, self.inputs)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
-            warnings.warn(f"CUDA graph: cannot be recorded ({reason}): going on without it, slower", RuntimeWarning, 2)
+            raise UserError(f"--cuda_graphs: the recording failed ({reason}): give --no-cuda_graphs") from error
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor

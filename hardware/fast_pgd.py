@@ -1,4 +1,4 @@
-"""PGD as training and evaluation run it: in the arithmetic asked for, on CUDA as one graph. `pgd` stays the algorithm."""
+"""PGD as training and evaluation run it: in the arithmetic asked for, on CUDA as a graph. `pgd` stays the algorithm."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from torch import Tensor, nn
 
 from hardware.cuda_graph import Captured, Record, record_on_cuda
 from hardware.precision import BFloat16Twin, tf32
-from pgd import LossFn, as_rows, pgd
+from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd
+from utils import eval_mode, frozen
 
 
 class FastPgd:
     """Called as `pgd` is, always with the one network it was made for.
 
     precision: of the passes through the network, "fp32", "tf32" or "bf16". rows: if given, every batch is padded to so
-    many rows and the loop is a CUDA graph; what comes back then holds until the next call.
+    many rows and a step is a CUDA graph; what comes back then holds until the next call. record, tune: see `Captured`.
     """
 
     def __init__(
-        self, model: nn.Module, precision: str, rows: int | None = None, record: Record = record_on_cuda
+        self,
+        model: nn.Module,
+        precision: str,
+        rows: int | None = None,
+        record: Record | None = record_on_cuda,
+        tune: bool = False,
     ) -> None:
-        self.model, self.precision, self.rows, self.record = model, precision, rows, record
+        self.model, self.precision, self.rows, self.record, self.tune = model, precision, rows, record, tune
         self.twin = BFloat16Twin(model) if precision.startswith("bf16") else None
-        self.graphs: dict[tuple, Captured] = {}
+        self.network: nn.Module = model if self.twin is None else self.twin
+        self.steps: dict[tuple[LossFn, str], Captured] = {}  # one step of the attack on a loss under a norm
 
     def resize(self, rows: int) -> FastPgd:
         """The same attack for batches of at most `rows`; nothing happens where batches are not padded."""
         if self.rows not in (None, rows):
             self.rows = rows
-            self.graphs.clear()
+            self.steps.clear()
         return self
 
     def __call__(
@@ -48,31 +55,27 @@ class FastPgd:
         assert model is self.model
         if not len(x):
             return x
-        network = model if self.twin is None else self.twin
         if self.twin is not None:
             self.twin.refresh(model)
-
-        def attack(x: Tensor, y: Tensor, eps: Tensor, step_size: Tensor, *noise: Tensor) -> tuple[Tensor]:
-            return (
-                pgd(
-                    network,
-                    x,
-                    y,
-                    loss_fn=loss_fn,
-                    norm=norm,
-                    eps=eps,
-                    step_size=step_size,
-                    steps=steps,
-                    noise=noise[0] if noise else None,
-                ),
-            )
-
-        inputs = (x, y, as_rows(eps, x), as_rows(step_size, x), *([] if noise is None else [noise]))
+        eps, step_size = as_rows(eps, x), as_rows(step_size, x)
         with tf32(self.precision != "fp32"):
             if self.rows is None or len(x) > self.rows:
-                return attack(*inputs)[0]
-            captured = self.graphs.setdefault(
-                (loss_fn, norm, steps, noise is None), Captured(attack, self.rows, self.record)
-            )
+                how = {"eps": eps, "step_size": step_size, "steps": steps, "noise": noise}
+                return pgd(self.network, x, y, loss_fn=loss_fn, norm=norm, **how)
+            x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
-            return captured(*(tensor[padding] for tensor in inputs))[0][: len(x)]
+            inputs = [tensor[padding] for tensor in (x_adv, x, y, eps, step_size)]
+            return self._step(loss_fn, norm).repeat(steps, *inputs)[: len(x)]
+
+    def _step(self, loss_fn: LossFn, norm: str) -> Captured:
+        """x_adv, x (B, ...), y, eps, step size (B,) -> x_adv one step on."""
+
+        def step(x_adv: Tensor, x: Tensor, y: Tensor, eps: Tensor, step_size: Tensor) -> tuple[Tensor]:
+            with eval_mode(self.network), frozen(self.network):
+                return (ascend(lambda x_adv: loss_fn(self.network(x_adv), y), norm, x_adv, x, eps, step_size).detach(),)
+
+        if (loss_fn, norm) not in self.steps:
+            refused = any(known.record is None for known in self.steps.values())  # of the network, and said once
+            record = None if refused else self.record
+            self.steps[loss_fn, norm] = Captured(step, self.rows or 0, record, self.network, self.tune)
+        return self.steps[loss_fn, norm]

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "processes": LOW,
     "pgd": {"utils"},
     "anpgd": {"pgd", "utils"},
-    "hardware": {"errors", "pgd"},
+    "hardware": {"pgd", *LOW},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
     "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
     "training": {"check", "config", "hardware", "loading", "objectives", "pgd", "processes", "utils"},
