@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "anpgd": {"pgd", "utils"},
     "hardware": {"pgd", *LOW},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
+    "own_loop": {"anpgd", "losses", "objectives", "pgd", "processes", "utils"},
+    "hubconf": {"anpgd", "errors", "losses", "networks", "own_loop", "pgd", "records"},
     "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
     "training": {"check", "config", "hardware", "loading", "objectives", "pgd", "processes", "utils"},
     "trainer": {

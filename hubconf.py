@@ -1,0 +1,132 @@
+"""Trained networks, AN-PGD and MMA for code of your own: `torch.hub.load(FOLDER, "mma", name=NAME, source="local")`.
+
+FOLDER is a clone of this repository. Nothing of it stays on `sys.path`, and of its modules only the networks stay loaded,
+under the private name `_mma_networks`, by which they are pickled: a `utils` or `config` of your own is left alone, whichever
+was imported first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from anpgd import AnPgd
+    from own_loop import MmaObjective
+
+dependencies = ["torch", "numpy"]  # torch.hub looks for them
+
+ROOT = Path(__file__).resolve().parent
+PRIVATE = "_mma_networks"
+OURS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+
+
+def mma(name: str, network: nn.Module | None = None) -> nn.Module:
+    """A trained network in eval mode, images (B, C, H, W) in [0, 1] -> logits (B, classes).
+
+    name: a committed run, such as digits-Linf-MMA-0.3-sd0, or the path of a run folder or of its checkpoint. network: for a
+    run with a network of your own, an instance of it, which gets the weights. The run's settings are a dict, the
+    network's attribute `config`.
+
+    :raises ValueError: if there is no such run, or its file is damaged or not the one that was committed.
+    """
+    with _our_modules():
+        from errors import UserError
+        from networks.shapes import shape_of
+        from records import checkpoint, pretrained
+
+        try:
+            found = pretrained.load_pretrained(name)
+            model = network or _network(found.config.network)(*shape_of(found.weights))
+            checkpoint.load_weights(model, found.weights, found.path)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    model.config = found.config.to_dict()  # type: ignore[assignment]  # torch's types know no plain attributes
+    return model.eval()
+
+
+load_pretrained = mma  # the name for those who import this file instead of calling torch.hub
+
+
+def mma_objective(
+    count: int, norm: str, d_max: float, eps_min: float, steps: int = 10, alpha: float = 1 / 3, seed: int = 0
+) -> MmaObjective:
+    """MMA for a training loop of your own; see `own_loop.MmaObjective`.
+
+    count: training examples. norm: Linf or L2. d_max: hinge threshold on margins. eps_min: radius PGD starts from at least.
+    steps: of PGD. alpha: weight of the clean loss. seed: of PGD's random starts.
+
+    :raises ValueError: for a setting that means nothing.
+    """
+    with _our_modules():
+        from own_loop import MmaObjective
+
+        return MmaObjective(count, norm, d_max, eps_min, steps, alpha, seed)
+
+
+def anpgd(norm: str, max_eps: float, steps: int = 40, search_steps: int = 10) -> AnPgd:
+    """AN-PGD as an attack: `found = anpgd(model, x, y, eps)` gives `found.eps` (B,), each image's margin, and `found.x_adv`.
+
+    x (B, ...) in [0, 1] and classified right, y (B,), eps (B,): the radius that PGD starts from. norm: Linf or L2. max_eps:
+    the end of the search. steps: of PGD. search_steps: halvings of [0, max_eps].
+    """
+    with _our_modules():
+        from anpgd import AnPgd, Search
+        from losses import logit_margin, soft_logit_margin
+        from pgd import InnerPgd
+
+        return AnPgd(InnerPgd(norm, steps, soft_logit_margin), Search(logit_margin, max_eps, search_steps))
+
+
+def _network(name: str) -> Callable[..., nn.Module]:
+    """A built-in network's class or function, from the files in networks/ under their private name.
+
+    :raises UserError: if it is code of the user's.
+    """
+    from errors import UserError
+    from networks.build import NETWORKS
+
+    if name not in NETWORKS:
+        raise UserError(f"network {name}: is code of yours: give an instance of it as network=")
+    if PRIVATE not in sys.modules:
+        folder = ROOT / "networks"
+        spec = importlib.util.spec_from_file_location(
+            PRIVATE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None and spec.loader is not None  # a file that is there
+        sys.modules[PRIVATE] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PRIVATE])
+    file = NETWORKS[name].__module__.partition(".")[2]
+    found: Callable[..., nn.Module] = getattr(importlib.import_module(f"{PRIVATE}.{file}"), NETWORKS[name].__name__)
+    return found
+
+
+@contextmanager
+def _our_modules() -> Iterator[None]:
+    """Inside, names such as `errors` mean this clone's modules; afterwards sys.modules and sys.path are as they were."""
+    named = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in OURS}
+    theirs = {name: module for name, module in named.items() if not _is_ours(module)}
+    for name in theirs:
+        del sys.modules[name]
+    sys.path.insert(0, str(ROOT))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(ROOT))
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS and name not in named]:
+            del sys.modules[name]
+        sys.modules.update(theirs)
+
+
+def _is_ours(module: ModuleType) -> bool:
+    """Whether it is the clone's module of that name, and not one of the user's that lies in the clone too."""
+    top, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+    return file is not None and any(Path(file).resolve().is_relative_to(ROOT / own) for own in (top, f"{top}.py"))

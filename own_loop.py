@@ -1,0 +1,71 @@
+"""MMA in a training loop of one's own: any network, any optimizer, any loader that yields (x, y, index).
+
+From outside this repository: `torch.hub.load(FOLDER, "mma_objective", source="local", count=…, norm=…, d_max=…, eps_min=…)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from anpgd import AnPgd, Search
+from losses import cross_entropy, soft_logit_margin
+from objectives import Mma, StepInput, StepResult
+from pgd import GEOMETRY, InnerPgd
+from processes.replica import Replica
+from utils import START, generator
+
+SEARCH_END = 1.05  # of the search, in units of d_max
+
+
+class MmaObjective:
+    """Leaves MMA's gradient in the network's parameters, and keeps the radius of each example from step to step.
+
+    `eps` (count,) holds the radii, in the unit of images in [0, 1]; 0: wrong when last seen, or not seen yet.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        norm: str,
+        d_max: float,
+        eps_min: float,
+        steps: int = 10,
+        alpha: float = 1 / 3,
+        seed: int = 0,
+    ) -> None:
+        """count: training examples. d_max, eps_min: radii. steps: of PGD. alpha: weight of the clean loss.
+
+        :raises ValueError: for a setting that means nothing.
+        """
+        if norm not in GEOMETRY:
+            raise ValueError(f"norm {norm!r}: choose one of {', '.join(GEOMETRY)}")
+        if not 0 < eps_min <= SEARCH_END * d_max:
+            raise ValueError(
+                f"eps_min {eps_min:g}: must be above 0 and at most {SEARCH_END} d_max = {SEARCH_END * d_max:g}"
+            )
+        if count < 1 or steps < 1 or not 0 <= alpha <= 1:
+            raise ValueError(f"count {count}, steps {steps}: at least 1; alpha {alpha:g}: between 0 and 1")
+        search = Search(soft_logit_margin, SEARCH_END * d_max)
+        shortest = AnPgd(InnerPgd(norm, steps, soft_logit_margin), search)
+        self.loss = Mma(alpha, d_max, cross_entropy, cross_entropy, shortest)
+        self.eps_min, self.seed = eps_min, seed
+        self.eps = torch.zeros(count)
+        self.step = 0  # calls so far; PGD's random start is a function of the seed and it
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> StepResult:
+        """x (B, ...) images in [0, 1], y (B,) labels, index (B,) which examples they are.
+
+        The network is in train mode; what its parameters' `grad` holds is added to, so clear it before.
+        """
+        self.eps, index = self.eps.to(x.device), index.to(x.device)
+        start = self.eps[index].clamp(min=self.eps_min).to(x)
+        noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
+        # A search of one row in train mode is refused by BatchNorm on vectors.
+        single = not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+        result = replace(self.loss, search_single_row=single)(Replica(model), StepInput(x, y, start, noise))
+        self.eps[index] = result.eps.to(self.eps)
+        self.step += 1
+        return result

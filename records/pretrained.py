@@ -1,0 +1,91 @@
+"""Trained networks by name: the committed runs of this clone, checked against `trained_models/SHA256SUMS`, or any run folder.
+
+`cd trained_models && sha256sum */model_best.pt > SHA256SUMS` writes that record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from config import Config
+from errors import UserError
+from records.checkpoint import load_model_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMS = ROOT / "trained_models" / "SHA256SUMS"
+COMMITTED = ("trained_models/*", "results/*/*")
+
+
+class Pretrained(NamedTuple):
+    """A trained network that is not built yet."""
+
+    path: Path  # its checkpoint
+    sha256: str  # of that file
+    weights: dict[str, Tensor]
+    config: Config  # of its training
+
+
+def committed_runs() -> list[str]:
+    """The run folders of this clone that hold a network, by name."""
+    return sorted(path.parent.name for pattern in COMMITTED for path in ROOT.glob(f"{pattern}/model_best.pt"))
+
+
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint of a committed run, of a run folder, or the file itself.
+
+    :raises UserError: if there is none; an unknown name is answered with those there are.
+    """
+    own = [path for pattern in COMMITTED for path in ROOT.glob(pattern) if path.name == name and path.is_dir()]
+    path = own[0] if own else Path(name)
+    try:
+        is_folder = bool(name) and path.is_dir()
+        file = path / "model_best.pt" if is_folder else path
+        if file.is_file():
+            return file
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        is_folder = False
+    if is_folder:
+        raise UserError(
+            f"network {name}: {path} holds no model_best.pt: make it with train.py --config {path / 'config.json'} "
+            f"--savepath runs/{path.name}; {_choices()}"
+        )
+    raise UserError(f"network {name!r}: there is no such run: {_choices()}")
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """Weights and config of `checkpoint_of(name)`.
+
+    :raises UserError: if there is none, it is damaged, or not the file that was committed.
+    """
+    path = checkpoint_of(name)
+    file = load_model_file(str(path))
+    committed = recorded_hashes().get(path.resolve(), file.sha256)
+    if file.sha256 != committed:
+        raise UserError(
+            f"checkpoint {path}: its sha256 is {file.sha256}, {SUMS} says {committed}: restore it with git checkout, or "
+            "move a network of your own to another folder"
+        )
+    if file.config is None:
+        raise UserError(f"checkpoint {path}: does not say what network it is: name one that train.py wrote")
+    return Pretrained(path, file.sha256, file.weights, Config.from_dict(file.config))
+
+
+def recorded_hashes() -> dict[Path, str]:
+    """Checkpoint -> its sha256, of what is committed.
+
+    :raises UserError: if the record is damaged.
+    """
+    found = {}
+    for line in SUMS.read_text().splitlines() if SUMS.exists() else []:
+        sha256, _, file = line.partition("  ")
+        if len(sha256) != 64 or not file:
+            raise UserError(f"{SUMS}: damaged, {line!r} is not a line of sha256sum: restore it with git checkout")
+        found[SUMS.parent.resolve() / file] = sha256
+    return found
+
+
+def _choices() -> str:
+    return "there are " + (", ".join(committed_runs()) or "none in this clone") + ", and any run folder by its path"

@@ -1,0 +1,180 @@
+"""Networks written in the formats of the field: read back by others' code, and refused in one line where they do not fit."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from command_lines import fails
+from config import PRESETS
+from networks.build import build_model
+from records import checkpoint
+from scripts.export import EXTRAS, from_robustbench, main, to_robustbench
+from support import ROOT
+
+RUN = "digits-Linf-MMA-0.3-sd0"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A run folder of WRN-28-4, untrained but for BatchNorm's statistics: (folder, network, sha256)."""
+    folder = tmp_path_factory.mktemp("runs") / "cifar10-Linf-MMA-32-sd0"
+    folder.mkdir()
+    torch.manual_seed(0)
+    network = build_model("wrn28_4", 3, 32, 32, 10)
+    network.train()(torch.rand(8, 3, 32, 32))
+    config = PRESETS["cifar10", "Linf"].to_dict() | {"hinge_maxeps": 32 / 255, "method": "mma"}
+    checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": network.state_dict(), "config": config})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, network.eval(), checkpoint.load_model_file(str(folder)).sha256
+
+
+def evaluation(folder, sha256, attack, eps, robust, **settings):
+    row = {"eps": eps, "robust_acc": robust, "ci95": [0, 1], "flags": "10"}
+    head = {"attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf", "n": 2, "clean_acc": 0.5}
+    path = folder / f"eval_{attack}_Linf.json"
+    path.write_text(json.dumps(head | {"seed": 0, "settings": settings, "results": [row]}))
+    return path
+
+
+class Block(nn.Module):
+    """RobustBench's layout of a residual block, by its documented keys."""
+
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(out)
+        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.convShortcut = nn.Conv2d(width, out, 1, stride, bias=False) if width != out else None
+
+    def forward(self, x):
+        active = self.bn1(x).relu()
+        short = self.convShortcut(active) if self.convShortcut else x
+        return short + self.conv2(self.bn2(self.conv1(active)).relu())
+
+
+class Group(nn.Module):
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.layer = nn.Sequential(Block(width, out, stride), *(Block(out, out, 1) for _ in range(3)))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Standardised(nn.Module):
+    """A WRN-28-4 that standardises each image by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.block1, self.block2, self.block3 = Group(16, 64, 1), Group(64, 128, 2), Group(128, 256, 2)
+        self.bn1, self.fc = nn.BatchNorm2d(256), nn.Linear(256, 10)
+
+    def forward(self, x):
+        pixels = x[0].numel()
+        std = x.flatten(1).std(1).clamp(min=pixels**-0.5)
+        x = (x - x.flatten(1).mean(1)[:, None, None, None]) / std[:, None, None, None]
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.adaptive_avg_pool2d(self.bn1(x).relu(), 1).flatten(1))
+
+
+def robustbench_class():
+    """RobustBench's own class where it is installed, else the same layout written here."""
+    try:
+        return importlib.import_module("robustbench.model_zoo.cifar10").Ding2020MMANet
+    except ImportError:
+        return Standardised
+
+
+def test_robustbench_loads_it(wide, tmp_path):
+    folder, network, _ = wide
+    assert main([str(folder), "--to", "robustbench", "--out", str(tmp_path / "net")]) == 0
+    theirs = robustbench_class()()
+    theirs.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))  # strict
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(theirs.eval()(x), network(x), atol=1e-5)
+    state = network.state_dict()
+    there_and_back = from_robustbench(to_robustbench(state))
+    assert list(there_and_back) == list(state)
+
+
+def test_model_info_says_what_was_evaluated_and_no_more(wide, tmp_path):
+    folder, _, sha256 = wide
+
+    def info():
+        assert main([str(folder), "--to", "robustbench", "--out", str(tmp_path / "net")]) == 0
+        return json.loads((tmp_path / "net.json").read_text())
+
+    figures = {"clean_acc", "reported", "autoattack_acc", "footnote"}
+    assert not figures & set(info())
+    paths = [evaluation(folder, sha256, "pgd", 4 / 255, 0.6), evaluation(folder, "0" * 64, "autoattack", 8 / 255, 0.4)]
+    assert not figures & set(info())  # another radius, another checkpoint
+    paths = [
+        evaluation(folder, sha256, "pgd", 8 / 255, 0.4718),
+        evaluation(folder, sha256, "autoattack", 8 / 255, 0.4, standard=False),
+    ]
+    assert info() | {"clean_acc": "50.00", "reported": "47.18", "eps": "8/255"} == info()
+    assert "autoattack_acc" not in info() and "2 test images" in info()["footnote"]
+    paths = [evaluation(folder, sha256, "autoattack", 0.03137255, 0.4144, standard=True), *paths[:1]]
+    assert info()["autoattack_acc"] == "41.44"
+    for path in paths:
+        path.unlink()
+
+
+def test_safetensors_hold_weights_and_config(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    assert main([RUN, "--to", "safetensors", "--out", str(tmp_path / "net")]) == 0
+    stored = torch.load(ROOT / "trained_models" / RUN / "model_best.pt", weights_only=True)["model"]
+    with safetensors.safe_open(tmp_path / "net.safetensors", "pt") as file:
+        assert {key: file.get_tensor(key).shape for key in file.keys()} == {k: t.shape for k, t in stored.items()}  # noqa: SIM118
+        assert all(torch.equal(file.get_tensor(key), tensor) for key, tensor in stored.items())
+        assert json.loads(file.metadata()["config"])["hinge_maxeps"] == 0.3
+
+
+@pytest.mark.parametrize("which", ["digits", "wide"])
+def test_onnx_takes_batches_of_any_size(which, wide, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    run, shape = (RUN, (1, 8, 8)) if which == "digits" else (str(wide[0]), (3, 32, 32))
+    assert main([run, "--to", "onnx", "--out", str(tmp_path / "net")]) == 0
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    network = torch.hub.load(ROOT, "mma", name=run, source="local")
+    for count in (1, 3, 11):
+        x = torch.rand(count, *shape)
+        (logits,) = session.run(None, {"images": x.numpy()})
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(logits), network(x), atol=1e-5)
+
+
+def test_what_does_not_fit_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", str(tmp_path / "net")]
+    fails(capsys, main, [RUN, "--to", "robustbench", *out], "--to robustbench", "WRN-28-4")
+    fails(capsys, main, ["nobody", "--to", "onnx", *out], "nobody", RUN)
+    fails(capsys, main, [RUN, "--to", "onnxx", *out], "onnxx")
+    fails(capsys, main, [RUN, "--to", "safetensors", "--out", "/proc/no/net"], "--out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("to", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxruntime"), ("onnx", "onnx")]
+)
+def test_a_missing_package_is_one_line(to, package, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    fails(capsys, main, [RUN, "--to", to, "--out", str(tmp_path / "net")], package.partition(".")[0], EXTRAS)
+    assert (ROOT / EXTRAS).exists()
+
+
+def test_an_export_that_reads_back_differently_is_not_kept(capsys, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    load = safetensors.load_file
+    monkeypatch.setattr(safetensors, "load_file", lambda path: {key: 1.01 * t for key, t in load(path).items()})
+    fails(capsys, main, [RUN, "--to", "safetensors", "--out", str(tmp_path / "net")], "read back", "removed")
+    assert not list(tmp_path.iterdir())

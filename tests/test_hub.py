@@ -1,0 +1,169 @@
+"""Trained networks, AN-PGD and MMA in people's own code: whichever `utils` was imported first, and whoever pickles."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hubconf
+from records import pretrained
+from support import ROOT
+
+RUN = "digits-Linf-MMA-0.3-sd0"
+ENTRIES = ("mma", "mma_objective", "anpgd")
+TAKEN = ("config", "utils", "errors", "losses")
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory):
+    """Somebody's project, whose files have the names of ours."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in TAKEN:
+        (folder / f"{name}.py").write_text("MINE = True\n")
+    return folder
+
+
+HEAD = f"""
+import copy, sys, torch
+ROOT, RUN = {str(ROOT)!r}, {RUN!r}
+x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+def load(entry, **settings):
+    return torch.hub.load(ROOT, entry, source="local", **settings)
+def mine_alone():
+    import config, errors, losses, utils
+    assert all(module.MINE for module in (config, errors, losses, utils))
+    assert not [name for name in sys.modules if getattr(sys.modules[name], "__file__", None)
+                and sys.modules[name].__file__.startswith(ROOT + "/") and "/.venv/" not in sys.modules[name].__file__
+                and not name.startswith("_mma_networks")]
+    assert ROOT not in sys.path
+"""
+LOAD = """
+network = load("mma", name=RUN)
+mine_alone()
+torch.save({"network": copy.deepcopy(network), "logits": network(x)}, "network.pt")
+objective = load("mma_objective", count=2, norm="Linf", d_max=0.3, eps_min=0.05)
+attack = load("anpgd", norm="Linf", max_eps=0.3, steps=5)
+mine_alone()
+y = network(x).argmax(1)
+assert objective(network, x, y, torch.arange(2)).eps.shape == attack(network, x, y, torch.full((2,), 0.1)).eps.shape
+mine_alone()
+"""
+
+
+def run(folder, code):
+    done = subprocess.run([sys.executable, "-c", HEAD + code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("first", ["", "mine_first()\n"], ids=["ours first", "theirs first"])
+def test_their_modules_are_left_alone_in_either_order(own_folder, first):
+    run(own_folder, "def mine_first():\n    import config, errors, losses, utils\n" + first + LOAD)
+
+
+def test_a_saved_network_is_read_in_another_process(own_folder):
+    run(own_folder, LOAD)
+    run(
+        own_folder,
+        """
+load("mma", name=RUN)
+saved = torch.load("network.pt", weights_only=False)
+assert torch.equal(saved["network"](x), saved["logits"]) and saved["network"].config["hinge_maxeps"] == 0.3
+mine_alone()
+""",
+    )
+
+
+def test_every_entry_point_says_what_it_does():
+    own = {name for name, value in vars(hubconf).items() if getattr(value, "__module__", None) == "hubconf"}
+    assert {name for name in own if not name.startswith("_")} == {*ENTRIES, "load_pretrained"}
+    for name in ENTRIES:
+        assert torch.hub._load_entry_from_hubconf(hubconf, name).__doc__.strip()
+
+
+def test_a_network_is_ready_to_use():
+    network = hubconf.load_pretrained(RUN)
+    assert not network.training and network.config["norm"] == "Linf"
+    assert network(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert copy.deepcopy(network).config == network.config
+    assert type(network).__module__ == "_mma_networks.lenet"
+    by_path = hubconf.load_pretrained(str(ROOT / "trained_models" / RUN))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), by_path.parameters(), strict=True))
+
+
+def test_every_committed_network_is_loaded():
+    assert RUN in pretrained.committed_runs()
+    for name in pretrained.committed_runs():
+        hubconf.load_pretrained(name)
+    assert {path.parent.name for path in pretrained.recorded_hashes()} <= set(pretrained.committed_runs())
+
+
+def test_unknown_names_are_answered_with_those_there_are(tmp_path):
+    for name in ("digits-Linf-MMA-0.4-sd0", "", "x" * 5000, "a\0b", str(tmp_path / "gone")):
+        with pytest.raises(ValueError, match=RUN):
+            hubconf.load_pretrained(name)
+    with pytest.raises(ValueError, match="holds no model_best"):
+        hubconf.load_pretrained("digits-Linf-STD-sd0")
+    with pytest.raises(ValueError, match="holds no model_best"):
+        hubconf.load_pretrained(str(tmp_path))
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """Committed networks that a test may change."""
+    shutil.copytree(ROOT / "trained_models" / RUN, tmp_path / "trained_models" / RUN)
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    monkeypatch.setattr(pretrained, "SUMS", tmp_path / "trained_models" / "SHA256SUMS")
+    shutil.copy(ROOT / "trained_models" / "SHA256SUMS", pretrained.SUMS)
+    return tmp_path / "trained_models" / RUN
+
+
+def test_changed_weights_are_refused(clone):
+    hubconf.load_pretrained(RUN)
+    file = torch.load(clone / "model_best.pt", weights_only=True)
+    del file["checksum"]  # a whole, sound checkpoint, of other weights
+    file["model"]["linear2.bias"] += 1e-3
+    torch.save(file, clone / "model_best.pt")
+    with pytest.raises(ValueError, match=r"sha256 is .*SHA256SUMS says .*git checkout"):
+        hubconf.load_pretrained(RUN)
+    pretrained.SUMS.write_text("so\n")
+    with pytest.raises(ValueError, match="damaged"):
+        hubconf.load_pretrained(RUN)
+
+
+def test_damaged_weights_are_refused(clone, tmp_path):
+    other = tmp_path / "mine"  # not committed, so its sha256 stands nowhere; its own checksum does
+    shutil.copytree(clone, other)
+    raw = bytearray((other / "model_best.pt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (other / "model_best.pt").write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"):
+        hubconf.load_pretrained(str(other))
+
+
+def test_a_network_of_ones_own_is_given_the_weights(tmp_path):
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    config = json.loads((ROOT / "trained_models" / RUN / "config.json").read_text()) | {"network": "mine:net"}
+    torch.save({"model": own.state_dict(), "config": config}, tmp_path / "model_best.pt")
+    with pytest.raises(ValueError, match="network="):
+        hubconf.load_pretrained(str(tmp_path))
+    given = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    assert hubconf.load_pretrained(str(tmp_path), given) is given
+    assert torch.equal(given[1].weight, own[1].weight)
+
+
+def test_anpgd_finds_the_distance_to_a_line():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    x = 0.5 + 0.01 * torch.rand(20, 1, 3, 3)
+    y = network(x).argmax(1)
+    difference = network[1].weight[0] - network[1].weight[1]
+    logits = network(x)
+    margin = (logits[:, 0] - logits[:, 1]).abs() / difference.abs().sum()
+    attack = hubconf.anpgd("Linf", max_eps=0.4)
+    with torch.no_grad():
+        found = attack(network, x, y, torch.full((20,), 0.1))
+    assert torch.allclose(found.eps, margin.clamp(max=0.4), atol=0.4 / 2**10 + 1e-5)

@@ -1,0 +1,76 @@
+"""MMA in a training loop of one's own: train.py's gradient and radii, and the README's loop on the digits."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from own_loop import MmaObjective
+from support import ROOT
+from tiny_runs import network, settings, tiny_data
+from trainer import Trainer
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("alpha", [0.0, 1 / 3])
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_gradient_and_radii_are_those_of_train_py(norm, alpha, batchnorm):
+    config = settings(norm, alpha, method="mma" if alpha else "omma", batch_size=6, max_steps=9, seed=3)
+    trainer = Trainer(config, network(batchnorm).float(), tiny_data())
+    objective = MmaObjective(
+        len(trainer.data.train), norm, config.hinge_maxeps, config.attack_mineps, config.nb_iter, alpha, config.seed
+    )
+    for step in range(6):  # into the second epoch, where the radii of the first count
+        own = copy.deepcopy(trainer.model).train()
+        x, y, index = trainer.batches(step)
+        own.zero_grad()
+        result = objective(own, x, y, index)
+        theirs = trainer.train_step()
+        assert torch.equal(result.eps, theirs.eps) and torch.equal(objective.eps, trainer.eps)
+        for mine, other in zip(own.parameters(), trainer.model.parameters(), strict=True):
+            assert torch.equal(mine.grad, other.grad)
+        for mine, other in zip(own.buffers(), trainer.model.buffers(), strict=True):
+            assert torch.equal(mine, other)
+    assert objective.eps.any()
+
+
+def test_readme_loop_is_short_and_trains(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (code,) = [block for block in blocks if "mma_objective" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    margins = [float(number) for number in re.findall(r"mean margin (\S+)", capsys.readouterr().out)]
+    assert margins == sorted(margins) and margins[-1] > 2 * margins[0] > 0
+    assert (names["model"](names["images"]).argmax(1) == names["labels"]).float().mean() > 0.9
+
+
+def test_one_right_row_before_a_batchnorm_on_vectors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).train()
+    x = torch.rand(4, 1, 4, 4)
+    chances = copy.deepcopy(model)(x).softmax(1)
+    y = chances.argmin(1)
+    y[0] = chances[0].argmax()
+    result = MmaObjective(4, "Linf", 0.3, 0.05)(model, x, y, torch.arange(4))
+    assert (result.eps > 0).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"norm": "L1"},
+        {"d_max": 0.0},
+        {"eps_min": 0.0},
+        {"eps_min": 0.4},
+        {"count": 0},
+        {"steps": 0},
+        {"alpha": 1.5},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MmaObjective(**{"count": 5, "norm": "Linf", "d_max": 0.3, "eps_min": 0.05} | wrong)
