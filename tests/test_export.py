@@ -13,7 +13,8 @@ from command_lines import fails
 from config import PRESETS
 from networks.build import build_model
 from records import checkpoint
-from scripts.export import EXTRAS, from_robustbench, main, to_robustbench
+from records.pretrained import load_pretrained
+from scripts.export import EXTRAS, from_robustbench, main, model_info, to_robustbench
 from support import ROOT
 
 RUN = "digits-Linf-MMA-0.3-sd0"
@@ -94,6 +95,7 @@ def robustbench_class():
 def test_robustbench_loads_it(wide, tmp_path):
     folder, network, _ = wide
     assert main([str(folder), "--to", "robustbench", "--out", str(tmp_path / "net")]) == 0
+    assert json.loads((tmp_path / "net.json").read_text())["architecture"] == "WideResNet-28-4"
     theirs = robustbench_class()()
     theirs.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))  # strict
     x = torch.rand(4, 3, 32, 32)
@@ -104,12 +106,11 @@ def test_robustbench_loads_it(wide, tmp_path):
     assert list(there_and_back) == list(state)
 
 
-def test_model_info_says_what_was_evaluated_and_no_more(wide, tmp_path):
+def test_model_info_says_what_was_evaluated_and_no_more(wide):
     folder, _, sha256 = wide
 
     def info():
-        assert main([str(folder), "--to", "robustbench", "--out", str(tmp_path / "net")]) == 0
-        return json.loads((tmp_path / "net.json").read_text())
+        return model_info(load_pretrained(str(folder)))
 
     figures = {"clean_acc", "reported", "autoattack_acc", "footnote"}
     assert not figures & set(info())
