@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from errors import UserError
 from reports import published, report_training
@@ -35,7 +35,7 @@ class Entry:
     id: str
     run: Run
     name: str  # short, and no other run's
-    rows: list[dict]  # of metrics.jsonl
+    rows: list[dict[str, Any]]  # of metrics.jsonl
     cost: report_training.Cost
     margins: Margins | None
     notes: list[str]  # what cannot be used
@@ -49,7 +49,7 @@ class Entry:
             (image_name(dataset, self.run.folder.resolve().name), self.run.norm) if dataset and self.run.norm else None
         )
 
-    def evaluations(self, benchmark: tuple[str, str]) -> list[dict]:
+    def evaluations(self, benchmark: tuple[str, str]) -> list[dict[str, Any]]:
         return [e for e in self.run.evaluations if table_key(self.run, e) == benchmark]
 
 
@@ -132,7 +132,7 @@ def read_entries(runs: Sequence[Run]) -> list[Entry]:
 
     :raises UserError: if none does.
     """
-    entries = []
+    entries: list[Entry] = []
     for run, name in zip(runs, short_names(runs), strict=True):
         rows = report_training.rows_of(run.folder)
         margins, wrong = report_training.margins(run)
@@ -205,7 +205,7 @@ def benchmark(dataset: str, norm: str, members: Sequence[Entry]) -> Benchmark:
     return Benchmark(dataset, norm, lines, pairs)
 
 
-def attacked(evaluations: Sequence[dict], attack: str) -> dict | None:
+def attacked(evaluations: Sequence[dict[str, Any]], attack: str) -> dict[str, Any] | None:
     return next((e for e in evaluations if e["attack"] == attack), None)
 
 
@@ -221,6 +221,8 @@ def our_line(entry: Entry, dataset: str, norm: str, radii: Sequence[float]) -> L
     name = entry.name
     if run.norm not in (None, norm):
         name += f", trained under {NORMS.get(str(run.norm), run.norm)}"
+    if entry.own and entry.own[0] != dataset:
+        name += f", trained on {title(entry.own[0])}"
     return Line(
         entry.id,
         name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -42,36 +42,42 @@ def interval(value: float, ends: Sequence[float] | None, n: int) -> Figure:
     return Figure(value, low, high)
 
 
-def clean(evaluation: dict) -> Figure:
+def clean(evaluation: dict[str, Any]) -> Figure:
     """Accuracy on clean images."""
     return interval(evaluation["clean_acc"], evaluation.get("clean_ci95"), evaluation["n"])
 
 
-def strength(evaluation: dict, row: dict) -> tuple[int, int]:
+def strength(evaluation: dict[str, Any], row: dict[str, Any]) -> tuple[int, int]:
     """By which the row to quote is chosen at a radius: most images, then most restarts x steps."""
     settings = evaluation.get("settings") or {}
     said = {key: row.get(key, settings.get(key)) for key in ("nb_restart", "nb_iter")}
     work = math.prod(value for value in said.values() if isinstance(value, int))
-    return row.get("n") or evaluation["n"], work
+    return images_of(evaluation, row), work
 
 
-def quoted(evaluation: dict) -> list[Row]:
+def images_of(evaluation: dict[str, Any], row: dict[str, Any]) -> int:
+    """How many images a row is of: its own number, else the evaluation's."""
+    own = row.get("n")
+    return own if type(own) is int and own > 0 else int(evaluation["n"])
+
+
+def quoted(evaluation: dict[str, Any]) -> list[Row]:
     """One row a radius, ascending: the one of `results` that is to be quoted."""
-    best: dict[float, dict] = {}
+    best: dict[float, dict[str, Any]] = {}
     for row in evaluation.get("results", ()):
         before = best.get(eps_key(row["eps"]))
         if before is None or strength(evaluation, row) > strength(evaluation, before):
             best[eps_key(row["eps"])] = row
     rows = []
     for eps, row in sorted(best.items()):
-        n = row.get("n") or evaluation["n"]
+        n = images_of(evaluation, row)
         flags = row.get("flags") or ""
         figure = interval(row["robust_acc"], row.get("ci95"), n)
         rows.append(Row(eps, figure, n, flags if len(flags) == n else ""))
     return rows
 
 
-def averages(evaluation: dict, rows: Sequence[Row]) -> tuple[Figure, Figure]:
+def averages(evaluation: dict[str, Any], rows: Sequence[Row]) -> tuple[Figure, Figure]:
     """(AvgAcc, AvgRobAcc): means over clean and all radii, and over all radii.
 
     The interval is that of the mean over images of each one's own average, so it needs the flags: the radii share their
@@ -97,7 +103,7 @@ def mean_of(values: np.ndarray) -> Figure:
 
 def bits(flags: str) -> np.ndarray:
     """(N,) of 0 and 1."""
-    return (np.frombuffer(flags.encode(), np.uint8) == ord("1")).astype(np.int64)
+    return np.array(np.frombuffer(flags.encode(), np.uint8) == ord("1"), np.int64)
 
 
 # --- margins -------------------------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ def quantile(values: np.ndarray, q: float) -> Figure | None:
     return Figure(value, low, high if math.isfinite(high) else None)
 
 
-def margins_of_test_images(run: Run, evaluations: Sequence[dict], titles: dict[str, str]) -> Quartiles | None:
+def margins_of_test_images(run: Run, evaluations: Sequence[dict[str, Any]], titles: dict[str, str]) -> Quartiles | None:
     """By the attack for the nearest adversarial image that saw most images; None if there was none."""
     found = [evaluation for evaluation in evaluations if "quartiles" in evaluation]
     if not found:

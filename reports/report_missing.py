@@ -6,9 +6,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from config import GRIDS, PRESETS
+from config import PRESETS
 from reports.results import ROOT, Run
 
 
@@ -34,18 +34,16 @@ def evaluation_command(run: Run, name: str, norm: str, *flags: str) -> str:
     return f"{program(name)} {shlex.join(['--model', str(run.folder), *own, *flags, *trusted])}"
 
 
-def radii_flags(run: Run, norm: str, radii: Sequence[float]) -> list[str]:
-    """`--eps` with the radii of the table, else the paper's grid, else nothing: the run's own radius."""
-    if radii:
-        return ["--eps", *(f"{eps:.6g}" for eps in radii)]
-    return ["--eps", "grid"] if (run.config.get("dataset"), norm) in GRIDS else []
+def radii_flags(radii: Sequence[float]) -> list[str]:
+    """`--eps` with the radii of the table, else the grid of the data set."""
+    return ["--eps", *(f"{eps:.6g}" for eps in radii)] if radii else ["--eps", "grid"]
 
 
 def training_command(run: Run) -> str:
     """What would train on, or again, into this folder: by the settings that differ from the preset's."""
     config = run.config
     flags = [str(config.get("dataset") or "DATASET"), "--norm", str(config.get("norm") or "NORM")]
-    preset = PRESETS.get((config.get("dataset"), config.get("norm")))
+    preset = PRESETS.get((str(config.get("dataset")), str(config.get("norm"))))
     for name in ("method", "hinge_maxeps", "train_eps", "seed", "max_steps"):
         value = config.get(name)
         if value is not None and preset is not None and value != getattr(preset, name):
@@ -54,7 +52,7 @@ def training_command(run: Run) -> str:
 
 
 def missing(
-    run: Run, norm: str, evaluations: Sequence[dict], radii: Sequence[float], has_margins: bool
+    run: Run, norm: str, evaluations: Sequence[dict[str, Any]], radii: Sequence[float], has_margins: bool
 ) -> list[Missing]:
     """Of the evaluations under `norm`, those that the page would show and this run lacks.
 
@@ -64,7 +62,7 @@ def missing(
     found = []
     has = {round(row["eps"], 6) for e in evaluations if e["attack"] == "pgd" for row in e["results"]}
     if "pgd" not in there or not set(radii) <= has:
-        command = evaluation_command(run, "evaluate_on_pgd_attacks.py", norm, *radii_flags(run, norm, radii))
+        command = evaluation_command(run, "evaluate_on_pgd_attacks.py", norm, *radii_flags(radii))
         found.append(Missing("pgd", "accuracy under repeated PGD" + (" at every ε" if has else ""), command))
     if "autoattack" not in there:
         found.append(Missing("autoattack", "AutoAttack", evaluation_command(run, "evaluate_on_autoattack.py", norm)))
@@ -76,6 +74,6 @@ def missing(
     elif norm == run.norm and not has_margins and run.config.get("method") in ("mma", "omma"):
         found.append(Missing("margins", "margins by epoch (margins.npy)", training_command(run)))
     if "pgd" in there and not any(evaluation.get("sanity") for evaluation in evaluations):
-        command = evaluation_command(run, "evaluate_on_pgd_attacks.py", norm, *radii_flags(run, norm, radii))
+        command = evaluation_command(run, "evaluate_on_pgd_attacks.py", norm, *radii_flags(radii))
         found.append(Missing("sanity", "the sanity battery", command))
     return found

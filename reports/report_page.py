@@ -25,7 +25,7 @@ MARKS = {True: ("ok", "✓ passed"), False: ("bad", "✗ failed"), None: ("none"
 
 
 def page(benchmarks: Sequence[Benchmark], entries: Sequence[Entry], data: str, made: str, plotly: str) -> str:
-    """The whole page; data: JSON for the scripts; made: how and when; plotly: the library's own source."""
+    """The whole page; data: JSON for the scripts; made: how and when; plotly: the library, gzip in base64."""
     style = "\n".join((HERE / name).read_text() for name in STYLE)
     scripts = "\n".join((HERE / name).read_text() for name in SCRIPTS)
     body = "\n".join(
@@ -45,15 +45,15 @@ def page(benchmarks: Sequence[Benchmark], entries: Sequence[Entry], data: str, m
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>MMA training: {len(entries)} runs</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n{body}\n"
-        f'<script type="application/json" id="data">{data}</script>\n<script>{plotly}</script>\n'
+        f"<title>Margins and robustness</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n{body}\n"
+        f'<script type="application/json" id="data">{data}</script>\n<script type="application/octet-stream" id="plotly">{plotly}</script>\n'
         f"<script>\n{scripts}\n</script>\n</body>\n</html>\n"
     )
 
 
 def header(benchmarks: Sequence[Benchmark], entries: Sequence[Entry], made: str) -> str:
     links = (("results", "Results"), ("compare", "Compare"), ("curves", "Curves"), ("margins", "Margins"))
-    links += (("training", "Training"), ("images", "Images"), ("runs", "Runs"))
+    more = (("training", "Training"), ("images", "Images"), ("runs", "Runs"))
     choices = "".join(
         f'<label><input type="radio" name="benchmark" value="{escape(b.key)}"{" checked" if not i else ""}>'
         f"<span>{escape(b.title)}</span></label>"
@@ -64,7 +64,7 @@ def header(benchmarks: Sequence[Benchmark], entries: Sequence[Entry], made: str)
         '<a class="skip" href="#main">Skip to the results</a>\n<header><div class="top"><h1>Margins and robustness'
         f'<span>{count}, {escape(made)}</span></h1><button type="button" id="theme" aria-label="colours">Theme: system'
         '</button></div>\n<nav aria-label="sections">'
-        + "".join(f'<a href="#{key}">{text}</a>' for key, text in links)
+        + "".join(f'<a href="#{key}">{text}</a>' for key, text in links + more)
         + f'</nav>\n<fieldset class="benchmarks"{" hidden" if len(benchmarks) < 2 else ""}><legend>Images and norm</legend>'
         f"{choices}</fieldset></header>"
         "<noscript><p>Sorting and pictures need JavaScript; the tables below do not.</p></noscript>"
@@ -216,7 +216,8 @@ def run_part(entry: Entry, lines: Sequence[tuple[Benchmark, Line]]) -> str:
 def facts(entry: Entry) -> str:
     """What it was trained with, in words."""
     config = entry.run.config
-    environment = config.get("environment") if isinstance(config.get("environment"), dict) else {}
+    said = config.get("environment")
+    environment = said if isinstance(said, dict) else {}
     data = config.get("dataset")
     named = {
         "data": title(data) if isinstance(data, str) else None,

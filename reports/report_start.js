@@ -77,7 +77,11 @@ function start() {
   listen("gallery", "change", showGallery);
   addEventListener("hashchange", openLinked);
   openLinked();
-  if (state.key) choose(state.key);
+  if (!state.key) return;
+  choose(state.key);
+  loadPlotly().then(drawAll, (error) => {
+    document.querySelectorAll(".plot").forEach((place) => place.replaceChildren(cell("p", `No pictures: ${error}`, "empty")));
+  }).finally(() => { document.documentElement.dataset.ready = "yes"; });
 }
 
 start();

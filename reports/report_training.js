@@ -16,11 +16,12 @@ function trainingTraces(key, against) {
   const traces = [];
   for (const { line, number } of ticked()) {
     const found = (DATA.training[line.id] || {})[key];
-    if (!found || found[against].some((x) => x === null)) continue;
+    const each = DATA.passes_a_step[line.id];
+    if (!found || (against === "passes" && !found.passes && !each)) continue;
     const style = look(number);
     const few = found.step.length <= 40;
     traces.push({
-      x: found[against], y: found.value.map((value) => factorOf(key) * value), name: plain(line.name),
+      x: found[against] || found.step.map((step) => each * step), y: found.value.map((value) => factorOf(key) * value), name: plain(line.name),
       mode: few ? "lines+markers" : "lines", line: { color: style.colour, dash: style.dash, width: 2 },
       marker: { symbol: style.marker, size: 5, color: style.colour },
       hovertemplate: `${against} %{x:.4s}: %{y:.4g}<extra>%{fullData.name}</extra>`,

@@ -6,7 +6,7 @@ A pass is one image once forward, or once forward and backward.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from reports.plot_margins import Margins, read_margins
 from reports.results import Run
 
 BINS = 40
-MOST_POINTS = 200  # of a curve
+MOST_POINTS = 120  # of a curve
 MOST_CHECKS = 60  # of the margins by epoch
 CURVES = {  # by kind of row
     "train": ("clean_loss", "mma_loss", "adv_loss", "mean_eps", "lr"),
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
     minutes: float | None  # of optimizer steps; the checks after each epoch are not in it, unless recorded
 
 
-def rows_of(folder: Path) -> list[dict]:
+def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl that can be read and have a step, in their order."""
     path, rows = folder / "metrics.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
@@ -45,7 +45,7 @@ def rows_of(folder: Path) -> list[dict]:
     return rows
 
 
-def passes_an_image(config: dict) -> int | None:
+def passes_an_image(config: dict[str, Any]) -> int | None:
     """Passes that one image of a batch costs at most, by the method: MMA attacks only those that are classified right."""
     steps, halvings = config.get("nb_iter"), config.get("num_search_steps")
     if not isinstance(steps, int) or not isinstance(halvings, int):
@@ -62,12 +62,18 @@ def passes_an_image(config: dict) -> int | None:
     }.get(method)
 
 
-def cost(config: dict, rows: list[dict]) -> Cost:
+def passes_a_step(config: dict[str, Any]) -> int | None:
+    """What the settings ask for at most."""
+    each, batch = passes_an_image(config), config.get("batch_size")
+    return each * batch if each and isinstance(batch, int) else None
+
+
+def cost(config: dict[str, Any], rows: list[dict[str, Any]]) -> Cost:
     """What training took, as far as the folder tells."""
     recorded = [row["passes"] for row in rows if is_number(row.get("passes"))]
     steps = max((row["step"] for row in rows), default=0)
-    each, batch = passes_an_image(config), config.get("batch_size")
-    at_most = steps * batch * each if each and isinstance(batch, int) and steps else None
+    each = passes_a_step(config)
+    at_most = steps * each if each and steps else None
     seconds, before = 0.0, 0
     for row in rows:
         if row.get("kind") == "train" and is_number(row.get("steps_per_second")) and row["steps_per_second"] > 0:
@@ -76,27 +82,29 @@ def cost(config: dict, rows: list[dict]) -> Cost:
     return Cost(max(recorded) if recorded else at_most, bool(recorded), seconds / 60 if seconds else None)
 
 
-def curves(config: dict, rows: list[dict]) -> dict[str, dict[str, list]]:
-    """Name -> {step, passes, value}: what training logged, and the checks on validation and test images."""
-    each, batch = passes_an_image(config), config.get("batch_size")
-    found: dict[str, dict[str, list]] = {}
+def curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Name -> {step, value}: what training logged, and the checks on validation and test images; with `passes` if counted."""
+    found: dict[str, dict[str, list[Any]]] = {}
     passes = None
     for row in rows:
         kind = row.get("kind")
         if is_number(row.get("passes")):
             passes = row["passes"]
-        said = passes if passes is not None else row["step"] * (batch or 0) * each if each else None
         for name in CURVES.get(kind, ()) if isinstance(kind, str) else ():
             if is_number(row.get(name)):
                 key = f"{row.get('split', 'train') if kind == 'eval' else 'train'} {name}"
                 curve = found.setdefault(key, {"step": [], "passes": [], "value": []})
                 curve["step"].append(row["step"])
-                curve["passes"].append(said)
+                curve["passes"].append(passes)
                 curve["value"].append(float(f"{row[name]:.4g}"))
-    return {key: thinned(curve) for key, curve in found.items()}
+    counted = {key: all(value is not None for value in curve["passes"]) for key, curve in found.items()}
+    return {
+        key: thinned({name: values for name, values in curve.items() if name != "passes" or counted[key]})
+        for key, curve in found.items()
+    }
 
 
-def thinned(curve: dict[str, list]) -> dict[str, list]:
+def thinned(curve: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """At most MOST_POINTS points, spread evenly, the first and the last among them."""
     keep = evenly(len(curve["step"]), MOST_POINTS)
     return {name: [values[i] for i in keep] for name, values in curve.items()}
@@ -117,7 +125,7 @@ def margins(run: Run) -> tuple[Margins | None, str | None]:
         return None, str(error)
 
 
-def distribution(found: Margins, top: float) -> dict:
+def distribution(found: Margins, top: float) -> dict[str, Any]:
     """Shares of the training images in BINS bins up to `top`, after each of at most MOST_CHECKS epochs.
 
     Images that were wrong when last seen have margin 0; their share is apart, not in the first bin.
