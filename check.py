@@ -35,6 +35,22 @@ class Check(NamedTuple):
         return float(self.margins.double().mean())
 
 
+class Measured(NamedTuple):
+    """What a check has of a split so far."""
+
+    found: Tensor  # (N, 3) right, robust, margin of each image; 0 where this process has not measured it
+    done: int  # so many first images are measured, by one process or another
+
+    @classmethod
+    def nothing(cls, split: Split) -> Measured:
+        """At its start."""
+        return cls(torch.zeros(len(split), 3, device=split.labels.device), 0)
+
+    def of_another(self) -> Measured:
+        """The same for a process that leaves it to the first one to hold what all have found."""
+        return Measured(torch.zeros_like(self.found), self.done)
+
+
 @dataclass(frozen=True)
 class Checker:
     """PGD at the fixed radius `eps`, then the zero crossing of the logit margin along its direction; all in eval mode."""
@@ -62,19 +78,35 @@ class Checker:
         None if `stop()` became true on the way. Of several processes each takes whole batches, so that what an image
         gets does not depend on their number.
         """
-        found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
-        rows = torch.arange(len(split)).split(self.batch_size)
+        return self.go_on(model, split, key, Measured.nothing(split), stop, world)[0]
+
+    def go_on(
+        self,
+        model: nn.Module,
+        split: Split,
+        key: tuple[int, ...],
+        begun: Measured,
+        stop: Callable[[], bool],
+        world: World,
+    ) -> tuple[Check | None, Measured]:
+        """The same from what was `begun` on, which is written into; and what has been measured when it ends."""
+        found, start = begun
+        rows = torch.arange(start, len(split)).split(self.batch_size) if start < len(split) else ()
         with eval_mode(model), closing(split.batches(rows[world.rank :: world.size])) as batches:
             for first in range(0, len(rows), world.size):
                 if stop():
-                    return None
+                    has = Measured(world.total(found), start + first * self.batch_size)
+                    return None, has if world.is_first else has.of_another()
                 if first + world.rank < len(rows):
                     batch = next(batches)
                     found[batch.index] = self._measure(model, batch, split.numbers[batch.index], key)
-        right, robust, margins = world.total(found).unbind(1)
+        total = world.total(found)
+        right, robust, margins = total.unbind(1)
         attacked = int(right.sum())
         passes = len(split) + attacked * (self.steps + 1 + self.search.steps)
-        return Check(attacked / len(split), float(robust.double().mean()), margins.contiguous(), passes)
+        figures = Check(attacked / len(split), float(robust.double().mean()), margins.contiguous(), passes)
+        has = Measured(total, len(split))
+        return figures, has if world.is_first else has.of_another()
 
     def _measure(self, model: nn.Module, batch: Batch, numbers: Tensor, key: tuple[int, ...]) -> Tensor:
         """(B, 3): right, robust, margin of each image; numbers (B,) are the images' own."""

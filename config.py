@@ -55,6 +55,7 @@ class Config:
         "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere; bf16_all: everywhere",
         PRECISIONS,
     )
+    cuda_graphs: bool = opt(True, "record what has fixed shapes on a GPU and replay it (docs/speed.md)")
     data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
     streaming: bool | None = opt(
         None, "leave an image folder on disk (default: if it would take more than half of the device's free memory)"
@@ -108,6 +109,7 @@ class Config:
     savepath: str | None = opt(None, "run folder (default: trained_models/<run name>)")
     resume: bool = opt(False, "go on from the run folder's last.pt; start if it is empty; skip if finished")
     disp_interval: int = opt(100, "steps between train rows in metrics.jsonl")
+    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; --resume goes on")
     save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch")
     tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder")
 
@@ -230,6 +232,7 @@ class EvalConfig:
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
     precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
+    cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
@@ -287,7 +290,16 @@ def _refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
 
 POSITIVE = (
     *("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps", "eps_iter_scale"),
-    *("attack_mineps", "test_eps", "test_eps_iter", "train_size", "val_size", "eval_batch_size", "save_interval"),
+    *(
+        "attack_mineps",
+        "test_eps",
+        "test_eps_iter",
+        "train_size",
+        "val_size",
+        "eval_batch_size",
+        "save_interval",
+        "max_minutes",
+    ),
     *("train_eps", "ramp_steps", "cycle_steps", "check_nb_iter", "check_size", "check_interval", "rest_interval"),
 )
 RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")

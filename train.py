@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from config import Config
+from config import BUILT_IN_NETWORKS, Config
 from errors import UserError, exits_on_user_error
 from flags import parse_train
+from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import AUGMENT_PAD, first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.models import build_model
 from networks.probes import accepts
+from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import (
     World,
     device_of,
@@ -44,6 +46,8 @@ FREE_ON_RESUME = {
     "num_workers",
     "disp_interval",
     "save_interval",
+    "max_minutes",
+    "cuda_graphs",  # how launches are made, not what is computed
     "tensorboard",
     "resume",
     "savepath",
@@ -53,12 +57,14 @@ FREE_ON_RESUME = {
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or go on training. Returns the exit status."""
+    spent = since_start() if argv is None else 0.0
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
         try:
-            return run(config, folder, device, argv, notes, world)
+            deadline = Deadline(config.max_minutes, spent, world.largest, world.is_first)
+            return run(config, folder, device, argv, notes, world, deadline)
         except OSError as error:
             raise UserError(
                 f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
@@ -68,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(
-    config: Config, folder: RunFolder, device: torch.device, argv: list[str], notes: list[str], world: World
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+    argv: list[str],
+    notes: list[str],
+    world: World,
+    deadline: Deadline,
 ) -> int:
     """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
     say = print if world.is_first else lambda line: None
@@ -92,7 +104,7 @@ def run(
     )
     try:
         with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
-            finished = trainer.run(recorder, stop)
+            finished = trainer.run(recorder, stop, deadline)
     except NotFinite as error:
         if world.is_first:
             print(
@@ -109,8 +121,9 @@ def run(
         )
         return 4
     if not finished:
-        say(f"stopped after step {trainer.step}, state saved; go on with: {continuation(argv, world)}")
-        return 128 + stop.agreed
+        why = "" if stop.agreed else f"--max_minutes {config.max_minutes:g}: "
+        say(f"{why}stopped after step {trainer.step}, state saved; go on with: {continuation(argv, world)}")
+        return 128 + stop.agreed if stop.agreed else AGAIN
     evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
     say(
         f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
@@ -150,6 +163,7 @@ def new_trainer(
 
     def build() -> nn.Module:
         model = new_model(config, data, None if state else config.pretrained, say).to(device)
+        lay_out(model, config.network in BUILT_IN_NETWORKS, layout_of(config, device))
         check_batches(config, model, data, world)
         return model
 
@@ -163,6 +177,17 @@ def new_trainer(
     if state:
         world.together(lambda: restore(trainer, state, folder))
     return trainer
+
+
+def layout_of(config: Config, device: torch.device) -> Layout:
+    """How the run's images and weights lie in memory."""
+    return layout_for(device, config.precision, config.deterministic)
+
+
+def environment_of(trainer: Trainer) -> dict[str, str]:
+    """What config.json says of the machinery, beside versions and device."""
+    started = {"launcher": launcher()} if is_launched() else {}
+    return {"memory_layout": layout_of(trainer.config, trainer.device).name} | started
 
 
 def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: dict | None) -> RunRecorder:
@@ -180,7 +205,7 @@ def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: di
         )
     try:
         folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
-        folder.write_config(trainer.config.to_dict(), device, launcher() if is_launched() else None)
+        folder.write_config(trainer.config.to_dict(), device, environment_of(trainer))
     except OSError as error:
         raise UserError(
             f"--savepath {folder.path}: cannot be written ({error}): make room, or choose another"

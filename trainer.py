@@ -17,13 +17,15 @@ from config import Config
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.guard import Guard, all_finite
+from hardware.layout import layout_for
 from hardware.optimizer import make_optimizer, restore_optimizer
 from hardware.precision import tf32, training_arithmetic
-from hardware.recording import Recording, recording_of
+from hardware.recording import NOTHING, Recording, recording_of
 from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.datasets import Dataset
 from networks.probes import accepts, uses_all
 from objectives import StepInput, StepResult, objective_of
+from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from processes.replica import Replica
@@ -120,12 +122,14 @@ class Trainer:
         config, alone = self.config, self.world.size == 1
         slice_size = -(-config.batch_size // self.world.size)
         recording = recording_of(self.model, self.device, slice_size, config.eval_batch_size, alone)
-        self.attack = FastPgd(self.model, config.precision, rows=recording.attack_rows)
+        recording = recording if config.cuda_graphs else NOTHING
+        tune = layout_for(self.device, config.precision, config.deterministic).tune
+        self.attack = FastPgd(self.model, config.precision, rows=recording.attack_rows, tune=tune)
         single = self.search_single_row
         self.objective = objective_of(config, self.attack, search_single_row=single, every_row=recording.gradient)
         self.gradient: Callable[..., tuple[Tensor | None, ...]] = self._gradient
         if recording.gradient:
-            self.gradient = Captured(self._gradient, config.batch_size)
+            self.gradient = Captured(self._gradient, config.batch_size, module=self.model, tune=tune)
         return recording
 
     @property
@@ -153,6 +157,7 @@ class Trainer:
             "passes": [float(self.passes), self.epoch_check.passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
+            "check": self.epoch_check.state_dict(),
             **{name: part.state_dict() for name, part in more.items() if part is not None},
         }
 
@@ -165,6 +170,7 @@ class Trainer:
         self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
         passes, self.epoch_check.passes = state.get("passes", (0.0, 0))
         self.passes.fill_(passes)
+        self.epoch_check.load_state_dict(state.get("check", {}))
         in_a_row, since_row = state.get("skipped", (0, 0))
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
@@ -230,8 +236,9 @@ class Trainer:
         result = self.objective(self.replica, StepInput(x, y, eps, noise, self.total, spared))
         return (*result, *(parameter.grad for parameter in self.parameters))
 
-    def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
-        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
+    def run(self, recorder: Recorder, stop: Callable[[], bool], deadline: Deadline = NEVER) -> bool:
+        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` or the deadline ended
+        it early.
 
         The state is saved every `save_interval` minutes, before and after each check, and when stopped. Of several
         processes the first one's clock counts, and `stop` must say the same on all.
@@ -242,17 +249,17 @@ class Trainer:
         saved_at = row_at = time.monotonic()
         row_step = self.step
         while True:
-            stopping = stop()
-            if self._check_is_due() and not stopping:
-                self._save(recorder)  # a check may take long
+            stopping, due = stop(), self._check_is_due()
+            if due and not stopping:
+                self._save(recorder, deadline)  # a check may take long
                 check_at = time.monotonic()
-                stopping = not self.check(recorder, stop)
+                stopping = not self.check(recorder, lambda: stop() or deadline.over("batch of a check"))
                 if not stopping:
-                    self._save(recorder)
+                    self._save(recorder, deadline)
                     saved_at = time.monotonic()
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
-            if stopping:
-                self._save(recorder)
+            if stopping or (self.step < config.max_steps and deadline.over("step")):
+                self._save(recorder, deadline)
                 self.world.wait()  # a launcher ends all when the first one has ended
                 return False
             if self.step >= config.max_steps:
@@ -264,7 +271,7 @@ class Trainer:
                 row_at, row_step = now, self.step
             due = time.monotonic() - saved_at > 60 * config.save_interval
             if self.world.largest(int(due and self.world.is_first)):
-                self._save(recorder)
+                self._save(recorder, deadline)
                 saved_at = time.monotonic()
 
     def _check_is_due(self) -> bool:
@@ -274,11 +281,12 @@ class Trainer:
             self.step >= self.config.max_steps or self.step % (self.steps_per_epoch * self.config.check_interval) == 0
         )
 
-    def _save(self, recorder: Recorder) -> None:
+    def _save(self, recorder: Recorder, deadline: Deadline = NEVER) -> None:
         refuse_not_finite(self.guard, self.batches)
         if not all_finite(self.guard.changing()):
             raise NotFinite(f"a weight is not finite at step {self.step}")
-        recorder.save(self)
+        with deadline.saving():
+            recorder.save(self)
 
     def _train_row(self, steps_per_second: float) -> dict[str, Any]:
         refuse_not_finite(self.guard, self.batches)

@@ -40,9 +40,13 @@ def layout_for(device: torch.device, precision: str, deterministic: bool) -> Lay
     return Layout(channels_last=precision != "fp32", tune=True)
 
 
-def lay_out(model: nn.Module, layout: Layout) -> nn.Module:
-    """Its weights as the layout has them, in place; what follows from them is laid out likewise."""
-    return model.to(memory_format=torch.channels_last if layout.channels_last else torch.contiguous_format)
+def lay_out(model: nn.Module, ours: bool, layout: Layout) -> None:
+    """Its weights as the layout has them, in place, and with them all that follows from them.
+
+    ours: whether it is a built-in network; anyone's own may call `view` and is left as it is.
+    """
+    if ours:
+        model.to(memory_format=torch.channels_last if layout.channels_last else torch.contiguous_format)
 
 
 @contextmanager

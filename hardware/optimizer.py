@@ -14,7 +14,8 @@ def make_optimizer(
     """ "adam", or "sgd" with momentum, of what is trained; on a GPU all of its state lies there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if kind == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, capturable=parameters[0].is_cuda)
+        fused = True if parameters[0].is_cuda else None  # one kernel, and the number of steps lies on the device
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
@@ -28,5 +29,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         if "step" in values:
-            capturable = optimizer.param_groups[0].get("capturable")
-            values["step"] = values["step"].to(parameter.device if capturable else "cpu")
+            group = optimizer.param_groups[0]
+            on_device = group.get("capturable") or group.get("fused")
+            values["step"] = values["step"].to(parameter.device if on_device else "cpu")

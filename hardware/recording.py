@@ -16,6 +16,9 @@ class Recording(NamedTuple):
     check_rows: int | None  # the check's attack, likewise
 
 
+NOTHING = Recording(gradient=False, attack_rows=None, check_rows=None)
+
+
 def recording_of(model: nn.Module, device: torch.device, slice_size: int, check_size: int, alone: bool) -> Recording:
     """The whole gradient or, with BatchNorm, whose statistics count the right rows alone, each attack; on CUDA only.
 

@@ -16,6 +16,7 @@ AGAIN = os.EX_TEMPFAIL  # 75, the exit status of what was stopped by the clock a
 RECENT = 20  # pieces of work of a kind whose longest is expected next: long enough for its usual swings
 SLACK = 1.5  # times what is expected
 UNMEASURED = 1.0  # seconds, expected of a save before there was one
+ENDING, OF_THE_START = 1.0, 0.25  # seconds that ending takes: these, and this share of what starting took
 
 
 class Deadline:
@@ -36,7 +37,7 @@ class Deadline:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.agree, self.is_first, self.clock = agree, is_first, clock
-        self.end = math.inf if minutes is None else clock() - spent + 60 * minutes
+        self.end = math.inf if minutes is None else clock() - spent + 60 * minutes - ENDING - OF_THE_START * spent
         self.seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self.begun: tuple[str, float] | None = None  # the work let through last, and when
         self.passed = False

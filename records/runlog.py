@@ -84,9 +84,9 @@ class RunFolder:
                 f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath"
             ) from None
 
-    def write_config(self, config: dict[str, Any], device: torch.device, launcher: str | None = None) -> None:
-        """Every field of the config, plus package versions, device, git commit and what launched it."""
-        content = {**config, "environment": environment(device) | ({"launcher": launcher} if launcher else {})}
+    def write_config(self, config: dict[str, Any], device: torch.device, machinery: dict[str, str]) -> None:
+        """Every field of the config, plus package versions, device and git commit, and what else `machinery` names."""
+        content = {**config, "environment": environment(device) | machinery}
         write_atomically(self.config_file, (json.dumps(content, indent=2) + "\n").encode())
 
     def rows(self) -> list[dict[str, Any]]:

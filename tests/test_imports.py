@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "records",
         *LOW,
     },
-    "train": {"config", "flags", "loading", "networks", "processes", "records", "trainer", *LOW},
+    "train": {"config", "flags", "hardware", "loading", "networks", "processes", "records", "trainer", *LOW},
     **dict.fromkeys(  # noqa: RUF024
         EVALUATORS,
         {"check", "config", "flags", "evaluations", "hardware", "losses", "pgd", "processes", "records", *LOW},

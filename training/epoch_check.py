@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from check import Check, checker_of
+from check import Check, Measured, checker_of
 from config import Config
 from hardware.fast_pgd import FastPgd
+from hardware.layout import layout_for
 from hardware.memory import BatchSize
 from hardware.precision import tf32
 from loading.batches import Split, first_images
@@ -25,17 +26,38 @@ class EpochCheck:
 
     def __init__(self, config: Config, model: nn.Module, data: Dataset, world: World, rows: int | None) -> None:
         self.config, self.model, self.data, self.world = config, model, data, world
-        self.attack = FastPgd(model, config.precision, rows=rows)
+        tune = layout_for(data.val.labels.device, config.precision, config.deterministic).tune
+        self.attack = FastPgd(model, config.precision, rows=rows, tune=tune)
         self.batch = BatchSize(config.eval_batch_size, "--eval_batch_size", warnings.warn)
         self.passes = 0  # how often an image went through the network in the checks so far
+        self.begun: dict[str, Measured] = {}  # of a check that was stopped on the way: what it has, by split
+        self.begun_at = -1  # the step of that check
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a check that was stopped has measured; {} if none was."""
+        return (
+            {"step": self.begun_at, "begun": {name: list(has) for name, has in self.begun.items()}}
+            if self.begun
+            else {}
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with that check."""
+        self.begun_at = int(state.get("step", -1))
+        device = self.data.val.labels.device
+        has = {name: Measured(found.to(device), int(done)) for name, (found, done) in state.get("begun", {}).items()}
+        self.begun = has if self.world.is_first else {name: one.of_another() for name, one in has.items()}
 
     def rows(self, step: int, epoch: int, stop: Callable[[], bool]) -> list[dict[str, Any]] | None:
-        """One row of metrics for validation and one for test images; None if stopped on the way."""
+        """One row of metrics for validation and one for test images; None if stopped on the way: the next call with this
+        step goes on from there."""
         rows, passes = [], self.passes
+        self.begun, self.begun_at = self.begun if self.begun_at == step else {}, step
         for number, (name, split) in enumerate(self._splits(step).items()):
             if not len(split):
                 continue
-            found = self._check(split, number, step, stop)
+            self.begun.setdefault(name, Measured.nothing(split))
+            found = self._check(name, split, (number, step), stop)
             if found is None:
                 return None
             passes += found.passes
@@ -47,7 +69,7 @@ class EpochCheck:
             }
             smaller = {"eval_batch_size": self.batch.used} if self.batch.used < self.batch.asked else {}
             rows.append({"kind": "eval", "split": name, "step": step, "epoch": epoch, **figures, **smaller})
-        self.passes = passes
+        self.passes, self.begun = passes, {}
         return rows
 
     def _splits(self, step: int) -> dict[str, Split]:
@@ -56,11 +78,12 @@ class EpochCheck:
             splits["test"] = self.data.test
         return splits
 
-    def _check(self, split: Split, number: int, step: int, stop: Callable[[], bool]) -> Check | None:
+    def _check(self, name: str, split: Split, key: tuple[int, int], stop: Callable[[], bool]) -> Check | None:
         def check(size: int, attack: PgdFn) -> Check | None:
             checker = checker_of(self.config, attack, size)
             with tf32(self.config.precision != "fp32"), torch.no_grad():
-                return checker(self.model, split, number, step, stop=stop, world=self.world)
+                found, self.begun[name] = checker.go_on(self.model, split, key, self.begun[name], stop, self.world)
+                return found
 
         if self.world.size > 1:  # every process goes on with the same batches
             return check(self.batch.asked, self.batch.attack(self.attack))

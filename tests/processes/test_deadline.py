@@ -45,7 +45,8 @@ def test_ends_before_the_time_is_over_and_uses_most_of_it(minutes, spent, second
     with deadline.saving():
         clock.now += 3
     ended = clock.now - 1000 + spent
-    assert 60 * minutes - 2 * (seconds + 3) - 1 <= ended <= 60 * minutes
+    ending = 1 + spent / 4
+    assert 60 * minutes - 2 * (seconds + 3) - 1 - ending <= ended <= 60 * minutes - ending
 
 
 def test_each_kind_of_work_has_its_own_expectation():
@@ -57,7 +58,7 @@ def test_each_kind_of_work_has_its_own_expectation():
 
 def test_a_slow_first_piece_is_forgotten():
     """As a recording of a CUDA graph, or the tuning of kernels."""
-    done, ended = work(1, [("step", 20.0), *[("step", 0.1)] * 10_000], save=1.0)
+    done, ended = work(1, [("step", 19.0), *[("step", 0.1)] * 10_000], save=1.0)
     assert done > 300 and 55 < ended <= 60
 
 
