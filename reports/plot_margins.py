@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.plotting import HATCHES, common, labels, read_config, save, style  # isort: skip  # first: it finds the rest
-
 from errors import UserError, exits_on_user_error
 from flags import Parser
 from records import reading
 from records.reading import parse_json
+from reports.plotting import HATCHES, common, labels, read_config, save, style
 from reports.results import NORMS, image_name, in_255ths, title
 
 BINS = 40

@@ -123,3 +123,24 @@ def test_only_commands_print(name):
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in TOUCHES_FILES))
 def test_files_are_touched_by_few(name):
     assert not calls(name) & {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}
+
+
+def first_lines(name):
+    """(where the clone is put on sys.path, where the first import of ours stands), top level only."""
+    found, own = None, None
+    for node in ast.parse(MODULES[name].read_text()).body:
+        if ast.unparse(node).startswith(("sys.path.insert(0, ", "sys.path[:0] = ")):
+            found = found or node.lineno
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
+        if own is None and any(name and (name in MODULES or room(name) in ROOMS) for name in names):
+            own = node.lineno
+    return found, own
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in MODULES if "." in n and '__name__ == "__main__"' in MODULES[n].read_text())
+)
+def test_programs_in_rooms_find_the_clone_before_they_import_it(name):
+    """`python reports/plot_margins.py` has reports/ on its path, not the folder above."""
+    found, own = first_lines(name)
+    assert own is None or (found is not None and found < own)
