@@ -47,9 +47,9 @@ def bisection(loss_at: LossAt, start: Tensor, top: float, steps: int, every_pass
 def secant(loss_at: LossAt, start: Tensor, top: float, passes: int, loss_at_zero: Tensor) -> Crossing:
     """(B,) start, (B,) loss at eps 0 -> `Crossing`: `passes` secant steps from a first guess, kept inside the bracket.
 
-    A step that the chord through the bracket's ends proposes outside its inner part, or that would be the third on one
-    side, is a halving instead. The last estimate is not measured. With BatchNorm in train mode the loss at zero, of
-    another batch's statistics, is only a guess, and so is the first chord.
+    Chords through the bracket's ends, of which the one that stays is halved (the Illinois method); while nothing above
+    zero is known, the slope of the last two points, overshot a little. The last estimate is not measured. With BatchNorm
+    in train mode the loss at zero, of another batch's statistics, is only a guess, and so is the first chord.
     """
     low, high = torch.zeros_like(start), torch.full_like(start, top)
     low_loss, high_loss = loss_at_zero.clamp(max=-1e-12), torch.full_like(start, float("nan"))  # nan: not measured yet

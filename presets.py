@@ -92,13 +92,16 @@ FAST: dict[Key, Values] = {
     },
 }
 FAST["digits", "L2"] = FAST["digits", "Linf"]
+_CIFAR10: Values = {**_FAST, "keep_directions": False, "refresh_interval": 0, "nb_iter": 3, "lr": ((0, 0.2),)}
+_CIFAR10 |= {"weight_decay": 5e-4, "max_steps": 5000}
+FAST |= {(dataset, norm): _CIFAR10 for dataset in ("cifar10", "imagefolder") for norm in ("Linf", "L2")}
 TRIED: tuple[Key, ...] = (("mnist", "Linf"), ("digits", "Linf"))  # where the recipe was measured, see docs/results.md
 MMA_ONLY = ("search", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
 
 
 def fast(dataset: str, norm: str, method: str | None) -> Values:
-    """The recipe's values for a data set, or MNIST's rates and search where it has none; less what only MMA has."""
-    values = FAST.get((dataset, norm), {**_FAST, "keep_directions": False, "refresh_interval": 0})
+    """The recipe's values for a data set, less what only MMA has."""
+    values = FAST[dataset, norm]
     leaves_out = MMA_ONLY if method not in (None, "mma", "omma") else ()
     return {name: value for name, value in values.items() if name not in leaves_out}
 

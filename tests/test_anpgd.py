@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anpgd import anpgd, zero_crossing
+from anpgd import Search, anpgd, bisection, secant, zero_crossing
 from linear_problem import MAX_EPS, SEARCH_STEPS, problem
 from losses import logit_margin, soft_logit_margin
 
@@ -87,3 +87,42 @@ def test_zero_crossing_ends_where_nothing_crosses():
     for labels, end in ((y, MAX_EPS), (1 - y, 0.0)):
         eps = zero_crossing(model, x, labels, direction, loss_fn=logit_margin, start_eps=1.0, max_eps=MAX_EPS, steps=10)
         assert (eps - end).abs().max() <= MAX_EPS / 2**10
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_secant_search_on_a_linear_network_is_exact_after_a_few_passes(norm, clean):
+    """The loss is linear along the direction, and so is the chord."""
+    model, x, y = problem((3, 6, 6), 16, norm)
+    w = model.w.detach()
+    direction = -(2 * y - 1).reshape(-1, 1, 1, 1) * (w.sign() if norm == "Linf" else w / w.norm())
+    start = torch.full((16,), 0.03, dtype=torch.float64)
+    clean_loss = logit_margin(model(x), y).detach() if clean else None
+    found = Search(logit_margin, MAX_EPS, 2, "secant")(model, x, y, direction, start, clean_loss)
+    assert (found.eps - model.margin(x, norm)).abs().max() < 0.11 * MAX_EPS
+    found = Search(logit_margin, MAX_EPS, 4, "secant")(model, x, y, direction, start, clean_loss)
+    assert (found.eps - model.margin(x, norm)).abs().max() < 1e-3 * MAX_EPS
+    assert not found.beyond.any()
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_secant_search_stays_in_the_bracket_and_finds_where_bisection_does(power, passes):
+    """Concave, straight and convex losses; zeros all over [0, 1] and beyond it; every first guess."""
+    zero = torch.linspace(0.01, 1.3, 200, dtype=torch.float64)
+    for guess in (0.01, 0.3, 1.0):
+        measured = []
+
+        def loss_at(eps, measured=measured):
+            measured.append(eps)
+            return (eps / zero) ** power - 1
+
+        start = torch.full_like(zero, guess)
+        found = secant(loss_at, start, 1.0, passes, torch.full_like(zero, -1.0))
+        assert len(measured) == passes and all(((eps >= 0) & (eps <= 1)).all() for eps in [*measured, found.eps])
+        exact = bisection(lambda eps: (eps / zero) ** power - 1, start, 1.0, 40, False)
+        torch.testing.assert_close(exact.eps, zero.clamp(max=1), rtol=0, atol=1e-6)
+        if passes == 6:
+            assert ((found.eps - exact.eps).abs() <= 0.03).double().mean() > 0.85
+            assert not found.beyond[zero < 0.98].any() and found.beyond[zero > 1.05].all()
+            assert (found.eps[found.beyond] == 1).all()
