@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def run(
 ) -> int:
     """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
     say = print if world.is_first else lambda line: None
+    started = time.monotonic()
     state = world.from_first(lambda: open_run(folder, config, goes_on_by_itself(folder)))
     if state == "finished":
         say(f"{folder.path}: already finished, {config.max_steps} steps")
@@ -126,7 +128,9 @@ def run(
         return 128 + stop.agreed if stop.agreed else AGAIN
     evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
     say(
-        f"finished: best mean validation margin {trainer.best_margin:.4f}; attack it with: "
+        f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
+        f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {(time.monotonic() - started) / 60:.3g} minutes here; "
+        f"best mean validation margin {trainer.best_margin:.4f}; attack it with: "
         f"python {shlex.join([evaluator, '--model', str(folder.path)])}"
     )
     return 0
@@ -172,6 +176,11 @@ def new_trainer(
         say(
             f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
             "they stay on disk"
+        )
+    if config.keep_directions and data.streamed:
+        raise UserError(
+            "--keep_directions: not for images that stay on disk, whose table would not fit beside them: add "
+            "--no-streaming, or leave it out"
         )
     trainer = Trainer(config, world.together(build), data, world)
     if state:

@@ -17,6 +17,7 @@ from objectives import StepResult
 from records import checkpoint
 from records.runlog import RunFolder, TensorBoard
 from trainer import Trainer
+from training.alarm import Alarm
 
 
 class RunRecorder:
@@ -30,6 +31,7 @@ class RunRecorder:
         self.tensorboard = TensorBoard(folder.path, trainer.step) if trainer.config.tensorboard else None
         self.reads_are_free = device.type == "cpu"
         self.shown_at = 0.0
+        self.alarm = Alarm()
         self.total, self.done = trainer.config.max_steps, trainer.step
         self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order
         self.failed: OSError | None = None  # why the last write failed
@@ -54,6 +56,8 @@ class RunRecorder:
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
         self._write("rows", lambda: self.folder.append(rows))
+        if warning := self.alarm.look(rows):
+            tell(f"warning: {warning}", sys.stderr)
         for row in rows:
             self._on_tensorboard(methodcaller("row", row))
             if row["kind"] == "eval":

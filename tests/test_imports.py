@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "training",
         "utils",
     },
-    "records": {"config", "objectives", "trainer", *LOW},
+    "records": {"config", "objectives", "trainer", "training", *LOW},
     "evaluations": {
         "config",
         "flags",

@@ -7,7 +7,11 @@ from training.alarm import Alarm
 
 def rows(mean_eps, robust):
     train = {"kind": "train", "step": 1, "mean_eps": mean_eps}
-    return [train, {"kind": "eval", "split": "val", "step": 2, "robust_acc": robust}, {"kind": "eval", "split": "test", "step": 2}]
+    return [
+        train,
+        {"kind": "eval", "split": "val", "step": 2, "robust_acc": robust},
+        {"kind": "eval", "split": "test", "step": 2},
+    ]
 
 
 @pytest.mark.parametrize(
