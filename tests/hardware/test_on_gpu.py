@@ -1,0 +1,81 @@
+"""On a real GPU, and skipped without one: recordings against plain passes, waiting counted by torch, every flag of a start."""
+
+import copy
+
+import pytest
+import torch
+
+import train
+from command_lines import SMALL
+from config import PRESETS
+from hardware.fast_pgd import FastPgd
+from hardware.layout import lay_out, layout_for
+from hardware.rehearsal import waiting_refused
+from loading.batches import Split
+from loading.datasets import Dataset
+from losses import cross_entropy
+from networks.models import build_model
+from pgd import pgd
+from trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+NETWORKS = {"lenet5": ("mnist", (1, 28, 28)), "wrn28_4": ("cifar10", (3, 32, 32))}
+
+
+def trainer_of(network, **changes):
+    from dataclasses import replace
+
+    dataset, shape = NETWORKS[network]
+    device = torch.device("cuda", 0)
+    config = replace(PRESETS[dataset, "Linf"], hinge_maxeps=0.3, batch_size=32, nb_iter=3, augment=False, **changes)
+    torch.manual_seed(0)
+    model = build_model(network, *shape, 10).to(device)
+    lay_out(model, True, layout_for(device, config.precision, config.deterministic))
+    images = torch.randint(0, 256, (128, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = Split(images.to(device), (torch.arange(128) % 10).to(device), torch.arange(128, device=device))
+    return Trainer(config, model, Dataset(split, split, split, 10))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_recorded_steps_follow_plain_ones(network, precision):
+    recorded, plain = (trainer_of(network, precision=precision, cuda_graphs=graphs) for graphs in (True, False))
+    for _ in range(3):
+        found, expected = recorded.train_step(), plain.train_step()
+    torch.testing.assert_close(found.clean_loss, expected.clean_loss, rtol=2e-2, atol=1e-3)
+    assert int(recorded.guard.since_row) == 0
+
+
+def test_the_mnist_step_never_waits():
+    trainer = trainer_of("lenet5")
+    for _ in range(3):
+        trainer.train_step()
+    with waiting_refused(trainer.device):
+        for _ in range(3):
+            trainer.train_step()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_recorded_pgd_is_pgd(network):
+    trainer = trainer_of(network)
+    x, y, _ = trainer.data.train.everything()
+    model = copy.deepcopy(trainer.model).eval()
+    how = {
+        "loss_fn": cross_entropy,
+        "norm": "L2",
+        "eps": 0.5,
+        "step_size": 0.1,
+        "steps": 10,
+        "noise": torch.rand_like(x),
+    }
+    torch.testing.assert_close(
+        FastPgd(model, "fp32", rows=128)(model, x, y, **how), pgd(model, x, y, **how), rtol=0, atol=5e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "flags", [["auto"], ["cuda"], ["cuda:0"], ["cuda", "--deterministic"], ["cuda", "--no-cuda_graphs"]]
+)
+def test_train_starts_and_resumes(flags, tmp_path):
+    argv = [*SMALL, "--max_steps", "4", "--savepath", str(tmp_path / "run"), "--device", *flags]
+    assert train.main(argv) == 0 and train.main([*argv, "--max_steps", "6", "--resume"]) == 0
