@@ -20,7 +20,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from anpgd import AnPgd
-    from own_loop import MmaObjective
+    from training.own_loop import MmaObjective
 
 dependencies = ["torch", "numpy"]  # torch.hub looks for them
 
@@ -59,7 +59,7 @@ load_pretrained = mma  # the name for those who import this file instead of call
 def mma_objective(
     count: int, norm: str, d_max: float, eps_min: float, steps: int = 10, alpha: float = 1 / 3, seed: int = 0
 ) -> MmaObjective:
-    """MMA for a training loop of your own; see `own_loop.MmaObjective`.
+    """MMA for a training loop of your own; see `training.own_loop.MmaObjective`.
 
     count: training examples. norm: Linf or L2. d_max: hinge threshold on margins. eps_min: radius PGD starts from at least.
     steps: of PGD. alpha: weight of the clean loss. seed: of PGD's random starts.
@@ -67,7 +67,7 @@ def mma_objective(
     :raises ValueError: for a setting that means nothing.
     """
     with _our_modules():
-        from own_loop import MmaObjective
+        from training.own_loop import MmaObjective
 
         return MmaObjective(count, norm, d_max, eps_min, steps, alpha, seed)
 

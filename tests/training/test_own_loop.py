@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from own_loop import MmaObjective
 from support import ROOT
 from tiny_runs import network, settings, tiny_data
 from trainer import Trainer
+from training.own_loop import MmaObjective
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
