@@ -12,6 +12,7 @@ import functools
 import gzip
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,14 +51,17 @@ def plotly_source() -> str:
 
 
 def with_examples(entries: Sequence[Entry], count: int, data_root: str | None) -> list[Entry]:
-    """Each run with its images, which takes the attack a while; says which run it is at."""
-    found = []
-    for number, entry in enumerate(entries, 1):
-        if count:
-            print(f"images of {entry.run.folder} ({number} of {len(entries)})", file=sys.stderr, flush=True)
-            found.append(replace(entry, gallery=gallery(entry.run, count, torch.device("cpu"), data_root)))
-        else:
-            found.append(replace(entry, gallery=entry.gallery._replace(why="--examples 0")))
+    """Each run with its images, which takes the attack a while; says which run it is at, and how long it will take."""
+    if not count:
+        return [replace(entry, gallery=entry.gallery._replace(why="--examples 0")) for entry in entries]
+    found: list[Entry] = []
+    started = time.monotonic()
+    for entry in entries:
+        done, left = len(found), len(entries) - len(found)
+        to_go = f", about {left * (time.monotonic() - started) / done:.0f} s to go" if done else ""
+        told = f"AN-PGD on {count} images of {entry.run.folder} ({done + 1} of {len(entries)}{to_go})"
+        print(told, file=sys.stderr, flush=True)
+        found.append(replace(entry, gallery=gallery(entry.run, count, torch.device("cpu"), data_root)))
     return found
 
 

@@ -40,13 +40,23 @@ def difference_interval(only_first: int, only_second: int, n: int) -> tuple[floa
     return max(middle - half, -1.0), min(middle + half, 1.0)
 
 
+def same_images(one: Row, other: Row, same_order: bool) -> bool:
+    """Whether the images of the shorter row are the first of the longer one's.
+
+    same_order: whether a smaller set of images is the larger one's beginning.
+    """
+    if one.split != other.split:
+        return False
+    return same_order if one.n != other.n else None in (one.images, other.images) or one.images == other.images
+
+
 def compare(first: Sequence[Row], second: Sequence[Row], same_order: bool) -> list[Pair]:
-    """At every radius that both have flags for. same_order: whether a smaller set of images is the larger one's beginning."""
+    """At every radius that both have flags for, on the images that both saw; `same_order` as in `same_images`."""
     others = {row.eps: row for row in second if row.flags}
     pairs = []
     for row in first:
         other = others.get(row.eps)
-        if not row.flags or other is None or (row.n != other.n and not same_order):
+        if not row.flags or other is None or not same_images(row, other, same_order):
             continue
         n = min(row.n, other.n)
         a, b = bits(row.flags[:n]), bits(other.flags[:n])

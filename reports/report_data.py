@@ -80,6 +80,11 @@ class Line:
     doubts: list[str] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
+    @property
+    def split(self) -> str:
+        """Said where the images are not the test images."""
+        return "validation" if any(row.split == "val" for row in self.rows) else ""
+
     def at(self, eps: float) -> Row | None:
         return next((row for row in self.rows if row.eps == eps), None)
 

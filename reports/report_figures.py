@@ -34,6 +34,8 @@ class Row(NamedTuple):
     robust: Figure
     n: int
     flags: str  # one character an image, "1" where it stands; "" where they were not stored
+    split: str = "test"
+    images: str | None = None  # a digest of them, where it was stored
 
 
 def interval(value: float, ends: Sequence[float] | None, n: int) -> Figure:
@@ -49,10 +51,16 @@ def clean(evaluation: dict[str, Any]) -> Figure:
 
 def strength(evaluation: dict[str, Any], row: dict[str, Any]) -> tuple[int, int]:
     """By which the row to quote is chosen at a radius: most images, then most restarts x steps."""
-    settings = evaluation.get("settings") or {}
-    said = {key: row.get(key, settings.get(key)) for key in ("nb_restart", "nb_iter")}
-    work = math.prod(value for value in said.values() if isinstance(value, int))
+    settings = {**(evaluation.get("settings") or {}), **settings_of(row)}
+    said = [row.get(key, settings.get(key)) for key in ("nb_restart", "nb_iter")]
+    work = math.prod(value for value in said if isinstance(value, int))
     return images_of(evaluation, row), work
+
+
+def settings_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's own; {} where the evaluation's hold for all."""
+    own = row.get("settings")
+    return own if isinstance(own, dict) else {}
 
 
 def images_of(evaluation: dict[str, Any], row: dict[str, Any]) -> int:
@@ -73,7 +81,8 @@ def quoted(evaluation: dict[str, Any]) -> list[Row]:
         n = images_of(evaluation, row)
         flags = row.get("flags") or ""
         figure = interval(row["robust_acc"], row.get("ci95"), n)
-        rows.append(Row(eps, figure, n, flags if len(flags) == n else ""))
+        split, images = (row.get(key) or evaluation.get(key) for key in ("split", "images"))
+        rows.append(Row(eps, figure, n, flags if len(flags) == n else "", str(split or "test"), images))
     return rows
 
 

@@ -74,7 +74,7 @@ def head(benchmark: Benchmark) -> str:
 
 
 def row(benchmark: Benchmark, number: int, line: Line, is_ticked: bool) -> str:
-    cells = [first_cell(benchmark, number, line, is_ticked), plain(line.n, str(line.n))]
+    cells = [first_cell(benchmark, number, line, is_ticked), plain(line.n, str(line.n), small(line.split))]
     cells.append(percent(line, line.clean, "pgd"))
     for eps in benchmark.radii:
         found = line.at(eps)

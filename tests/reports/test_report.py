@@ -148,6 +148,32 @@ def test_pairs_image_by_image():
     assert report_compare.compare(first, second, same_order=False) == []
 
 
+def test_pairs_only_of_the_same_images():
+    row = Row(0.1, None, 4, "1101", "test", "a")
+    for other, same in (
+        (row._replace(images=None), True),
+        (row._replace(images="b"), False),
+        (row._replace(split="val"), False),
+        (row._replace(n=3, flags="110", images="b"), True),  # a digest is of all of them
+    ):
+        assert bool(report_compare.compare([row], [other], same_order=True)) is same
+
+
+def test_rows_say_their_own_images_and_settings(tmp_path):
+    """The newer form of the JSON: n, split, digest and settings stand with each row."""
+    weak, strong = ({"nb_restart": k, "nb_iter": 100} for k in (1, 10))
+    rows = [
+        result(0.1, 0.9, 200) | {"n": 200, "split": "val", "images": "d", "settings": strong},
+        result(0.1, 0.8, 200) | {"n": 200, "split": "val", "images": "d", "settings": weak},
+    ]
+    (row,) = report_figures.quoted({"n": 200, "clean_acc": 0.95, "results": rows})
+    assert (row.robust.value, row.split, row.images) == (0.9, "val", "d")
+    folder = make_run(tmp_path / "digits-Linf-MMA-0.3-sd0", accuracies=None)
+    write_evaluation(folder, "pgd", "Linf", results=rows[:1])
+    (line,) = report_of(folder)[0].lines
+    assert line.split == "validation"
+
+
 def test_comparison_in_the_page(tmp_path):
     one = make_run(tmp_path / "digits-Linf-MMA-0.3-sd0", (0.9, 0.7, 0.3), seed=0)
     other = make_run(tmp_path / "digits-Linf-PGD-0.2-sd0", (0.8, 0.7, 0.1), seed=1)
