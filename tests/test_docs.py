@@ -16,6 +16,7 @@ import evaluate_on_minimum_norm
 import evaluate_on_transfer as transfer
 from config import Config
 from flags import parse_eval, parse_train
+from modules import MODULES
 from support import ROOT
 
 PARSERS = {
@@ -27,7 +28,8 @@ PARSERS = {
     "evaluate_on_transfer.py": transfer.parse,
 }
 DIGITS_TABLE = ROOT / "scripts" / "run_digits_table.sh"  # a loop, not literal commands
-SHELL_FILES = sorted(set((ROOT / "scripts").glob("*.sh")) - {DIGITS_TABLE})
+GPU_HOUR = ROOT / "scripts" / "first_gpu_hour.sh"  # its commands are made of variables; a test of its own runs it dry
+SHELL_FILES = sorted(set((ROOT / "scripts").glob("*.sh")) - {DIGITS_TABLE, GPU_HOUR})
 README = (ROOT / "README.md").read_text()
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -245,6 +247,15 @@ def test_every_page_is_linked_from_the_readme():
 def test_every_flag_of_training_stands_in_usage():
     absent = [f.name for f in dataclasses.fields(Config) if f"--{f.name}`" not in PAGES["docs/usage.md"]]
     assert not absent, "name it in docs/usage.md, in the table of its group"
+
+
+def test_what_may_change_on_resume_stands_in_usage():
+    """As `FREE_ON_RESUME` has it, wherever that is defined."""
+    paths = [path for path in MODULES.values() if "\nFREE_ON_RESUME = {" in path.read_text()]
+    listed = re.search(r"FREE_ON_RESUME = \{(.*?)\}", paths[0].read_text(), flags=re.DOTALL)[1]
+    rule = re.search(r"^5\. .*?^6\. ", PAGES["docs/usage.md"], flags=re.DOTALL | re.MULTILINE)[0]
+    free = set(re.findall(r'^ *"(\w+)"', listed, re.MULTILINE)) - {"resume", "savepath"}
+    assert set(re.findall(r"`--(\w+)`", rule)) == free
 
 
 CONTRIBUTING = PAGES["CONTRIBUTING.md"]
