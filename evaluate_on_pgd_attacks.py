@@ -25,6 +25,7 @@ from evaluations.repeated_pgd import Attacked, Images, Listener, Protocol, Runni
 from evaluations.shards import duration
 from flags import parse_eval
 from hardware.fast_pgd import FastPgd
+from hardware.layout import layout_for
 from hardware.memory import BatchSize
 from losses import cross_entropy, cw_loss
 from pgd import PgdFn
@@ -252,7 +253,9 @@ def attack_rest(
 ) -> None:
     """Make the restarts that are missing in `reached`, and move it on after each."""
     x, y, _ = subject.test.everything()
-    attack = FastPgd(subject.model, flags.precision, rows=batch_size if x.is_cuda else None)
+    recorded = x.is_cuda and flags.cuda_graphs
+    tune = layout_for(x.device, flags.precision, flags.deterministic).tune
+    attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
     attack = batch.attack(attack) if world.size > 1 else attack
     found = reached.found
     left = list(radii)[max(len(found) - 1, 0) :]

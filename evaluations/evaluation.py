@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from config import BUILT_IN_NETWORKS, PRESETS, Config, EvalConfig
 from errors import UserError
+from hardware.layout import lay_out, layout_for
 from loading.batches import Split
 from loading.datasets import load_test
 from networks.models import build_model
@@ -65,6 +66,7 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     model = build_model(network, *test.shape, num_classes)
     load_weights(model, file.weights, file.path)
     model = model.to(device).eval().requires_grad_(False)
+    lay_out(model, network in BUILT_IN_NETWORKS, layout_for(device, flags.precision, flags.deterministic))
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}
     overrides = {
         name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value
