@@ -8,23 +8,53 @@ import torch
 from torch import nn
 
 from errors import UserError
+from networks.activation import ACTIVATIONS
 from networks.lenet import LeNet5Madry
+from networks.names import is_own, refuse_unknown, wide_resnet_sizes
 from networks.own import cause, load_own, ours_unharmed
-from networks.wide_resnet import wrn28_4
+from networks.preact_resnet import PreActResNet18
+from networks.small_resnet import SmallResNet
+from networks.standardisation import PerImageStandardize
+from networks.wide_resnet import WideResNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"lenet5": LeNet5Madry, "wrn28_4": wrn28_4}
+
+def built_in(network: str, activation: str = "relu") -> Callable[[int, int, int, int], nn.Module]:
+    """What makes the built-in network of this name from channels, height, width and number of classes.
+
+    All but LeNet5 stand behind per-image standardisation.
+
+    :raises UserError: if there is none, saying which there are.
+    """
+    refuse_unknown(network)
+    act = ACTIVATIONS[activation]
+    depth, widen = wide_resnet_sizes(network) or (28, 4)
+
+    def make(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+        if network == "lenet5":
+            return LeNet5Madry(channels, height, width, num_classes, act)
+        if network == "preact_resnet18":
+            inner: nn.Module = PreActResNet18(channels, num_classes, act)
+        elif network == "small_resnet":
+            inner = SmallResNet(channels, num_classes, act)
+        else:
+            inner = WideResNet(depth, widen, channels, num_classes, act)
+        return nn.Sequential(PerImageStandardize(), inner)
+
+    return make
 
 
-def build_model(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+def build_model(
+    network: str, channels: int, height: int, width: int, num_classes: int, activation: str = "relu"
+) -> nn.Module:
     """A built-in network by name, or one's own (`networks/own.py`), called with channels, height, width, classes.
 
     The built-in ones are laid out channels last, which is faster; anyone's own may call `view` and is left as it is.
 
     :raises UserError: if there is no such network, or it cannot be built for these images.
     """
-    built_in = network in NETWORKS
+    own = is_own(network)
     with ours_unharmed():
-        factory = NETWORKS[network] if built_in else load_own(network)
+        factory = load_own(network) if own else built_in(network, activation)
         try:
             model = factory(channels, height, width, num_classes)
             if not isinstance(model, nn.Module):
@@ -39,4 +69,4 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
                 f"classes ({cause(error)}): choose another, or mend it"
             ) from error
     model.train()
-    return model.to(memory_format=torch.channels_last) if built_in else model
+    return model if own else model.to(memory_format=torch.channels_last)
