@@ -6,13 +6,13 @@ Radii (`*eps*`) are in input units: images live in [0, 1], so 8/255 under Linf, 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from errors import UserError
+from networks.names import FORMS, is_own, refuse_unknown
 from presets import GRIDS, PUBLISHED_MAXEPS, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
@@ -24,7 +24,7 @@ SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision bound
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
 RECIPES = ("paper", "fast")
-BUILT_IN_NETWORKS = ("lenet5", "wrn28_4")
+ACTIVATIONS = ("relu", "silu")
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
 MOST_DIGITS = 15  # of a whole number
@@ -46,7 +46,8 @@ class Config:
 
     dataset: str = opt("mnist", "data set", DATASETS)
     norm: str = opt("Linf", "norm in which margins are measured", NORMS)
-    network: str = opt("lenet5", "lenet5, wrn28_4, or your own: package.module:callable or path/to/file.py:callable")
+    network: str = opt("lenet5", FORMS)
+    activation: str = opt("relu", "between the layers of a built-in network", ACTIVATIONS)
     seed: int = opt(0, "seed of every random draw")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
@@ -319,13 +320,9 @@ def validate(config: Config) -> None:
     _validate_radii(config)
     _validate_rates(config)
     _validate_recipe(config)
-    if config.network not in BUILT_IN_NETWORKS and ":" not in config.network:
-        near = difflib.get_close_matches(config.network, BUILT_IN_NETWORKS, n=1)
-        raise UserError(
-            f"--network {config.network}: "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"choose {', '.join(BUILT_IN_NETWORKS)}, or your own as package.module:callable or path/to/file.py:callable"
-        )
+    refuse_unknown(config.network)
+    if is_own(config.network) and config.activation != "relu":
+        raise UserError(f"--activation: {config.network} is your own and has what it has: leave it out")
 
 
 def _validate_method(config: Config) -> None:

@@ -19,7 +19,8 @@ from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import AUGMENT_PAD, first_batch
 from loading.datasets import Dataset, load_dataset
-from networks.models import build_model
+from networks.build import build_model
+from networks.keys import our_keys
 from networks.probes import accepts
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import (
@@ -361,7 +362,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None] = print) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
-    model = build_model(config.network, *data.train.shape, data.num_classes)
+    model = build_model(config.network, *data.train.shape, data.num_classes, config.activation)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
@@ -370,7 +371,7 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         raise UserError(f"--augment: images must be larger than {AUGMENT_PAD} pixels: give --no-augment")
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        checkpoint.load_weights(model, source.weights, source.path)
+        checkpoint.load_weights(model, our_keys(source.weights, model.state_dict()), source.path)
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):
                 say(

@@ -11,12 +11,14 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from config import BUILT_IN_NETWORKS, PRESETS, Config, EvalConfig
+from config import PRESETS, Config, EvalConfig
 from errors import UserError
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split
 from loading.datasets import load_test
-from networks.models import build_model
+from networks.build import build_model
+from networks.keys import our_keys
+from networks.names import is_own
 from records.checkpoint import load_model_file, load_weights
 from records.reading import parse_json, refuse_odd
 from utils import write_atomically
@@ -55,7 +57,7 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     dataset, norm = flags.dataset or stored.dataset, flags.norm or stored.norm
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network
-    if network not in BUILT_IN_NETWORKS and flags.network is None:
+    if is_own(network) and flags.network is None:
         raise UserError(
             f"checkpoint {file.path}: names the network {network}, which is code: "
             f"add --network {network} if you trust it"
@@ -63,8 +65,8 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     data_root = flags.data_root or own_root
     test, num_classes = load_test(dataset, data_root, test_size=flags.test_size, device=device)
-    model = build_model(network, *test.shape, num_classes)
-    load_weights(model, file.weights, file.path)
+    model = build_model(network, *test.shape, num_classes, stored.activation if stored else "relu")
+    load_weights(model, our_keys(file.weights, model.state_dict()), file.path)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, network in BUILT_IN_NETWORKS, layout_for(device, flags.precision, flags.deterministic))
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}

@@ -42,9 +42,7 @@ def refuse_unknown(network: str) -> None:
             raise UserError(f"--network {network}: no such width: choose one from 1 to {WIDEST}")
         return
     near_name = _nearest(network)
-    raise UserError(
-        f"--network {network}: " + (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}"
-    )
+    raise UserError(f"--network {network}: " + (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}")
 
 
 def _nearest(network: str) -> str | None:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "losses": set(),
     "presets": set(),
-    "config": {"errors", "presets"},
+    "config": {"errors", "presets", "networks"},  # of networks the names
     "utils": {"errors"},
     "flags": {"config", "errors", "presets"},
     "networks": {"errors"},
@@ -81,6 +81,13 @@ PRINTS = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS}
 TOUCHES_FILES = {"utils", "loading", "networks", *PRINTS, "evaluations"}
 
 
+def outside(name):
+    """Names that the module imports and that are not ours."""
+    nodes = [n for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    return {n for n in names | {n.module for n in nodes if isinstance(n, ast.ImportFrom)} if n not in MODULES}
+
+
 def calls(name):
     nodes = ast.walk(ast.parse(MODULES[name].read_text()))
     return {
@@ -102,7 +109,7 @@ def test_direction(name):
 def test_the_definitions_of_networks_stand_alone():
     """They can be loaded under another package's name, beside people's own `errors` and `utils`."""
     for name in MODULES:
-        if room(name) == "networks" and name.partition(".")[2] not in ("build", "own", "models"):
+        if room(name) == "networks" and name.partition(".")[2] not in ("build", "own", "names", "models"):
             tree = ast.walk(ast.parse(MODULES[name].read_text()))
             absolute = {n.module for n in tree if isinstance(n, ast.ImportFrom) and not n.level}
             assert not {room(other) for other in absolute} & {room(other) for other in MODULES}
@@ -122,7 +129,10 @@ def test_config_needs_the_standard_library_only():
     tree = ast.walk(ast.parse(MODULES["config"].read_text()))
     names = {alias.name for n in tree if isinstance(n, ast.Import) for alias in n.names}
     names |= {n.module for n in ast.walk(ast.parse(MODULES["config"].read_text())) if isinstance(n, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} - {"errors", "presets"} <= sys.stdlib_module_names
+    own = {"errors", "presets", "networks.names"}
+    assert {name.partition(".")[0] for name in names - own} <= sys.stdlib_module_names
+    for name in own:
+        assert {n.partition(".")[0] for n in outside(name)} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in PRINTS))

@@ -7,7 +7,7 @@ from torch import nn
 from evaluations.advertorch_compat import advertorch
 from linear_problem import Linear, problem
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
-from networks.models import LeNet5Madry
+from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd, project_l2, project_linf
 
 

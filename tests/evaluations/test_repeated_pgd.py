@@ -7,7 +7,7 @@ from torch import nn
 
 from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from losses import cross_entropy, logit_margin, soft_logit_margin
-from networks.models import LeNet5Madry
+from networks.lenet import LeNet5Madry
 
 
 def norms(delta):

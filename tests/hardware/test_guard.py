@@ -9,7 +9,7 @@ from torch import nn
 from hardware.guard import Guard
 from hardware.kept import Kept, largest
 from launches import Launches
-from networks.models import build_model
+from networks.build import build_model
 from records.checkpoint import digest
 from tiny_runs import tiny_trainer
 

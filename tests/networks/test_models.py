@@ -6,7 +6,10 @@ from torch import nn
 
 from errors import UserError
 from evaluations.advertorch_compat import advertorch
-from networks.models import LeNet5Madry, PerImageStandardize, build_model, wrn28_4
+from networks.build import build_model
+from networks.lenet import LeNet5Madry
+from networks.standardisation import PerImageStandardize
+from networks.wide_resnet import wrn28_4
 from records.checkpoint import plain_keys
 
 

@@ -18,7 +18,9 @@ from check import checker_of
 from config import PRESETS
 from loading.batches import Split, train_batch
 from loading.datasets import load_dataset
-from networks.models import LeNet5Madry, PerImageStandardize, WideResNet
+from networks.lenet import LeNet5Madry
+from networks.standardisation import PerImageStandardize
+from networks.wide_resnet import WideResNet
 from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from errors import UserError
-from networks.models import LeNet5Madry
+from networks.lenet import LeNet5Madry
 from records import checkpoint
 
 CONTENT = {

@@ -12,7 +12,7 @@ from torch import nn
 from config import PRESETS
 from evaluations.evaluation import Subject
 from loading.batches import Split
-from networks.models import build_model
+from networks.build import build_model
 from records import checkpoint
 from reports import make_tables, plot_examples, plot_margins, plot_robustness, published, results
 from reports.make_tables import make_page
