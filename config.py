@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from errors import UserError
-from networks.names import FORMS, is_own, refuse_unknown
+from networks.names import FORMS, is_own, why_unknown
 from presets import GRIDS, PUBLISHED_MAXEPS, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
@@ -320,7 +320,8 @@ def validate(config: Config) -> None:
     _validate_radii(config)
     _validate_rates(config)
     _validate_recipe(config)
-    refuse_unknown(config.network)
+    if wrong := why_unknown(config.network):
+        raise UserError(f"--network {config.network}: {wrong}")
     if is_own(config.network) and config.activation != "relu":
         raise UserError(f"--activation: {config.network} is your own and has what it has: leave it out")
 

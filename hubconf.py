@@ -45,7 +45,7 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
 
         try:
             found = pretrained.load_pretrained(name)
-            model = network or _network(found.config.network)(*shape_of(found.weights))
+            model = network or _network(found.config.network, found.config.activation)(*shape_of(found.weights))
             checkpoint.load_weights(model, found.weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None
@@ -86,15 +86,15 @@ def anpgd(norm: str, max_eps: float, steps: int = 40, search_steps: int = 10) ->
         return AnPgd(InnerPgd(norm, steps, soft_logit_margin), Search(logit_margin, max_eps, search_steps))
 
 
-def _network(name: str) -> Callable[..., nn.Module]:
-    """A built-in network's class or function, from the files in networks/ under their private name.
+def _network(name: str, activation: str) -> Callable[..., nn.Module]:
+    """What makes the built-in network of this name, from the files in networks/ under their private name.
 
     :raises UserError: if it is code of the user's.
     """
     from errors import UserError
-    from networks.build import NETWORKS
+    from networks.names import is_built_in
 
-    if name not in NETWORKS:
+    if not is_built_in(name):
         raise UserError(f"network {name}: is code of yours: give an instance of it as network=")
     if PRIVATE not in sys.modules:
         folder = ROOT / "networks"
@@ -104,8 +104,7 @@ def _network(name: str) -> Callable[..., nn.Module]:
         assert spec is not None and spec.loader is not None  # a file that is there
         sys.modules[PRIVATE] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PRIVATE])
-    file = NETWORKS[name].__module__.partition(".")[2]
-    found: Callable[..., nn.Module] = getattr(importlib.import_module(f"{PRIVATE}.{file}"), NETWORKS[name].__name__)
+    found: Callable[..., nn.Module] = importlib.import_module(f"{PRIVATE}.families").built_in(name, activation)
     return found
 
 

@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from errors import UserError
-from networks.activation import ACTIVATIONS
-from networks.lenet import LeNet5Madry
-from networks.names import is_own, refuse_unknown, wide_resnet_sizes
+from networks.families import built_in
+from networks.names import is_own, why_unknown
 from networks.own import cause, load_own, ours_unharmed
-from networks.preact_resnet import PreActResNet18
-from networks.small_resnet import SmallResNet
-from networks.standardisation import PerImageStandardize
-from networks.wide_resnet import WideResNet
-
-
-def built_in(network: str, activation: str = "relu") -> Callable[[int, int, int, int], nn.Module]:
-    """What makes the built-in network of this name from channels, height, width and number of classes.
-
-    All but LeNet5 stand behind per-image standardisation.
-
-    :raises UserError: if there is none, saying which there are.
-    """
-    refuse_unknown(network)
-    act = ACTIVATIONS[activation]
-    depth, widen = wide_resnet_sizes(network) or (28, 4)
-
-    def make(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
-        if network == "lenet5":
-            return LeNet5Madry(channels, height, width, num_classes, act)
-        if network == "preact_resnet18":
-            inner: nn.Module = PreActResNet18(channels, num_classes, act)
-        elif network == "small_resnet":
-            inner = SmallResNet(channels, num_classes, act)
-        else:
-            inner = WideResNet(depth, widen, channels, num_classes, act)
-        return nn.Sequential(PerImageStandardize(), inner)
-
-    return make
 
 
 def build_model(
@@ -52,6 +20,8 @@ def build_model(
 
     :raises UserError: if there is no such network, or it cannot be built for these images.
     """
+    if wrong := why_unknown(network):
+        raise UserError(f"--network {network}: {wrong}")
     own = is_own(network)
     with ours_unharmed():
         factory = load_own(network) if own else built_in(network, activation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,20 +24,21 @@ class ImageConv2d(nn.Conv2d):
         frozen = not any(p.requires_grad for p in self.parameters())
         in_blocks = x.shape[-2] % BLOCK == x.shape[-1] % BLOCK == 0
         if x.device.type == "cpu" and x.requires_grad and frozen and in_blocks:
-            return _FrozenConv.apply(x, self.weight, self.bias, self.padding)
+            out: Tensor = _FrozenConv.apply(x, self.weight, self.bias, self.padding)
+            return out
         return super().forward(x)
 
 
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.padding, ctx.dtype = padding, x.dtype
         return F.conv2d(x, weight, bias, padding=padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         padding = [size - 1 - pad for size, pad in zip(weight.shape[2:], ctx.padding, strict=True)]
         blocks = F.conv2d(gradient, _block_kernel(weight).to(gradient.dtype), stride=BLOCK, padding=padding)

@@ -33,7 +33,8 @@ class LeNet5Madry(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> logits (B, classes)."""
         x = self._pooled(self._pooled(x, self.conv1), self.conv2)
-        return self.linear2(self.activation(self.linear1(x.flatten(1))))
+        logits: Tensor = self.linear2(self.activation(self.linear1(x.flatten(1))))
+        return logits
 
     def _pooled(self, x: Tensor, conv: nn.Module) -> Tensor:
         if self.activation is F.relu:

@@ -1,11 +1,9 @@
-"""The names of the built-in networks. No torch: flags are checked before anything heavy is loaded."""
+"""The names of the built-in networks. No torch: flags are checked before it is loaded."""
 
 from __future__ import annotations
 
 import difflib
 import re
-
-from errors import UserError
 
 BUILT_IN_NETWORKS = ("lenet5", "wrn28_4", "preact_resnet18", "small_resnet")
 FORMS = (
@@ -26,28 +24,32 @@ def wide_resnet_sizes(network: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def refuse_unknown(network: str) -> None:
-    """:raises UserError: for a name that is neither built in nor of the form of one's own."""
+def is_built_in(network: str) -> bool:
+    """Whether there is a network of ours of this name."""
+    return not is_own(network) and why_unknown(network) is None
+
+
+def why_unknown(network: str) -> str | None:
+    """What is wrong with a name that is neither built in nor of the form of one's own, and what to choose."""
     if is_own(network) or network in BUILT_IN_NETWORKS:
-        return
+        return None
     if sizes := wide_resnet_sizes(network):
         depth, width = sizes
         if depth % 6 != 4 or not 10 <= depth <= DEEPEST:
             near = min(range(10, DEEPEST + 1, 6), key=lambda d: abs(d - depth))
-            raise UserError(
-                f"--network {network}: no such depth, a wide residual network has 6 n + 4 layers, as 10, 16, 22, 28, "
-                f"34, 40: did you mean wrn_{near}_{width}?"
+            return (
+                "no such depth, a wide residual network has 6 n + 4 layers, as 10, 16, 22, 28, 34, 40: "
+                f"did you mean wrn_{near}_{width}?"
             )
-        if not 1 <= width <= WIDEST:
-            raise UserError(f"--network {network}: no such width: choose one from 1 to {WIDEST}")
-        return
+        return None if 1 <= width <= WIDEST else f"no such width: choose one from 1 to {WIDEST}"
     near_name = _nearest(network)
-    raise UserError(f"--network {network}: " + (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}")
+    return (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}"
 
 
 def _nearest(network: str) -> str | None:
     plain = re.sub(r"[\W_]+", "_", network.lower())
     if found := re.fullmatch(r"w(?:ide)?_?r(?:es)?_?n(?:et)?_?(\d{1,3})_(\d{1,2})", plain, re.ASCII):
         return f"wrn_{found[1]}_{found[2]}"
-    inside = [name for name in BUILT_IN_NETWORKS if len(plain) > 4 and plain in name]
-    return (inside or difflib.get_close_matches(plain, BUILT_IN_NETWORKS, n=1) or [None])[0]
+    near = [name for name in BUILT_IN_NETWORKS if len(plain) > 4 and plain in name]
+    near += difflib.get_close_matches(plain, BUILT_IN_NETWORKS, n=1)
+    return near[0] if near else None

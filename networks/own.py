@@ -46,7 +46,7 @@ def load_own(network: str) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-        found = getattr(module, attribute, None)
+        found: Callable[..., Any] | None = getattr(module, attribute, None)
     except _NoFile as error:
         raise UserError(f"--network {network}: there is no file {error}: name another") from None
     except (Exception, SystemExit) as error:  # theirs may raise anything
@@ -56,7 +56,7 @@ def load_own(network: str) -> Callable[..., Any]:
         )
         remedy = "mend it" if _place(error) else form
         raise UserError(f"--network {network}: cannot be imported ({cause(error)}): {remedy}") from None
-    if not callable(found):
+    if found is None or not callable(found):
         near = difflib.get_close_matches(attribute, [name for name, v in vars(module).items() if callable(v)], n=1)
         kind = f"has no {attribute}" if found is None else f"{attribute} in it is no callable but {found!r:.40}"
         remedy = f"did you mean {near[0]}?" if near else "name a function or class that it defines"

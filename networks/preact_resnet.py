@@ -27,7 +27,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
         hidden = self.conv1(self.activation(self.bn1(x)))
-        return self.conv2(self.activation(self.bn2(hidden))) + self.shortcut(x)
+        out: Tensor = self.conv2(self.activation(self.bn2(hidden))) + self.shortcut(x)
+        return out
 
 
 class PreActResNet18(nn.Module):
@@ -51,4 +52,5 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W) -> logits (B, classes)."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
-        return self.linear(self.activation(self.bn(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.linear(self.activation(self.bn(x)).mean(dim=(2, 3)))
+        return logits

@@ -12,7 +12,7 @@ ANY_SIZE = 32  # of a network that takes images of every size
 def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
     """A built-in network's state dict -> channels, height, width, classes.
 
-    Of LeNet5's images the weights know the number of 4x4 blocks alone: a square of them, or else a column.
+    The stem of `SmallResNet` sees blocks of 2x2 pixels. Of LeNet5's images the weights know the number of 4x4 blocks alone: a square of them, or else a column.
 
     :raises ValueError: if these are not the weights of a convolutional network.
     """
@@ -25,4 +25,5 @@ def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
         blocks = linears[0].shape[1] // convolutions[-1].shape[0]
         side = math.isqrt(blocks)
         height, width = (4 * side, 4 * side) if side**2 == blocks else (4 * blocks, 4)
-    return convolutions[0].shape[1], height, width, linears[-1].shape[0]
+    colours = convolutions[0].shape[1] // (4 if any(key.endswith("stem.weight") for key in weights) else 1)
+    return colours, height, width, linears[-1].shape[0]

@@ -20,7 +20,7 @@ class SmallResNet(nn.Module):
     def __init__(self, channels: int = 3, num_classes: int = 10, activation: Activation = F.relu) -> None:
         super().__init__()
         self.activation = activation
-        self.conv1 = nn.Conv2d(4 * channels, WIDTHS[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(4 * channels, WIDTHS[0], 3, padding=1, bias=False)
         before = (WIDTHS[0], *WIDTHS[:-1])
         self.blocks = nn.Sequential(
             *(ConvGroupBlock(*sizes, activation) for sizes in zip(before, WIDTHS, STRIDES, strict=True))
@@ -32,4 +32,5 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W), padded to even sizes -> logits (B, classes)."""
         x = F.pixel_unshuffle(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)), 2)
-        return self.fc(self.activation(self.bn1(self.blocks(self.conv1(x)))).mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.activation(self.bn1(self.blocks(self.stem(x)))).mean(dim=(2, 3)))
+        return logits

@@ -28,7 +28,8 @@ class ConvGroupBlock(nn.Module):
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
         activated = self.activation(self.bn1(x))
         shortcut = self.conv_shortcut(activated) if hasattr(self, "conv_shortcut") else x
-        return self.conv2(self.activation(self.bn2(self.conv1(activated)))) + shortcut
+        out: Tensor = self.conv2(self.activation(self.bn2(self.conv1(activated)))) + shortcut
+        return out
 
 
 class ConvGroup(nn.Module):
@@ -44,7 +45,8 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        return self.layer(x)
+        out: Tensor = self.layer(x)
+        return out
 
 
 class WideResNet(nn.Module):
@@ -74,7 +76,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W) -> logits (B, classes)."""
         x = self.convgroup3(self.convgroup2(self.convgroup1(self.conv1(x))))
-        return self.fc(self.activation(self.bn1(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.activation(self.bn1(x)).mean(dim=(2, 3)))
+        return logits
 
 
 def initialise(model: nn.Module) -> None:

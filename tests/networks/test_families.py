@@ -16,6 +16,7 @@ from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
 from networks.keys import our_keys
+from networks.shapes import shape_of
 from networks.standardisation import PerImageStandardize
 
 CIFAR = (3, 32, 32, 10)
@@ -275,3 +276,10 @@ def test_the_activation_is_the_checkpoints(tmp_path, capsys):
     own = ["--network", "mine:net", "--activation", "silu", "--savepath", tmp_path / "no"]
     fails(capsys, train.main, [*SMALL, *own], "--activation", "your own")
     assert math.isfinite(subject.model(torch.rand(1, 1, 8, 8)).sum())
+
+
+@pytest.mark.parametrize("network", ["lenet5", "wrn_10_2", "preact_resnet18", "small_resnet"])
+def test_shapes_are_read_off_the_weights(network):
+    for channels in (1, 3):
+        model = build_model(network, channels, 8, 8, 7)
+        assert shape_of(model.state_dict())[::3] == (channels, 7)
