@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from config import BUILT_IN_NETWORKS, Config
+from config import Config
 from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
@@ -21,6 +21,7 @@ from loading.batches import AUGMENT_PAD, first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
 from networks.keys import our_keys
+from networks.names import is_built_in
 from networks.probes import accepts
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import (
@@ -168,7 +169,7 @@ def new_trainer(
 
     def build() -> nn.Module:
         model = new_model(config, data, None if state else config.pretrained, say).to(device)
-        lay_out(model, config.network in BUILT_IN_NETWORKS, layout_of(config, device))
+        lay_out(model, is_built_in(config.network), layout_of(config, device))
         check_batches(config, model, data, world)
         return model
 
