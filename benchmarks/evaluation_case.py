@@ -20,7 +20,7 @@ from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
 from loading.datasets import load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
-from networks.models import build_model
+from networks.build import build_model
 
 RESTARTS = 10
 

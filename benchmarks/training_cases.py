@@ -25,7 +25,7 @@ from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
 from loading.datasets import Dataset
 from losses import soft_logit_margin
-from networks.models import build_model
+from networks.build import build_model
 from trainer import Trainer
 
 TRAINING = {

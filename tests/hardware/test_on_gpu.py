@@ -14,7 +14,7 @@ from hardware.rehearsal import waiting_refused
 from loading.batches import Split
 from loading.datasets import Dataset
 from losses import cross_entropy
-from networks.models import build_model
+from networks.build import build_model
 from pgd import pgd
 from trainer import Trainer
 
