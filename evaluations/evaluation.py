@@ -18,7 +18,7 @@ from loading.batches import Split
 from loading.datasets import load_test
 from networks.build import build_model
 from networks.keys import our_keys
-from networks.names import is_own
+from networks.names import is_built_in, is_own
 from records.checkpoint import load_model_file, load_weights
 from records.reading import parse_json, refuse_odd
 from utils import write_atomically
@@ -68,7 +68,7 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     model = build_model(network, *test.shape, num_classes, stored.activation if stored else "relu")
     load_weights(model, our_keys(file.weights, model.state_dict()), file.path)
     model = model.to(device).eval().requires_grad_(False)
-    lay_out(model, network in BUILT_IN_NETWORKS, layout_for(device, flags.precision, flags.deterministic))
+    lay_out(model, is_built_in(network), layout_for(device, flags.precision, flags.deterministic))
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}
     overrides = {
         name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value

@@ -12,7 +12,7 @@ from hardware.fast_pgd import FastPgd
 from hardware.optimizer import make_optimizer, restore_optimizer
 from launches import Launches
 from losses import cross_entropy, cw_loss, soft_logit_margin
-from networks.models import build_model
+from networks.build import build_model
 from objectives import StepInput, objective_of
 from pgd import pgd
 from processes.replica import Replica
