@@ -141,18 +141,23 @@ def model_info(source: Pretrained) -> dict[str, object]:
         "architecture": "WideResNet-28-4",
         "eps": text,
     }
-    notes = []
+    images: dict[str, int] = {}  # field -> of how many test images its figure is
     for evaluation in read_run(source.path.parent).evaluations:
         field = {"pgd": "reported", "autoattack": "autoattack_acc"}.get(evaluation["attack"])
-        if field == "autoattack_acc" and not evaluation["settings"].get("standard"):
-            continue
         if not field or (evaluation["model_sha256"], evaluation["norm"]) != (source.sha256, config.norm):
             continue
-        for row in evaluation.get("results", ()):
-            if math.isclose(row["eps"], radius, abs_tol=1e-6):
-                info |= {"clean_acc": percent(evaluation["clean_acc"]), field: percent(row["robust_acc"])}
-                notes.append(f"{field}: {evaluation['n']} test images")
-    return info | ({"footnote": "; ".join(notes)} if notes else {})
+        for own in evaluation.get("results", ()):
+            row = {key: evaluation.get(key) for key in ("n", "split", "clean_acc", "settings")} | own
+            standard = field == "reported" or (row["settings"] or {}).get("standard")
+            of_test = row["split"] in (None, "test") and row["n"] >= images.get(field, 0)
+            if standard and of_test and math.isclose(row["eps"], radius, abs_tol=1e-6):
+                images[field] = row["n"]
+                info |= {field: percent(row["robust_acc"])}
+                if row["n"] == max(images.values()):
+                    info["clean_acc"] = percent(row["clean_acc"])
+    if images:
+        info["footnote"] = "; ".join(f"{field}: {n} test images" for field, n in images.items())
+    return info
 
 
 def percent(fraction: float) -> str:

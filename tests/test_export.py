@@ -124,6 +124,11 @@ def test_model_info_says_what_was_evaluated_and_no_more(wide):
     assert "autoattack_acc" not in info() and "2 test images" in info()["footnote"]
     paths = [evaluation(folder, sha256, "autoattack", 0.03137255, 0.4144, standard=True), *paths[:1]]
     assert info()["autoattack_acc"] == "41.44"
+    rows = json.loads(paths[1].read_text())  # rows that speak for themselves: validation images, fewer images
+    first = rows["results"][0]
+    rows["results"] += [first | {"robust_acc": 0.9, "split": "val", "n": 9}, first | {"robust_acc": 0.8, "n": 1}]
+    paths[1].write_text(json.dumps(rows))
+    assert info()["reported"] == "47.18"
     for path in paths:
         path.unlink()
 
