@@ -112,6 +112,7 @@ class Config:
     disp_interval: int = opt(100, "steps between train rows in metrics.jsonl")
     max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; --resume goes on")
     save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch")
+    quiet: bool = opt(False, "no bar and no notes while it works: warnings, errors and the closing lines only")
     tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder")
 
     @property

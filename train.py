@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,43 +16,45 @@ from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import AUGMENT_PAD, first_batch
-from loading.datasets import Dataset, load_dataset
+from loading.datasets import Dataset, Sizes, Source, load_dataset
 from networks.build import build_model
 from networks.keys import our_keys
 from networks.names import is_built_in
 from networks.probes import accepts
 from processes.deadline import AGAIN, Deadline, since_start
-from processes.distributed import (
-    World,
-    device_of,
-    is_launched,
-    launcher,
-    local_size,
-    main_of_process,
-    restarted_by_launcher,
-)
+from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
 from processes.signals import StopSignals
-from records import checkpoint
+from records import checkpoint, resume
+from records.commands import command
 from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
-from trainer import STATE_KEYS, NotFinite, Trainer
+from trainer import Trainer
+from training.not_finite import NotFinite
 from utils import has_batchnorm
 
-# What may differ between a run and its continuation.
-FREE_ON_RESUME = {
-    "max_steps",
-    "device",
-    "data_root",
-    "streaming",
-    "num_workers",
-    "disp_interval",
-    "save_interval",
-    "max_minutes",
-    "cuda_graphs",  # how launches are made, not what is computed
-    "tensorboard",
-    "resume",
-    "savepath",
-}
+
+def warn(line: str) -> None:
+    """On standard error."""
+    print(line, file=sys.stderr)
+
+
+class Place(NamedTuple):
+    """Where a run is made."""
+
+    folder: RunFolder
+    world: World
+    device: torch.device
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        """Once, of several processes."""
+        if self.world.is_first:
+            print(line)
+
+    def note(self, line: str) -> None:
+        """The same, of what one may want to know while it runs."""
+        if not self.quiet:
+            self.say(line)
 
 
 @exits_on_user_error
@@ -65,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, notes = parse_train(argv)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
+        place = Place(folder, world, device, config.quiet)
+        for note in notes:
+            place.note(note)
         try:
             deadline = Deadline(config.max_minutes, spent, world.largest, world.is_first)
-            return run(config, folder, device, argv, notes, world, deadline)
+            return run(config, place, argv, deadline)
         except OSError as error:
             raise UserError(
                 f"{folder.path}: a file could not be written ({error}): make room, then go on with --resume"
@@ -76,109 +79,87 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder.unlock()
 
 
-def run(
-    config: Config,
-    folder: RunFolder,
-    device: torch.device,
-    argv: list[str],
-    notes: list[str],
-    world: World,
-    deadline: Deadline,
-) -> int:
-    """Train in `folder`; what the flags do not fit is refused before anything in it changes."""
-    say = print if world.is_first else lambda line: None
+def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> int:
+    """Train in the folder; what the flags do not fit is refused before anything in it changes. Returns the exit status."""
+    folder, world = place.folder, place.world
     started = time.monotonic()
-    state = world.from_first(lambda: open_run(folder, config, goes_on_by_itself(folder)))
-    if state == "finished":
-        say(f"{folder.path}: already finished, {config.max_steps} steps")
+    found = world.from_first(lambda: resume.open_run(folder, config, warn))
+    if found.finished:
+        place.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
-    if config.precision == "tf32" and device.type != "cuda":
-        notes = [*notes, "--precision tf32: is CUDA's; on this device the arithmetic is float32"]
-    for note in notes:
-        say(note)
-    trainer = new_trainer(config, device, world, state, folder, say)
-    recorder = world.from_first_only(lambda: prepare(folder, trainer, device, state), Silent())
-    images = ", ".join(
-        f"{len(split)} {name}" for name, split in zip(("training", "validation", "test"), trainer.data[:3], strict=True)
+    trainer = new_trainer(config, place, found.state)
+    recorder: RunRecorder | Silent = world.from_first_only(
+        lambda: resume.prepare(folder, trainer, found.state, environment_of(trainer)), Silent()
     )
-    say(
-        f"{folder.path}: {images} images; {device}; "
-        + (f"{world.size} processes; " if world.size > 1 else "")
-        + (f"going on from step {trainer.step}" if state else "starting")
-    )
+    place.note(opening(trainer, place, going_on=found.state is not None))
     try:
         with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
             finished = trainer.run(recorder, stop, deadline)
     except NotFinite as error:
         if world.is_first:
-            print(
-                f"error: {error}: nothing of it was saved; lower --lr or mend the data, then start in another --savepath",
-                file=sys.stderr,
-            )
+            remedy = "lower --lr or mend the data, then start in another --savepath"
+            warn(f"error: {error}: nothing of it was saved; {remedy}")
         world.wait()  # a launcher ends all when the first one has ended
         return 3
+    again = continuation(argv, world)
     if recorder.failed:
-        print(
-            f"error: {folder.path}: the last state could not be written ({recorder.failed}): make room, then go on with: "
-            f"{continuation(argv, world)}",
-            file=sys.stderr,
-        )
+        reason = f"the last state could not be written ({recorder.failed})"
+        warn(f"error: {folder.path}: {reason}: make room, then go on with: {again}")
         return 4
     if not finished:
         why = "" if stop.agreed else f"--max_minutes {config.max_minutes:g}: "
-        say(f"{why}stopped after step {trainer.step}, state saved; go on with: {continuation(argv, world)}")
+        place.say(f"{why}stopped after step {trainer.step}, state saved; go on with: {again}")
         return 128 + stop.agreed if stop.agreed else AGAIN
-    evaluator = os.path.relpath(Path(__file__).with_name("evaluate_on_pgd_attacks.py"))
-    say(
-        f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
-        f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {(time.monotonic() - started) / 60:.3g} minutes here; "
-        f"best mean validation margin {trainer.best_margin:.4f}; attack it with: "
-        f"python {shlex.join([evaluator, '--model', str(folder.path)])}"
-    )
+    place.say(closing(trainer, folder, time.monotonic() - started))
     return 0
+
+
+def opening(trainer: Trainer, place: Place, going_on: bool) -> str:
+    """What is trained on, where, from which step."""
+    splits = {"training": trainer.data.train, "validation": trainer.data.val, "test": trainer.data.test}
+    images = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    processes = f"{place.world.size} processes; " if place.world.size > 1 else ""
+    start = f"going on from step {trainer.step}" if going_on else "starting"
+    device = f"{place.device}; {processes}"
+    if trainer.config.precision == "tf32" and place.device.type != "cuda":
+        device += "--precision tf32 is CUDA's, on this device the arithmetic is float32; "
+    return f"{place.folder.path}: {images} images; {device}{start}, {trainer.config.max_steps} steps in all"
+
+
+def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
+    """What came out, where it lies, what to run next."""
+    return (
+        f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
+        f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
+        f"best mean validation margin {trainer.best_margin:.4f}\n"
+        f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
+        f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
+        f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path))}"
+    )
 
 
 def continuation(argv: list[str], world: World) -> str:
     """The command that goes on."""
-    command = shlex.join([os.path.relpath(__file__), *argv, *([] if "--resume" in argv else ["--resume"])])
-    return f"torchrun --nproc_per_node {local_size()} {command}" if world.size > 1 else f"python {command}"
+    again = [*argv, *([] if "--resume" in argv else ["--resume"])]
+    return command("train.py", *again, processes=local_size() if world.size > 1 else 1)
 
 
-def new_trainer(
-    config: Config,
-    device: torch.device,
-    world: World,
-    state: dict | None,
-    folder: RunFolder,
-    say: Callable[[str], None],
-) -> Trainer:
+def new_trainer(config: Config, place: Place, state: resume.State | None) -> Trainer:
     """The trainer at its start, or as `state` has it."""
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            config.data_root,
-            seed=config.seed,
-            train_size=config.train_size,
-            val_size=config.val_size,
-            test_size=config.test_size,
-            device=device,
-            streaming=config.streaming,
-            num_workers=config.num_workers,
-        )
+    world, device = place.world, place.device
+    source = Source(config.dataset, config.data_root, config.streaming, config.num_workers)
+    sizes = Sizes(config.train_size, config.val_size, config.test_size)
 
     def build() -> nn.Module:
-        model = new_model(config, data, None if state else config.pretrained, say).to(device)
+        model = new_model(config, data, None if state else config.pretrained, place.note).to(device)
         lay_out(model, is_built_in(config.network), layout_of(config, device))
         check_batches(config, model, data, world)
         return model
 
-    data = world.one_a_machine_first(load)
+    data = world.one_a_machine_first(lambda: load_dataset(source, sizes, seed=config.seed, device=device))
     if config.streaming is None and data.streamed:
-        say(
-            f"--streaming: {data.nbytes / 2**30:.3g} GiB of images, more than half of the memory free on {device}: "
-            "they stay on disk"
-        )
+        gib = data.nbytes / 2**30
+        place.note(f"--streaming: {gib:.3g} GiB of images, more than half of the memory free on {device}: on disk")
     if config.keep_directions and data.streamed:
         raise UserError(
             "--keep_directions: not for images that stay on disk, whose table would not fit beside them: add "
@@ -186,7 +167,7 @@ def new_trainer(
         )
     trainer = Trainer(config, world.together(build), data, world)
     if state:
-        world.together(lambda: restore(trainer, state, folder))
+        world.together(lambda: resume.restore(trainer, state, place.folder))
     return trainer
 
 
@@ -199,134 +180,6 @@ def environment_of(trainer: Trainer) -> dict[str, str]:
     """What config.json says of the machinery, beside versions and device."""
     started = {"launcher": launcher()} if is_launched() else {}
     return {"memory_layout": layout_of(trainer.config, trainer.device).name} | started
-
-
-def prepare(folder: RunFolder, trainer: Trainer, device: torch.device, state: dict | None) -> RunRecorder:
-    """The run folder, ready for `trainer` to go on, with the first state in it.
-
-    :raises UserError: if it cannot be written.
-    """
-    folder.prepare()
-    recorder = RunRecorder(folder, trainer, device)
-    if state is None:
-        recorder.save(trainer)  # from here on --resume finds a state
-    if recorder.failed:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
-        )
-    try:
-        folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
-        folder.write_config(trainer.config.to_dict(), device, environment_of(trainer))
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written ({error}): make room, or choose another"
-        ) from None
-    return recorder
-
-
-def goes_on_by_itself(folder: RunFolder) -> bool:
-    """Whether torchrun has started this process again after a failure in a run that it began here."""
-    stored = folder.read_config() if restarted_by_launcher() else None
-    return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
-
-
-def open_run(folder: RunFolder, config: Config, go_on: bool = False) -> dict | str | None:
-    """The state to go on from, "finished", or None for a fresh start. go_on: as with `--resume`.
-
-    :raises UserError: if the folder holds a run that may not be touched or continued like this.
-    """
-    try:
-        if folder.path.is_dir():
-            folder.lock()
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written ({error.strerror}): choose another folder"
-        ) from None
-    if not folder.holds_a_run():
-        return None
-    if not (config.resume or go_on):
-        raise UserError(
-            f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
-        )
-    stored = folder.read_config()
-    if stored is not None:
-        refuse_differences(config, Config.from_dict(stored), folder)
-    finished = config.max_steps in folder.checked_steps()
-    if finished and not folder.last.exists():
-        return "finished"
-    state = usable_state(folder)
-    if finished and (state is None or state["checked_step"] >= config.max_steps):
-        return "finished"  # else it was killed between the last check's rows and its save: the check is made again
-    if state is not None:
-        refuse_differences(config, Config.from_dict(state["config"]), folder)
-    elif folder.best.exists() or folder.checked_steps():
-        raise UserError(
-            f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
-            "--savepath, or remove that folder to start again"
-        )
-    return state
-
-
-def usable_state(folder: RunFolder) -> dict | None:
-    """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
-
-    A damaged last.pt is set aside, so that it cannot become the previous one.
-
-    :raises UserError: if what there is cannot be used.
-    """
-    damage = []
-    for path in (folder.last, folder.previous):
-        if not path.exists():
-            continue
-        try:
-            state = checkpoint.load(path, needed=STATE_KEYS)
-        except UserError as error:
-            damage.append(error)
-            continue
-        if path == folder.previous:
-            print(
-                f"warning: {damage[0] if damage else 'no last.pt'}; going on from {path} at step {state['step']}",
-                file=sys.stderr,
-            )
-            if damage:
-                folder.last.replace(folder.path / "last.damaged.pt")
-        return state
-    if damage:
-        raise UserError(f"--resume: {damage[0]}, and there is no earlier one: remove {folder.path} to start again")
-    return None
-
-
-def refuse_differences(config: Config, stored: Config, folder: RunFolder) -> None:
-    """:raises UserError: listing what `config` would change in the run."""
-    differences = [
-        f"--{f.name} {getattr(config, f.name)} here, {getattr(stored, f.name)} there"
-        for f in dataclasses.fields(Config)
-        if f.name not in FREE_ON_RESUME and getattr(config, f.name) != getattr(stored, f.name)
-    ]
-    if config.max_steps < stored.max_steps:
-        differences.append(f"--max_steps {config.max_steps} here, {stored.max_steps} there (it may only grow)")
-    if differences:
-        raise UserError(
-            f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
-            "give its flags, or choose another --savepath"
-        )
-
-
-def restore(trainer: Trainer, state: dict, folder: RunFolder) -> None:
-    """:raises UserError: if network or training set are not those of the state, though the flags are."""
-    if state["eps"].shape != trainer.eps.shape:
-        raise UserError(
-            f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
-            f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
-        )
-    state = {**state, "model": checkpoint.plain_keys(state["model"])}
-    checkpoint.load_weights(trainer.model, state["model"], folder.last)
-    try:
-        trainer.restore(state)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint {folder.last}: not the state of such a run ({error!r}): choose another --savepath"
-        ) from None
 
 
 def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
@@ -360,7 +213,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
         raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
 
 
-def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None] = print) -> nn.Module:
+def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes, config.activation)

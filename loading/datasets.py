@@ -64,27 +64,34 @@ class Raw(NamedTuple):
         return Split(images, labels.to(device), torch.from_numpy(rows).to(device))
 
 
-def load_dataset(
-    name: str,
-    root: str,
-    *,
-    seed: int,
-    train_size: int | None,
-    val_size: int | None,
-    test_size: int | None,
-    device: torch.device,
-    streaming: bool | None = False,
-    num_workers: int = 0,
-) -> Dataset:
-    """Training, validation and test split. None: all training images that are not validation; 10 % for validation;
-    all test images. `test_size` 0: none.
+class Source(NamedTuple):
+    """Where images come from, and where they stay."""
 
-    MNIST and CIFAR-10: the first `val_size` training images are the validation set; digits: a fixed stratified split;
-    image folders: one that depends on `seed`. `streaming`: the images of a folder stay on disk, where `num_workers`
-    processes read them; None: if they would take more than half of the device's free memory.
+    name: str  # one of `READERS`
+    root: str = "."  # the folder it lies in
+    streaming: bool | None = (
+        False  # leave an image folder on disk; None: if it took over half of the device's free memory
+    )
+    num_workers: int = 0  # processes that read what is on disk
+
+
+class Sizes(NamedTuple):
+    """How many images of each split."""
+
+    train: int | None = None  # None: all training images that are not validation
+    val: int | None = None  # None: 10 %
+    test: int | None = None  # None: all; 0: none
+
+
+def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.device) -> Dataset:
+    """Training, validation and test split.
+
+    MNIST and CIFAR-10: the first `sizes.val` training images are the validation set; digits: a fixed stratified split;
+    image folders: one that depends on `seed`.
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
+    name, root, train_size, val_size = source.name, source.root, sizes.train, sizes.val
     raw = READERS[name](_folder(root), "train")
     count = len(raw.labels)
     val_size = round(count / 10) if val_size is None else val_size
@@ -98,15 +105,15 @@ def load_dataset(
         raise UserError(f"--train_size {train_size}: {name} has {len(rest)} training images beside validation")
     if train_size is not None:
         rest = _first(name, raw.labels, rest, train_size, "train_size")
-    test = _test_part(name, root, test_size, device)
+    test = _test_part(name, root, sizes.test, device)
     if test.shape != raw.images.shape[1:] or test.num_classes != raw.num_classes:
         raise UserError(
             f"--data_root {root}: training images are {_sizes(raw.images.shape[1:])} in {raw.num_classes} "
             f"classes, test images {_sizes(test.shape)} in {test.num_classes}: they must be alike"
         )
     data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes)
-    if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
-        return data.each(lambda split: split.read_by(num_workers))
+    if data.streamed and (data.nbytes > free_memory(device) / 2 if source.streaming is None else source.streaming):
+        return data.each(lambda split: split.read_by(source.num_workers))
     return data.each(Split.in_memory)
 
 

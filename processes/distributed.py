@@ -25,6 +25,7 @@ from utils import use_device
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+U = TypeVar("U")
 
 
 class SharedError(UserError):
@@ -111,9 +112,13 @@ class World(NamedTuple):
         dist.broadcast_object_list(found)
         return cast(T, found[0])
 
-    def from_first_only(self, work: Callable[[], T], elsewhere: T) -> T:
+    def from_first_only(self, work: Callable[[], T], elsewhere: U) -> T | U:
         """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
-        return self.together(lambda: work() if self.is_first else elsewhere)
+
+        def one() -> T | U:
+            return work() if self.is_first else elsewhere
+
+        return self.together(one)
 
 
 ALONE = World()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from operator import methodcaller
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from objectives import StepResult
 from records import checkpoint
+from records.progress import Progress, tell
 from records.runlog import RunFolder, TensorBoard
 from trainer import Trainer
 from training.alarm import Alarm
@@ -32,21 +32,20 @@ class RunRecorder:
         self.reads_are_free = device.type == "cpu"
         self.shown_at = 0.0
         self.alarm = Alarm()
-        self.total, self.done = trainer.config.max_steps, trainer.step
+        self.total, self.quiet = trainer.config.max_steps, trainer.config.quiet
+        self.bar = Progress(self.total, "step", done=trainer.step, quiet=self.quiet, beside="checks not counted")
         self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order
         self.failed: OSError | None = None  # why the last write failed
 
     def __enter__(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.done, unit="step", dynamic_ncols=True)
+        self.bar.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self.bar.close()
+        self.bar.__exit__()
         self._on_tensorboard(lambda board: board.close())
 
     def step(self, result: StepResult) -> None:
-        with suppress(OSError):  # a log file on a full disk
-            self.bar.update(1)
+        self.bar.update()
         # On a GPU reading a value waits for the device: there the bar follows the train rows only.
         if self.reads_are_free and time.monotonic() - self.shown_at > 0.5:
             self.shown_at = time.monotonic()
@@ -60,12 +59,12 @@ class RunRecorder:
             tell(f"warning: {warning}", sys.stderr)
         for row in rows:
             self._on_tensorboard(methodcaller("row", row))
-            if row["kind"] == "eval":
+            if row["kind"] == "eval" and not self.quiet:
                 tell(
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
                     f"mean margin {row['mean_margin']:.4f}"
                 )
-            else:
+            elif row["kind"] == "train":
                 self._show_row(row)
 
     def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
@@ -114,9 +113,7 @@ class RunRecorder:
 
     def _show_row(self, row: dict[str, Any]) -> None:
         if skipped := row.get("skipped_steps"):
-            tqdm.write(
-                f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", file=sys.stderr
-            )
+            tell(f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", sys.stderr)
         if self.reads_are_free or skipped == self.total:
             return
         seen = "clean" if row["clean_loss"] is not None else "adv"  # adversarial training sees no clean image
@@ -125,13 +122,7 @@ class RunRecorder:
             self._show(loss, accuracy, row["mean_eps"] or 0.0)
 
     def _show(self, loss: float, accuracy: float, mean_eps: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.3f}, acc {accuracy:.1%}, mean eps {mean_eps:.4f}")
-
-
-def tell(text: str, file: TextIO | None = None) -> None:
-    """A line above the bar; lost if it goes to a log file on a full disk."""
-    with suppress(OSError):
-        tqdm.write(text, file=file)
+        self.bar.note(f"loss {loss:.3f}, acc {accuracy:.1%}, mean eps {mean_eps:.4f}")
 
 
 class Silent(nullcontext[None]):

@@ -27,7 +27,7 @@ from config import LARGEST, Config, EvalConfig, radius
 from errors import UserError
 from evaluations import shards
 from flags import parse_eval, parse_train
-from records import checkpoint
+from records import checkpoint, resume
 from records.runlog import RunFolder
 from reports import plot_examples
 from trainer import STATE_KEYS
@@ -119,8 +119,7 @@ def test_resume_takes_the_last_good_save(saved, change, change_previous):
     folder.previous.write_bytes(change_previous(previous) if change_previous else previous)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            found = train.usable_state(folder)
+        found = resume.usable_state(folder, lambda line: print(line, file=said))
     except UserError as error:
         assert change_previous is not None and str(folder.last) in str(error)
     else:

@@ -54,7 +54,7 @@ MAY_IMPORT = {
         "training",
         "utils",
     },
-    "records": {"config", "objectives", "trainer", "training", *LOW},
+    "records": {"config", "objectives", "processes", "trainer", "training", *LOW},
     "evaluations": {
         "config",
         "flags",
@@ -67,7 +67,18 @@ MAY_IMPORT = {
         "records",
         *LOW,
     },
-    "train": {"config", "flags", "hardware", "loading", "networks", "processes", "records", "trainer", *LOW},
+    "train": {
+        "config",
+        "training",
+        "flags",
+        "hardware",
+        "loading",
+        "networks",
+        "processes",
+        "records",
+        "trainer",
+        *LOW,
+    },
     **dict.fromkeys(  # noqa: RUF024
         EVALUATORS,
         {"check", "config", "flags", "evaluations", "hardware", "losses", "pgd", "processes", "records", *LOW},

@@ -16,16 +16,14 @@ from PIL import Image
 from errors import UserError
 from folders import images
 from loading.batches import crop_and_flip, draw_crops, steps_per_epoch, train_batch
-from loading.datasets import MNIST_FILES, load_dataset, load_test
+from loading.datasets import MNIST_FILES, Sizes, Source, load_dataset, load_test
 from utils import AUGMENT, generator
 
 CPU = torch.device("cpu")
 
 
 def load(name, root=".", seed=0, train_size=None, val_size=None, test_size=None):
-    return load_dataset(
-        name, str(root), seed=seed, train_size=train_size, val_size=val_size, test_size=test_size, device=CPU
-    )
+    return load_dataset(Source(name, str(root)), Sizes(train_size, val_size, test_size), seed=seed, device=CPU)
 
 
 def test_digits():

@@ -21,7 +21,7 @@ from errors import UserError
 from flags import parse_train
 from loading import batches, datasets, streaming
 from loading.batches import TrainBatches, train_batch
-from loading.datasets import load_dataset
+from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
 from support import ROOT
@@ -92,17 +92,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def load(folder, num_workers=0, streaming=True, device=CPU):
-    return load_dataset(
-        "imagefolder",
-        str(folder),
-        seed=0,
-        train_size=None,
-        val_size=6,
-        test_size=None,
-        device=device,
-        streaming=streaming,
-        num_workers=num_workers,
-    )
+    source = Source("imagefolder", str(folder), streaming, num_workers)
+    return load_dataset(source, Sizes(val=6), seed=0, device=device)
 
 
 def same(a, b):
@@ -323,9 +314,7 @@ def test_the_flags():
 def test_only_image_folders_stream(capsys, tmp_path):
     digits = ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1", "--max_steps", "1"]
     fails(capsys, train.main, [*digits, "--savepath", tmp_path / "run", "--streaming"], "--streaming: digits")
-    found = load_dataset(
-        "digits", "", seed=0, train_size=None, val_size=100, test_size=None, device=CPU, streaming=None
-    )
+    found = load_dataset(Source("digits", streaming=None), Sizes(val=100), seed=0, device=CPU)
     assert not found.streamed
 
 

@@ -17,7 +17,7 @@ import ranks
 from check import checker_of
 from config import PRESETS
 from loading.batches import Split, train_batch
-from loading.datasets import load_dataset
+from loading.datasets import Sizes, Source, load_dataset
 from networks.lenet import LeNet5Madry
 from networks.standardisation import PerImageStandardize
 from networks.wide_resnet import WideResNet
@@ -50,7 +50,7 @@ class Exact(Split):
 
 
 def digits(dtype):
-    data = load_dataset("digits", "", seed=0, train_size=None, val_size=200, test_size=60, device=torch.device("cpu"))
+    data = load_dataset(Source("digits"), Sizes(val=200, test=60), seed=0, device=torch.device("cpu"))
     return data._replace(train=Exact(*vars(data.train).values(), dtype), val=Exact(*vars(data.val).values(), dtype))
 
 

@@ -1,0 +1,34 @@
+"""Commands as they are shown to be typed: with the interpreter that is in use, from the folder one is in."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def interpreter() -> str:
+    """What starts this Python from here: `python` where that is it, else its path, the shorter way."""
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found and Path(found).absolute() == Path(sys.executable).absolute():  # links of a .venv all lead elsewhere
+            return name
+    return shortest(Path(sys.executable))
+
+
+def shortest(path: Path) -> str:
+    """`path` from the current folder, or whole where that is shorter."""
+    whole = str(path.absolute())
+    return min(os.path.relpath(whole), whole, key=len)
+
+
+def command(program: str, *arguments: str, processes: int = 1) -> str:
+    """The line that starts `program`, a file of this repository, quoted for a shell; several processes by torchrun."""
+    start = [interpreter()]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return shlex.join([*start, shortest(ROOT / program), *arguments])

@@ -1,0 +1,173 @@
+"""Going on from a run folder: what is in it, whether these flags fit it, and the trainer as it was.
+
+What is to be said is handed to `warn`; nothing here prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from config import Config
+from errors import UserError
+from processes.distributed import launcher, restarted_by_launcher
+from records import checkpoint
+from records.recorder import RunRecorder
+from records.runlog import RunFolder
+from trainer import STATE_KEYS, Trainer
+
+State = dict[str, Any]  # what `Trainer.state` gives
+Warn = Callable[[str], None]
+
+# What may differ between a run and its continuation.
+FREE_ON_RESUME = {
+    "max_steps",
+    "device",
+    "data_root",
+    "streaming",
+    "num_workers",
+    "disp_interval",
+    "save_interval",
+    "max_minutes",
+    "cuda_graphs",  # how launches are made, not what is computed
+    "tensorboard",
+    "quiet",
+    "resume",
+    "savepath",
+}
+
+
+class Found(NamedTuple):
+    """What a run folder holds."""
+
+    state: State | None = None  # to go on from; None: nothing yet
+    finished: bool = False
+
+
+def goes_on_by_itself(folder: RunFolder) -> bool:
+    """Whether torchrun has started this process again after a failure in a run that it began here."""
+    stored = folder.read_config() if restarted_by_launcher() else None
+    return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
+
+
+def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
+    """What is in the folder, which is locked from here on if it is there.
+
+    :raises UserError: if the folder holds a run that may not be touched or continued like this.
+    """
+    try:
+        if folder.path.is_dir():
+            folder.lock()
+    except OSError as error:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({error.strerror}): choose another folder"
+        ) from None
+    if not folder.holds_a_run():
+        return Found()
+    if not (config.resume or goes_on_by_itself(folder)):
+        raise UserError(
+            f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
+        )
+    stored = folder.read_config()
+    if stored is not None:
+        refuse_differences(config, Config.from_dict(stored), folder)
+    finished = config.max_steps in folder.checked_steps()
+    if finished and not folder.last.exists():
+        return Found(finished=True)
+    state = usable_state(folder, warn)
+    if finished and (state is None or state["checked_step"] >= config.max_steps):
+        return Found(finished=True)
+    # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
+    if state is not None:
+        refuse_differences(config, Config.from_dict(state["config"]), folder)
+    elif folder.best.exists() or folder.checked_steps():
+        raise UserError(
+            f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
+            "--savepath, or remove that folder to start again"
+        )
+    return Found(state)
+
+
+def usable_state(folder: RunFolder, warn: Warn) -> State | None:
+    """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
+
+    A damaged last.pt is set aside, so that it cannot become the previous one.
+
+    :raises UserError: if what there is cannot be used.
+    """
+    damage = []
+    for path in (folder.last, folder.previous):
+        if not path.exists():
+            continue
+        try:
+            state = checkpoint.load(path, needed=STATE_KEYS)
+        except UserError as error:
+            damage.append(error)
+            continue
+        if path == folder.previous:
+            warn(f"warning: {damage[0] if damage else 'no last.pt'}; going on from {path} at step {state['step']}")
+            if damage:
+                folder.last.replace(folder.path / "last.damaged.pt")
+        return state
+    if damage:
+        raise UserError(f"--resume: {damage[0]}, and there is no earlier one: remove {folder.path} to start again")
+    return None
+
+
+def refuse_differences(config: Config, stored: Config, folder: RunFolder) -> None:
+    """:raises UserError: listing what `config` would change in the run."""
+    differences = [
+        f"--{f.name} {getattr(config, f.name)} here, {getattr(stored, f.name)} there"
+        for f in dataclasses.fields(Config)
+        if f.name not in FREE_ON_RESUME and getattr(config, f.name) != getattr(stored, f.name)
+    ]
+    if config.max_steps < stored.max_steps:
+        differences.append(f"--max_steps {config.max_steps} here, {stored.max_steps} there (it may only grow)")
+    if differences:
+        raise UserError(
+            f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
+            "give its flags, or choose another --savepath"
+        )
+
+
+def restore(trainer: Trainer, state: State, folder: RunFolder) -> None:
+    """:raises UserError: if network or training set are not those of the state, though the flags are."""
+    if state["eps"].shape != trainer.eps.shape:
+        raise UserError(
+            f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
+            f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
+        )
+    state = {**state, "model": checkpoint.plain_keys(state["model"])}
+    checkpoint.load_weights(trainer.model, state["model"], folder.last)
+    try:
+        trainer.restore(state)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {folder.last}: not the state of such a run ({error!r}): choose another --savepath"
+        ) from None
+
+
+def prepare(folder: RunFolder, trainer: Trainer, state: State | None, environment: dict[str, str]) -> RunRecorder:
+    """The run folder, ready for `trainer` to go on, with the first state in it.
+
+    environment: what config.json says of the machinery, beside versions and device.
+
+    :raises UserError: if it cannot be written.
+    """
+    folder.prepare()
+    recorder = RunRecorder(folder, trainer, trainer.device)
+    if state is None:
+        recorder.save(trainer)  # from here on --resume finds a state
+    if recorder.failed:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
+        )
+    try:
+        folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
+        folder.write_config(trainer.config.to_dict(), trainer.device, environment)
+    except OSError as error:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written ({error}): make room, or choose another"
+        ) from None
+    return recorder
