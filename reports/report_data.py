@@ -159,8 +159,7 @@ def short_names(runs: Sequence[Run]) -> list[str]:
         said = run.name
         names.append(f"{said['method']}{said['rest'] or ''} {run.seed}" if said else run.folder.resolve().name)
     for longer in (
-        [run.folder.resolve().name for run in runs],
-        ["/".join(run.folder.resolve().parts[-2:]) for run in runs],
+        [f"{name} ({run.folder.resolve().parent.name})" for name, run in zip(names, runs, strict=True)],
         [str(run.folder.resolve()) for run in runs],
     ):
         key = [(entry, bench_of(run)) for entry, run in zip(names, runs, strict=True)]

@@ -436,4 +436,4 @@ def test_a_run_named_twice_is_shown_once_and_equal_names_are_told_apart(tmp_path
     other = make_run(tmp_path / "b" / "digits-Linf-MMA-0.3-sd0")
     text = made(tmp_path, one, other, one, "--examples", "0")
     names = [line["name"] for line in data_of(text)["benchmarks"][0]["lines"]]
-    assert names == ["a/digits-Linf-MMA-0.3-sd0", "b/digits-Linf-MMA-0.3-sd0"]
+    assert names == ["MMA-0.3 sd0 (a)", "MMA-0.3 sd0 (b)"]
