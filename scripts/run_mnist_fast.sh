@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# MNIST by `--recipe fast`, in tiers: each run is trained, its weights rounded to float16, and attacked before the next begins.
+# On two CPU cores a run takes about an hour and its attacks another. Started again, it skips what is done and goes on with what
+# is not. TIERS="1" stops after the first tier; DATA names the folder of the data set.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+data=${DATA:-$root/data}
+
+# `run NAME FLAGS…`: train it and round its weights, once.
+run() {
+  local name=$1
+  shift
+  python "$root/train.py" --dataset mnist --recipe fast --data_root "$data" --savepath "$root/trained_models/$name" --resume "$@"
+  if [ -z "$(find "$root/trained_models/$name" -name 'eval_*.json' -print -quit)" ]; then
+    python "$root/scripts/round_weights.py" "$root/trained_models/$name"
+  fi
+}
+
+# `attack_linf NAME IMAGES`, `attack_l2 NAME`: the paper's protocol at the test radius, then the grid and the other attacks.
+attack_linf() {
+  local model=$root/trained_models/$1
+  python "$root/evaluate_on_pgd_attacks.py" --model "$model" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
+  python "$root/evaluate_on_autoattack.py" --model "$model" --eps 0.3 --test_size "$2" --data_root "$data"
+}
+attack_l2() {
+  local model=$root/trained_models/$1
+  python "$root/evaluate_on_pgd_attacks.py" --model "$model" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
+  python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks cw --test_size 200 --data_root "$data"
+  python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks ddn,fmn --test_size 1000 --data_root "$data"
+}
+whole_test_set() {
+  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps "$2" --precision bf16 --data_root "$data"
+}
+
+case ${TIERS:-12} in *1*)
+  run mnist-Linf-MMA-0.45-sd0-fast --norm Linf --hinge_maxeps 0.45
+  attack_linf mnist-Linf-MMA-0.45-sd0-fast 1000
+  whole_test_set mnist-Linf-MMA-0.45-sd0-fast 0.3
+  for d_max in 2.0 4.0; do
+    run mnist-L2-MMA-$d_max-sd0-fast --norm L2 --hinge_maxeps $d_max
+    attack_l2 mnist-L2-MMA-$d_max-sd0-fast
+    whole_test_set mnist-L2-MMA-$d_max-sd0-fast 2.0
+  done ;;
+esac
+
+case ${TIERS:-12} in *2*)
+  run mnist-L2-MMA-6.0-sd0-fast --norm L2 --hinge_maxeps 6.0
+  attack_l2 mnist-L2-MMA-6.0-sd0-fast
+  for d_max in 2.0 4.0 6.0; do
+    run mnist-L2-OMMA-$d_max-sd0-fast --norm L2 --method omma --hinge_maxeps $d_max
+    attack_l2 mnist-L2-OMMA-$d_max-sd0-fast
+  done
+  run mnist-Linf-OMMA-0.45-sd0-fast --norm Linf --method omma --hinge_maxeps 0.45
+  run mnist-Linf-PGD-0.3-sd0-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10
+  run mnist-Linf-PGD-0.45-sd0-fast --norm Linf --method pgd --train_eps 0.45 --nb_iter 10
+  run mnist-Linf-TRADES-0.3-sd0-fast --norm Linf --method trades --train_eps 0.3 --nb_iter 10
+  run mnist-Linf-STD-sd0-fast --norm Linf --method std
+  for name in OMMA-0.45 PGD-0.3 PGD-0.45 TRADES-0.3 STD; do attack_linf mnist-Linf-$name-sd0-fast 500; done
+  python "$root/evaluate_on_transfer.py" "$root"/trained_models/mnist-Linf-*-sd0-fast --eps 0.1 0.2 0.3 0.4 --test_size 1000 --data_root "$data"
+  for seed in 1 2; do
+    run mnist-Linf-MMA-0.45-sd$seed-fast --norm Linf --hinge_maxeps 0.45 --seed $seed
+    run mnist-Linf-PGD-0.3-sd$seed-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10 --seed $seed
+    for name in MMA-0.45 PGD-0.3; do attack_linf mnist-Linf-$name-sd$seed-fast 500; done
+  done ;;
+esac
+
+python "$root/reports/make_tables.py" "$root"/trained_models/mnist-* --out "$root/trained_models/mnist.md"
