@@ -1,12 +1,15 @@
 """`--recipe fast`: what it sets, under which name, and that nothing of it is on in the published settings."""
 
 import dataclasses
+import re
+import subprocess
 
 import pytest
 
 from config import PRESETS, Config, one_cycle
 from flags import parse_train
 from presets import FAST, MMA_ONLY
+from support import ROOT
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 
@@ -62,3 +65,16 @@ def test_one_cycle_rises_to_the_peak_and_falls_towards_nothing():
     assert 18 <= top <= 21 and max(rates) == pytest.approx(2.0, rel=0.03)
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] == pytest.approx(0.05) and 0 < rates[99] < 0.01 and rates[119] == rates[100] > 0
+
+
+def test_runs_of_the_script_stand_under_their_names():
+    """Every `run NAME FLAGS` of scripts/run_mnist_fast.sh, with its loops' variables put in."""
+    script = ROOT / "scripts" / "run_mnist_fast.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    lines = re.findall(r"^ +run (\S+) (.*)$", script.read_text(), flags=re.MULTILINE)
+    assert len(lines) == 11
+    for name, flags in lines:
+        for variable, value in (("$d_max", "4.0"), ("$seed", "2")):
+            name, flags = name.replace(variable, value), flags.replace(variable, value)
+        config, _ = parse_train(["--dataset", "mnist", "--recipe", "fast", *flags.split()])
+        assert config.run_name == name
