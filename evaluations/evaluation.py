@@ -68,7 +68,8 @@ def load_subject(flags: EvalConfig, device: torch.device) -> Subject:
     model = build_model(network, *test.shape, num_classes, stored.activation if stored else "relu")
     load_weights(model, our_keys(file.weights, model.state_dict()), file.path)
     model = model.to(device).eval().requires_grad_(False)
-    lay_out(model, is_built_in(network), layout_for(device, flags.precision, flags.deterministic))
+    precision = getattr(flags, "precision", "fp32")  # that of PGD; the other attacks compute in float32
+    lay_out(model, is_built_in(network), layout_for(device, precision, getattr(flags, "deterministic", False)))
     given = {name: (getattr(stored, name), value) for name, value in (("dataset", dataset), ("norm", norm)) if stored}
     overrides = {
         name: f"{value} instead of the checkpoint's {own}" for name, (own, value) in given.items() if own != value

@@ -28,10 +28,11 @@ def sh(code, folder, **variables):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_dry_run_keeps_figures_weights_and_logs(tmp_path):
     environment = {**os.environ, "DRY": "1", "WORK": str(tmp_path / "work"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", SCRIPT, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=280, check=False
+        ["bash", SCRIPT, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     kept = {path.name for path in (tmp_path / "out").iterdir()}
     assert done.returncode == 0, done.stdout + done.stderr
