@@ -27,7 +27,7 @@ from networks.probes import accepts, uses_all
 from objectives import StepInput, StepResult, objective_of
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
-from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
+from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
 from training import starts
 from training.averaging import WeightAverage
@@ -49,17 +49,8 @@ class Recorder(Protocol):
     def save(self, trainer: Trainer) -> None: ...
 
 
-STATE_KEYS = {
-    "step": int,
-    "checked_step": int,
-    "epoch": int,
-    "model": dict,
-    "optimizer": dict,
-    "eps": Tensor,
-    "best_margin": float,
-    "sums": list,
-    "config": dict,
-}
+STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
+STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
 
 
 class Trainer:
@@ -104,17 +95,12 @@ class Trainer:
 
     def _place(self, model: nn.Module) -> None:
         """The network as one of several processes trains it."""
-        config, world, train = self.config, self.world, self.data.train
+        config, world, one = self.config, self.world, first_batch(self.data.train, 1)
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
-        if shares_statistics:
-            model = with_global_statistics(model, self.device)
-        self.model, self.parameters = model, list(model.parameters())
-        # Buffers that each process would move by its own passes: the first one's count.
-        shared = (GlobalBatchNorm, nn.SyncBatchNorm)
-        others = [module for module in model.modules() if not isinstance(module, shared)]
-        self.own_buffers = [buffer for module in others for buffer in module.buffers(recurse=False)]
-        one = first_batch(train, 1)
-        self.replica = Replica(model, world, shares_statistics, world.size > 1 and not uses_all(model, one))
+        self.model = with_global_statistics(model, self.device) if shares_statistics else model
+        self.parameters = list(self.model.parameters())
+        leaves_out = world.size > 1 and not uses_all(self.model, one)
+        self.replica = Replica(self.model, world, shares_statistics, leaves_out)
         self.replica.warm_up(one)
 
     def _record(self) -> Recording:
@@ -188,7 +174,7 @@ class Trainer:
             group["lr"] = self.config.lr_at(step)
         self.guard.remember()
         result, directions = merged(self.world, self._own_gradient(step), len(index))
-        self.world.share_from(0, *self.own_buffers)
+        self.world.share_from(0, *self.replica.own_buffers)
         counts = self.guard.step(result.finite, step)
         if self.config.enlarges_margins:
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
@@ -275,11 +261,8 @@ class Trainer:
                 saved_at = time.monotonic()
 
     def _check_is_due(self) -> bool:
-        if self.step <= self.checked_step:
-            return False
-        return (
-            self.step >= self.config.max_steps or self.step % (self.steps_per_epoch * self.config.check_interval) == 0
-        )
+        interval = self.steps_per_epoch * self.config.check_interval
+        return self.step > self.checked_step and (self.step >= self.config.max_steps or self.step % interval == 0)
 
     def _save(self, recorder: Recorder, deadline: Deadline = NEVER) -> None:
         refuse_not_finite(self.guard, self.batches)

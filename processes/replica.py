@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from processes.distributed import ALONE, World
+from processes.global_batchnorm import GlobalBatchNorm
 from utils import eval_mode
 
 # Newer releases of torch call the flag by another name, and warn of the old one.
@@ -36,6 +37,13 @@ class Replica:
         if world.size > 1:
             quiet: dict[str, Any] = {BUFFERS: False}
             self.hooked = DistributedDataParallel(model, **quiet, find_unused_parameters=leaves_out)
+
+    @property
+    def own_buffers(self) -> list[Tensor]:
+        """Buffers that each process moves by its own passes: after a step the first one's count."""
+        shared = (GlobalBatchNorm, nn.SyncBatchNorm)
+        others = [module for module in self.model.modules() if not isinstance(module, shared)]
+        return [buffer for module in others for buffer in module.buffers(recurse=False)]
 
     def warm_up(self, x: Tensor) -> None:
         """A pass and a backward of nothing. DistributedDataParallel rearranges its buckets after its first ones, and with
