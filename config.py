@@ -170,11 +170,11 @@ class Config:
             return one_cycle(step, self.cycle_steps or self.max_steps, self.lr[0][1])
         return [rate for start, rate in self.lr if start <= step][-1]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, typing.Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> Config:
+    def from_dict(cls, values: dict[str, typing.Any]) -> Config:
         """The config a checkpoint or config.json carries; fields it lacks take the preset's value.
 
         :raises UserError: if the values are not those of a config.

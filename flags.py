@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(message if ": " in message else f"{message}: see --help")
 
-    def parse(self, argv: Sequence[str] | None) -> dict:
+    def parse(self, argv: Sequence[str] | None) -> dict[str, typing.Any]:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
@@ -147,7 +147,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
         if name in given:
             value, note = radius(getattr(config, name), config.dataset, config.norm, name)
-            config = replace(config, **{name: value})
+            changed: dict[str, typing.Any] = {name: value}
+            config = replace(config, **changed)
             notes += note
     validate(config)
     return config, notes
@@ -167,7 +168,7 @@ def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], li
     return {name: value for name, value in values.items() if name not in given}, notes
 
 
-def with_method(config: Config, given: dict) -> Config:
+def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
     """`config` with its method named and the weight alpha that belongs to it.
 
     :raises UserError: if a flag in `given` has no meaning for the method.

@@ -35,7 +35,7 @@ class StepInput(NamedTuple):
     spared: Tensor | None = None  # (B,) bool: not attacked in this step if right; None: nobody
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # tuple.count is hidden
         return self.total or len(self.x)
 
 
@@ -187,7 +187,7 @@ def objective_of(
 ) -> Objective:
     """What the config's method minimises. attack: `pgd`, or what runs it faster; for the others see `Mma`."""
     clean_loss_fn = LOSSES[config.clean_loss_fn]
-    inner_loss_fn = clean_loss_fn
+    inner_loss_fn: LossFn = clean_loss_fn
     if config.enlarges_margins:
         inner_loss_fn = LOSSES[config.attack_loss_fn]
     elif config.objective == "trades":

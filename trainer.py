@@ -197,7 +197,7 @@ class Trainer:
         self.model.train()
         with tf32(config.precision != "fp32"), training_arithmetic(self.device.type, config.precision):
             outputs = self.gradient(batch.x, batch.y, *self._starts(batch, step))
-        result, gradients = StepResult(*outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
+        result, gradients = StepResult._make(outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return result

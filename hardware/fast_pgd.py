@@ -60,8 +60,17 @@ class FastPgd:
         eps, step_size = as_rows(eps, x), as_rows(step_size, x)
         with tf32(self.precision != "fp32"):
             if self.rows is None or len(x) > self.rows:
-                how = {"eps": eps, "step_size": step_size, "steps": steps, "noise": noise}
-                return pgd(self.network, x, y, loss_fn=loss_fn, norm=norm, **how)
+                return pgd(
+                    self.network,
+                    x,
+                    y,
+                    loss_fn=loss_fn,
+                    norm=norm,
+                    eps=eps,
+                    step_size=step_size,
+                    steps=steps,
+                    noise=noise,
+                )
             x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
             inputs = [tensor[padding] for tensor in (x_adv, x, y, eps, step_size)]

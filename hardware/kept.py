@@ -68,6 +68,6 @@ def _joined(places: list[Tensor]) -> Tensor:
 
 def _in_order_of_memory(tensor: Tensor) -> Tensor:
     """(n,) view of a tensor without gaps, in any layout; else the tensor itself."""
-    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], dim))
     ordered = tensor.detach().permute(order)
     return ordered.view(-1) if ordered.is_contiguous() else tensor.detach()

@@ -9,6 +9,7 @@ import copy
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Whether CUDA may round the inputs of float32 matrix products to TF32 inside. No effect on a CPU."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)  # their types know no such field
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = allowed
@@ -58,7 +59,8 @@ class BFloat16Twin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, cache_enabled=False):
-            return self.copy(x).float()
+            logits: Tensor = self.copy(x)
+            return logits.float()
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

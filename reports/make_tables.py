@@ -13,8 +13,9 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -65,7 +66,7 @@ class Group:
         text = name["method"] if name and not name["rest"] else run.folder.resolve().name
         if len(self.runs) > 1:
             text = f"{text if name and not name['rest'] else run.name_without_seed}, {len(self.runs)} seeds"
-        if self.is_cited and run.partial and not name["rest"]:  # a longer name says so itself
+        if self.is_cited and run.partial and not (name and name["rest"]):  # a longer name says so itself
             text += f" ({run.partial})"
         if run.norm not in (None, self.norm):
             text += f", trained under {NORMS.get(run.norm, run.norm)}"
@@ -88,17 +89,17 @@ class Group:
         return bool(self.accuracies) or self.distances is not None
 
     @property
-    def order(self) -> tuple:
+    def order(self) -> tuple[Any, ...]:
         """By method, then by radius as a number."""
         family, *rest = self.method.split("-") if self.method else [""]
         numbers = [float(part) for part in rest if re.fullmatch(r"\d+(\.\d+)?", part)]
         return (METHODS.index(family) if family in METHODS else len(METHODS), numbers, self.label)
 
-    def of(self, run: Run) -> list[dict]:
+    def of(self, run: Run) -> list[dict[str, Any]]:
         """The run's evaluations in this table."""
         return [e for e in run.evaluations if table_key(run, e) == (self.dataset, self.norm)]
 
-    def found(self, attack: str) -> list[tuple[Run, dict]]:
+    def found(self, attack: str) -> list[tuple[Run, dict[str, Any]]]:
         """Each run that was attacked so, with the result."""
         return [(run, e) for run in self.runs for e in self.of(run) if e["attack"] == attack]
 
@@ -140,17 +141,17 @@ def accuracy_rows(group: Group) -> list[Row]:
     return rows
 
 
-def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict]]) -> Row:
+def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str, Any]]]) -> Row:
     """Accuracies in per cent, the mean of the seeds."""
     doubted = any(run.doubts(e) for run, e in found)
     radii = sorted({eps_key(row["eps"]) for _, e in found for row in e["results"]})
 
-    def cell(value: Callable[[dict], float | None]) -> str:
+    def cell(value: Callable[[dict[str, Any]], float | None]) -> str:
         values = [value(e) for _, e in found]
         text = group.cell([None if v is None else 100 * v for v in values])
         return f"{WARNING} {text}" if doubted else text
 
-    robust = {eps: cell(lambda e, eps=eps: accuracy_at(e, eps)) for eps in radii}
+    robust = {eps: cell(partial(accuracy_at, eps=eps)) for eps in radii}
     title = ATTACKS.get(attack, attack) if is_standard(found) else f"not standard {ATTACKS[attack]}"
     same_radii = all(len(e["results"]) == len(radii) for _, e in found)
     return Row(
@@ -159,12 +160,13 @@ def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict]]) -
         count(e for _, e in found),
         group.cell([100 * e["clean_acc"] for _, e in found]),
         robust,
-        *(cell(lambda e, i=i: averages(e)[i]) if same_radii else NONE for i in (0, 1)),
+        cell(lambda e: averages(e)[0]) if same_radii else NONE,
+        cell(lambda e: averages(e)[1]) if same_radii else NONE,
         autoattack=autoattack_cell(group, count(e for _, e in found)) if attack == "pgd" else NONE,
     )
 
 
-def accuracy_at(evaluation: dict, eps: float) -> float | None:
+def accuracy_at(evaluation: dict[str, Any], eps: float) -> float | None:
     return next((row["robust_acc"] for row in evaluation["results"] if eps_key(row["eps"]) == eps), None)
 
 
@@ -181,12 +183,12 @@ def autoattack_cell(group: Group, n: str) -> str:
     return text + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def is_standard(found: Sequence[tuple[Run, dict]]) -> bool:
+def is_standard(found: Sequence[tuple[Run, dict[str, Any]]]) -> bool:
     """Whether AutoAttack was run as its authors define it."""
     return all((e.get("settings") or {}).get("standard", True) for _, e in found)
 
 
-def count(evaluations: Iterable[dict]) -> str:
+def count(evaluations: Iterable[dict[str, Any]]) -> str:
     """How many test images; of how many, where that is known to be more."""
     evaluations = list(evaluations)
     of = TEST_IMAGES.get(evaluations[0]["dataset"])
@@ -199,14 +201,16 @@ def published_row(group: Group, said: published.Accuracies) -> Row:
     percent = f".{said.decimals}f"
     at = f" at {eps_text(min(said.robust), group.dataset, group.norm)}"  # AutoAttack is cited with one eps
     label = f"{said.method}{f' ({said.of})' if said.of else ''}, published"
-    means = [statistics.fmean([said.clean, *values]), statistics.fmean(values)]
+    means = [f"{statistics.fmean(some):.1f}" for some in ([said.clean, *values], values)]
+    avg_acc, avg_robust = means if len(values) > 1 else (NONE, NONE)
     return Row(
         label,
         said.attack,
         NONE if said.n is None else str(said.n),
         f"{said.clean:{percent}}",
         {eps_key(eps): f"{value:{percent}}" for eps, value in said.robust.items()},
-        *(f"{mean:.1f}" if len(values) > 1 else NONE for mean in means),
+        avg_acc,
+        avg_robust,
         autoattack=NONE if said.autoattack is None else f"{said.autoattack:{percent}}{at}",
     )
 
@@ -321,7 +325,7 @@ def distance_table(groups: Sequence[Group], notes: Footnotes) -> list[str]:
     return [unit, "", *table_lines(header, cells), ""] if cells else []
 
 
-def distance_row(group: Group, attack: str, found: Sequence[tuple[Run, dict]], notes: Footnotes) -> list[str]:
+def distance_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str, Any]]], notes: Footnotes) -> list[str]:
     """The mean of the seeds; no figure where one of them has none because images were not broken."""
     mark = f"{WARNING} " if any(run.doubts(e) for run, e in found) else ""
     values = zip(*([e["mean"], *e["quartiles"]] for _, e in found), strict=True)
@@ -345,9 +349,9 @@ def sources(group: Group) -> str:
     return "; ".join(", ".join(names) + made for made, names in folders.items())
 
 
-def settings_text(run: Run, evaluation: dict) -> str:
+def settings_text(run: Run, evaluation: dict[str, Any]) -> str:
     """How an evaluation was made; of which checkpoint, where that is not the best one."""
-    file = run.hashes.get(evaluation.get("model_sha256"), "model_best.pt")
+    file = run.hashes.get(str(evaluation.get("model_sha256")), "model_best.pt")
     settings = {k: v for k, v in (evaluation.get("settings") or {}).items() if k not in UNIMPORTANT and k != "eps_iter"}
     said = [f"{key} {short(value)}" for key, value in settings.items()]
     return ", ".join([f"n {evaluation['n']}", *said, *([f"of {file}"] if file != "model_best.pt" else [])])
@@ -387,7 +391,7 @@ def differences(group: Group) -> list[str]:
     return sorted(lines)
 
 
-def protocol(evaluation: dict) -> dict:
+def protocol(evaluation: dict[str, Any]) -> dict[str, Any]:
     """What the seeds of a row should have in common."""
     settings = {key: value for key, value in (evaluation.get("settings") or {}).items() if key != "eps_iter"}
     return {"n": evaluation["n"], "ε": [row["eps"] for row in evaluation.get("results", ())], **settings}
@@ -402,7 +406,7 @@ def make_page(folders: Sequence[Path]) -> tuple[str, list[str]]:
     :raises UserError: if a folder is not there.
     """
     runs = [run for run in map(read_run, dict.fromkeys(folders)) if run.folder.is_dir()]
-    grouped: dict[tuple[str, str], dict[tuple, list[Run]]] = {}
+    grouped: dict[tuple[str, str], dict[tuple[Any, ...], list[Run]]] = {}
     for run in runs:
         for key in dict.fromkeys(table_key(run, e) for e in run.evaluations):
             grouped.setdefault(key, {}).setdefault((run.folder.resolve().parent, run.name_without_seed), []).append(run)

@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patches import Circle
 from sklearn.datasets import make_moons
 from torch import nn
 
@@ -76,7 +77,7 @@ def main() -> int:
                 *x[shown][y[shown] == label].T, s=26, marker=marker, facecolor=colour, edgecolor="black", zorder=3
             )
         for point, radius in zip(x[shown], radii, strict=True):
-            panel.add_patch(plt.Circle(point, radius, fill=False, color="0.1", linewidth=0.8, linestyle="--"))
+            panel.add_patch(Circle(point, radius, fill=False, color="0.1", linewidth=0.8, linestyle="--"))
         if radii is margins.eps:
             ends = margins.x_adv
             panel.plot(*torch.stack([x[shown], ends], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)

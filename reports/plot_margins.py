@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,7 +40,7 @@ class Margins:
     d_max: float
 
 
-def read_margins(run: Path, config: dict) -> Margins:
+def read_margins(run: Path, config: dict[str, Any]) -> Margins:
     """:raises UserError: if the run has none, or the file is damaged."""
     path = run / "margins.npy"
     remedy = "only MMA and OMMA training record margins; name such a run"
@@ -56,7 +57,7 @@ def read_margins(run: Path, config: dict) -> Margins:
     return Margins(eps, epochs_of_checks(run, config, *eps.shape), config.get("hinge_maxeps") or np.nan)
 
 
-def epochs_of_checks(run: Path, config: dict, checks: int, images: int) -> np.ndarray:
+def epochs_of_checks(run: Path, config: dict[str, Any], checks: int, images: int) -> np.ndarray:
     """(checks,) epochs done at each check, from the steps in metrics.jsonl; 1, 2, … where it does not say."""
     path, steps = run / "metrics.jsonl", []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -67,7 +68,8 @@ def epochs_of_checks(run: Path, config: dict, checks: int, images: int) -> np.nd
             continue
     if len(steps) != checks or not config.get("batch_size"):
         return np.arange(1, checks + 1)
-    return np.array(steps) / -(-images // config["batch_size"])
+    epochs: np.ndarray = np.array(steps) / -(-images // config["batch_size"])
+    return epochs
 
 
 def draw_end(panels: Sequence[Axes], found: dict[str, Margins], scale: float) -> None:
@@ -77,7 +79,7 @@ def draw_end(panels: Sequence[Axes], found: dict[str, Margins], scale: float) ->
         last = scale * margins.eps[-1]
         panel.hist(
             last,
-            np.linspace(0, top, BINS + 1),
+            np.linspace(0, top, BINS + 1).tolist(),
             weights=np.full(len(last), 100 / len(last)),
             color="0.85",
             edgecolor="0.2",
@@ -108,12 +110,15 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
     """
     configs = {run: read_config(run) for run in runs}
     names = labels(runs)
-    dataset = common("data set", {run: image_name(c.get("dataset"), run.resolve().name) for run, c in configs.items()})
-    norm = common("norm", {run: config.get("norm") for run, config in configs.items()})
+    dataset = common(
+        "data set", {run: image_name(str(c.get("dataset")), run.resolve().name) for run, c in configs.items()}
+    )
+    norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
     found = {name: read_margins(run, configs[run]) for name, run in zip(names, runs, strict=True)}
     scale = 255 if in_255ths(dataset, norm) else 1
     figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(runs))), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    halves: Any = figure.subfigures(1, 2)
+    left, right = halves
     panels = left.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     draw_end(panels, found, scale)
     training = right.subplots()

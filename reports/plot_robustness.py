@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,7 +25,7 @@ from reports.plotting import common, labels, save, style
 from reports.results import NORMS, Run, in_255ths, read_run, table_key, title
 
 
-def evaluation(run: Run, norm: str | None) -> dict:
+def evaluation(run: Run, norm: str | None) -> dict[str, Any]:
     """Its PGD evaluation under `norm`, by default that of its training.
 
     :raises UserError: if there is none.
@@ -38,7 +39,7 @@ def evaluation(run: Run, norm: str | None) -> dict:
     return found[0]
 
 
-def curve(evaluation: dict) -> list[tuple[float, float, float, float]]:
+def curve(evaluation: dict[str, Any]) -> list[tuple[float, float, float, float]]:
     """(eps, accuracy, low, high) from the clean images on, accuracies in per cent."""
     points = [(0.0, evaluation["clean_acc"], evaluation.get("clean_ci95"))]
     points += sorted((row["eps"], row["robust_acc"], row.get("ci95")) for row in evaluation["results"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -25,7 +26,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 
 
-def style(number: int) -> dict:
+T = TypeVar("T")
+
+
+def style(number: int) -> dict[str, Any]:
     """Keyword arguments of `plot` for the run of this number."""
     return {
         "color": GREYS[number % len(GREYS)],
@@ -34,7 +38,7 @@ def style(number: int) -> dict:
     }
 
 
-def read_config(run: Path) -> dict:
+def read_config(run: Path) -> dict[str, Any]:
     """The run's config.json.
 
     :raises UserError: if there is no such folder, or no config in it.
@@ -47,7 +51,7 @@ def read_config(run: Path) -> dict:
         raise UserError(f"{run / 'config.json'}: missing or damaged: name a folder that train.py made") from None
 
 
-def common(what: str, values: dict[Path, object]) -> object:
+def common(what: str, values: dict[Path, T]) -> T:
     """The one value that all runs have.
 
     :raises UserError: if they differ.

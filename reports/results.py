@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -61,7 +62,7 @@ UNIMPORTANT = {
 NONE, WARNING = "–", "⚠"
 
 
-def read_evaluation(path: Path) -> dict:
+def read_evaluation(path: Path) -> dict[str, Any]:
     """The content of an `eval_*.json`: accuracies by eps in `results`, or `distances` with `mean` and `quartiles`.
 
     :raises ValueError: saying what is wrong with it.
@@ -107,7 +108,7 @@ def shown(path: Path) -> Path:
     return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else path
 
 
-def checked_config(path: Path) -> dict:
+def checked_config(path: Path) -> dict[str, Any]:
     """A run's config.json.
 
     :raises OSError, ValueError: if it cannot be read, or what the tables and pictures need of it is of another type.
@@ -128,12 +129,12 @@ class Run:
     """A run folder: what its name says, and its evaluations."""
 
     folder: Path
-    config: dict
-    evaluations: list[dict]
+    config: dict[str, Any]
+    evaluations: list[dict[str, Any]]
     damaged: list[str]  # one line each
 
     @cached_property
-    def name(self) -> re.Match | None:
+    def name(self) -> re.Match[str] | None:
         return RUN_NAME.fullmatch(self.folder.resolve().name)
 
     @property
@@ -168,9 +169,10 @@ class Run:
     @property
     def partial(self) -> str | None:
         """`500 of the preset's 100000 steps`, where these are fewer than its data set's preset."""
-        preset = PRESETS.get((self.config.get("dataset"), self.norm))
-        short = preset and self.steps is not None and self.steps < preset.max_steps
-        return f"{self.steps} of the preset's {preset.max_steps} steps" if short else None
+        preset = PRESETS.get((str(self.config.get("dataset")), str(self.norm)))
+        if preset is None or self.steps is None or self.steps >= preset.max_steps:
+            return None
+        return f"{self.steps} of the preset's {preset.max_steps} steps"
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -178,7 +180,7 @@ class Run:
         files = [path for path in self.folder.glob("*.pt") if not path.name.startswith("adv_")]
         return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
 
-    def doubts(self, evaluation: dict) -> list[str]:
+    def doubts(self, evaluation: dict[str, Any]) -> list[str]:
         """Why a figure is not to be trusted: another checkpoint, a failed sanity check, a warning of the attack's."""
         found = []
         if self.hashes and evaluation.get("model_sha256") not in self.hashes:
@@ -215,13 +217,13 @@ def read_run(folder: Path) -> Run:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def averages(evaluation: dict) -> tuple[float, float]:
+def averages(evaluation: dict[str, Any]) -> tuple[float, float]:
     """(AvgAcc, AvgRobAcc): the means over clean and all eps, and over all eps."""
     robust = [row["robust_acc"] for row in evaluation["results"]]
     return statistics.fmean([evaluation["clean_acc"], *robust]), statistics.fmean(robust)
 
 
-def strongest(transfer: dict, pgd: dict | None) -> dict:
+def strongest(transfer: dict[str, Any], pgd: dict[str, Any] | None) -> dict[str, Any]:
     """The transfer evaluation, which counts the white-box attack already, less what PGD's own, if of the same images and
     checkpoint, breaks beyond it."""
     if pgd is None or any(transfer.get(key) != pgd.get(key) for key in ("model_sha256", "n")):
@@ -250,7 +252,7 @@ def spread(values: Sequence[float], decimals: int = 1) -> str:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def table_key(run: Run, evaluation: dict) -> tuple[str, str]:
+def table_key(run: Run, evaluation: dict[str, Any]) -> tuple[str, str]:
     """The table this evaluation belongs to: what the images are called, and the norm of the attack."""
     return image_name(evaluation["dataset"], run.folder.resolve().name), evaluation["norm"]
 

@@ -16,7 +16,7 @@ def merged(world: World, own: StepResult, total: int) -> tuple[StepResult, Store
     directions = None if own.direction is None else encode(own.direction)
     if world.size == 1:
         return own, directions
-    shares = torch.stack([share.double() for share in own[:SHARES]])
+    shares = torch.stack([share.double() for share in (own.clean_loss, own.correct, own.adv_loss, own.passes)])
     rows = torch.zeros(total, 2, dtype=torch.float64, device=own.eps.device)
     rows[world.rows(total)] = torch.stack([own.eps, own.finite.to(own.eps)], dim=1).double()
     values = world.total(torch.cat([shares, rows.flatten()]))
