@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import sys
 import types
 import typing
 import unicodedata
@@ -32,7 +33,8 @@ from config import (
     validate,
 )
 from errors import UserError
-from presets import TRIED, fast
+from presets import TRIED, USES, fast
+from records.settings import read_settings, what_differs
 
 
 def number(text: str) -> float:
@@ -79,7 +81,27 @@ def radius_or_grid(text: str) -> float | str:
 
 
 Radii = tuple[float, ...]
-PARSERS = {float: number, int: whole, Schedule: schedule, Radii: radius_or_grid, str: words}
+PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
+    float: number,
+    int: whole,
+    Schedule: schedule,
+    Radii: radius_or_grid,
+    str: words,
+}
+
+
+# What `--help` shows together; the rest is the last group.
+GROUPS = {
+    "data": "dataset data_root streaming num_workers train_size val_size test_size augment",
+    "method": "model network activation recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "clean_loss_fn margin_loss_fn search_loss_fn search num_search_steps rest_interval pretrained",
+    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
+    "refresh_interval square_queries spsa_iter spsa_samples",
+    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps average_decay local_bn",
+    "check": "test_eps test_eps_iter check_nb_iter check_interval check_size test_at_end eval_batch_size",
+    "run": "seed device deterministic precision cuda_graphs savepath resume max_minutes save_interval disp_interval quiet "
+    "tensorboard save_adv",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,22 +122,57 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{action.option_strings[0]}: a value is missing")
         return vars(given)
 
+    def parse_file(self, name: str) -> dict[str, typing.Any]:
+        """The flags in a TOML file, a config.json or its run folder, by field name.
 
-def build_parser(cls: type, description: str, default_text: str) -> Parser:
-    """An argument parser with one flag for each field of the dataclass `cls`."""
+        :raises UserError: if it cannot be read, or holds what no flag could say.
+        """
+        own = {a.dest: a for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
+        argv = []
+        for key, value in read_settings(name).items():
+            if key not in own:
+                near = difflib.get_close_matches(key, own, n=1)
+                raise UserError(
+                    f"--config {name}: unknown name {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
+                )
+            if isinstance(own[key], argparse.BooleanOptionalAction) != isinstance(value, bool):
+                raise UserError(f"--config {name}: {key} = {value!r}: true and false are for switches: see --help")
+            if isinstance(value, bool):
+                argv.append(f"--{'' if value else 'no-'}{key}")
+            elif own[key].nargs == "+" and isinstance(value, list):
+                argv += [f"--{key}", *map(_as_text, value)]
+            else:
+                argv.append(f"--{key}={_as_text(value)}")
+        try:
+            return {key: value for key, value in self.parse(argv).items() if key in own}
+        except UserError as error:
+            raise UserError(f"--config {name}: {error}") from None
+
+
+def _as_text(value: object) -> str:
+    """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return ",".join(f"{step}:{rate}" for step, rate in value)
+    return str(value)
+
+
+def build_parser(cls: type, description: str, default_text: str, shown: Config | None = None) -> Parser:
+    """An argument parser with one flag for each field of the dataclass `cls`. shown: whose values are the defaults."""
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    groups = _groups(parser, {f.name for f in dataclasses.fields(cls)})
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind, meta = hints[f.name], dict(f.metadata)
         if typing.get_origin(kind) in (types.UnionType, typing.Union):
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
-        text = meta["help"]
-        if f.default not in (None, "") and "default" not in text:
-            text += f" ({default_text}{_as_flag_value(f.default)})"
+        default, text = getattr(shown, f.name, f.default), meta["help"]
+        if default not in (None, "") and "default" not in text:
+            text += f" ({default_text}{_as_flag_value(default)})"
+        group = groups.get(f.name, parser)
         if kind is bool:
-            parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
+            group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
         else:
-            parser.add_argument(
+            group.add_argument(
                 f"--{f.name}",
                 type=PARSERS[kind],
                 choices=meta["choices"],
@@ -124,6 +181,15 @@ def build_parser(cls: type, description: str, default_text: str) -> Parser:
                 metavar=None if meta["choices"] else f.name.split("_")[-1].upper(),
             )
     return parser
+
+
+def _groups(parser: Parser, fields: set[str]) -> dict[str, typing.Any]:
+    """The parser's group of each field; groups without a field are left out."""
+    found = {}
+    for title, names in GROUPS.items():
+        if own := fields.intersection(names.split()):
+            found |= dict.fromkeys(own, parser.add_argument_group(title))
+    return found
 
 
 def _as_flag_value(value: object) -> str:
@@ -137,8 +203,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
     :raises UserError: for a wrong flag or value.
     """
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", "MNIST Linf: ")
-    given = parser.parse(argv)
+    given = _train_flags(sys.argv[1:] if argv is None else argv)
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
@@ -152,6 +217,29 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
             notes += note
     validate(config)
     return config, notes
+
+
+def _train_flags(argv: Sequence[str]) -> dict[str, typing.Any]:
+    """What the command line says, and the file of `--config` where it says nothing."""
+    wants_help = bool({"-h", "--help"} & set(argv))
+    shown = _preset_named(argv) if wants_help else None
+    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
+    if not any("--config" in action.option_strings for action in parser._actions):
+        text = "TOML file of flags, or a run folder or its config.json: the same again; flags beside it win"
+        parser.add_argument("--config", metavar="FILE", type=words, help=text)
+    given = parser.parse(argv)
+    if "config" not in given:
+        return given
+    name = given.pop("config")
+    return what_differs(parser.parse_file(name), given) | given
+
+
+def _preset_named(argv: Sequence[str]) -> Config | None:
+    """The preset of the data set and norm on a command line that may be unfinished."""
+    words = [part for argument in argv for part in argument.split("=", 1)]
+    named = dict(itertools.pairwise(words))
+    return PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
 
 
 def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], list[str]]:
@@ -174,13 +262,7 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
     :raises UserError: if a flag in `given` has no meaning for the method.
     """
     config = replace(config, method=config.objective)
-    uses = {
-        "train_eps": ("pgd", "pgdls", "trades"),
-        "ramp_steps": ("pgdls",),
-        "trades_beta": ("trades",),
-        "clean_loss_coeff": tuple(ALPHA),
-    }
-    for name, methods in uses.items():
+    for name, methods in USES.items():
         if name in given and config.method not in methods:
             raise UserError(
                 f"--{name}: has no meaning with --method {config.method}, only with {', '.join(methods)}: leave it out"

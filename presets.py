@@ -107,3 +107,10 @@ def fast(dataset: str, norm: str, method: str | None) -> Values:
 
 
 SETTINGS = _settings()  # what `Config`'s defaults, which are MNIST's, become for each data set and norm
+
+USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some methods only
+    "train_eps": ("pgd", "pgdls", "trades"),
+    "ramp_steps": ("pgdls",),
+    "trades_beta": ("trades",),
+    "clean_loss_coeff": ("mma", "omma", "std"),
+}

@@ -7,7 +7,7 @@ import pytest
 
 from config import PRESETS, Config, EvalConfig, eval_step_size, radius
 from errors import UserError
-from flags import parse_eval, parse_train
+from flags import GROUPS, parse_eval, parse_train
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]
@@ -192,3 +192,102 @@ def test_help_exits_without_an_error(capsys):
             parse(["--help"])
         assert stop.value.code == 0
         assert "--norm" in capsys.readouterr().out
+
+
+# --- --config FILE ---------------------------------------------------------------------------------------------------
+
+
+def test_a_toml_file_beside_flags(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'dataset = "cifar10"\nnorm = "Linf"\nhinge_maxeps = "32/255"\nlr = "0:0.1,7:1e-3"\naugment = false\nseed = 3\n'
+        "weight_decay = 5e-4\n"
+    )
+    found = config("--config", str(file), "--seed", "4")
+    flags = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "32/255", "--lr", "0:0.1,7:1e-3"]
+    assert found == config(*flags, "--no-augment", "--seed", "4", "--weight_decay", "5e-4")
+    assert config("--seed", "4", "--augment", f"--config={file}").augment
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*MMA, "--lr", "0:0.1,7:0.01", "--seed", "3", "--attack_mineps", "1/255"],
+        [*MNIST, "--method", "omma", "--hinge_maxeps", "0.3"],
+        [*MNIST, "--method", "std"],
+        [*MNIST, "--method", "trades", "--trades_beta", "4"],
+        ["--dataset", "cifar10", "--norm", "Linf", "--method", "pgdls", "--train_eps", "24/255"],
+        ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "20/255", "--recipe", "fast"],
+        ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "2", "--no-augment", "--tensorboard"],
+    ],
+)
+def test_the_same_again_with_another_seed(tmp_path, flags):
+    first = config(*flags)
+    stored = {**first.to_dict(), "savepath": "there", "resume": True, "environment": {"torch": "2"}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    for name in (tmp_path, tmp_path / "config.json"):
+        again = config("--config", str(name), "--seed", "7")
+        assert again == config(*flags, "--seed", "7")
+        assert again.savepath is None and not again.resume
+    for method in ("mma", "std", "pgd", "pgdls"):  # another method drops what was the old one's
+        other = config("--config", str(tmp_path), "--method", method, "--hinge_maxeps", "0.6", "--recipe", "paper")
+        assert other.method == method
+    if "pgdls" in flags:
+        assert config("--config", str(tmp_path), "--max_steps", "100").ramp_steps == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.toml", "hinge_maxesp = 1", ["unknown name hinge_maxesp", "did you mean hinge_maxeps?"]),
+        ("a.toml", "seed = 'x'", ["--seed", "'x'"]),
+        ("a.toml", "seed = true", ["seed = True", "switches"]),
+        ("a.toml", "augment = 1", ["augment = 1", "switches"]),
+        ("a.toml", "[seed]\na = 1", ["--seed"]),
+        ("a.toml", "seed = [1, 2]", ["--seed"]),
+        ("a.toml", "seed = ", ["damaged"]),
+        ("a.toml", "\xff", ["damaged"]),
+        ("a.json", "[1]", ["holds no settings but a list"]),
+        ("a.json", '{"seed": 1', ["damaged"]),
+        ("a.json", "[" * 100_000, ["damaged"]),
+        ("a.json", '{"config": "b.toml"}', ["unknown name config"]),
+        ("a.json", '{"lr": [[0, 1], 3]}', ["--lr"]),
+        ("a.json", '{"dataset": ["mnist"]}', ["--dataset"]),
+        ("missing.toml", None, ["cannot be read", "No such file"]),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path, name, content, parts):
+    if content is not None:
+        (tmp_path / name).write_bytes(content.encode("latin1"))
+    with pytest.raises(UserError) as error:
+        config("--config", str(tmp_path / name), *MMA)
+    for part in [name, *parts]:
+        assert part in str(error.value), str(error.value)
+
+
+# --- --help ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_shows_groups_and_the_presets_values(capsys):
+    def shown(*flags):
+        with pytest.raises(SystemExit):
+            parse_train([*flags, "--help"])
+        return " ".join(capsys.readouterr().out.split())
+
+    text = shown("--dataset", "cifar10", "--norm=Linf")
+    assert "(cifar10 Linf: 0:0.3,20000:0.09,30000:0.03,40000:0.009)" in text and "(cifar10 Linf: wrn28_4)" in text
+    assert "(MNIST Linf: 0:0.0001)" in shown()
+    where = [text.index(f" {group}: --") for group in ("data", "method", "attack", "optimisation", "check", "run")]
+    assert where == sorted(where)
+
+
+def test_every_flag_is_in_one_group():
+    from evaluate_on_autoattack import AutoAttackFlags
+    from evaluate_on_gradient_free_attacks import GradientFreeFlags
+    from evaluate_on_minimum_norm import MinimumNormFlags
+    from evaluate_on_transfer import TransferFlags
+
+    named = [name for names in GROUPS.values() for name in names.split()]
+    assert len(named) == len(set(named))
+    classes = (Config, EvalConfig, AutoAttackFlags, GradientFreeFlags, MinimumNormFlags, TransferFlags)
+    assert {f.name for cls in classes for f in fields(cls)} == set(named)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "presets": set(),
     "config": {"errors", "presets", "networks"},  # of networks the names
     "utils": {"errors"},
-    "flags": {"config", "errors", "presets"},
+    "flags": {"config", "errors", "presets", "records"},
     "networks": {"errors"},
     "loading": LOW,
     "processes": LOW,
@@ -54,7 +54,7 @@ MAY_IMPORT = {
         "training",
         "utils",
     },
-    "records": {"config", "objectives", "processes", "trainer", "training", *LOW},
+    "records": {"presets", "config", "objectives", "processes", "trainer", "training", *LOW},
     "evaluations": {
         "config",
         "flags",
