@@ -43,7 +43,9 @@ def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> d
     preset = PRESETS.get((file.get("dataset"), file.get("norm")))
     kept = dict(file)
     if preset is not None:
-        recipe = fast(file["dataset"], file["norm"], file.get("method")) if file.get("recipe") == "fast" else {}
+        recipe: dict[str, typing.Any] = {}
+        if file.get("recipe") == "fast":
+            recipe = dict(fast(file["dataset"], file["norm"], file.get("method")))
         usual = replace(preset, **recipe)
         kept = {n: v for n, v in file.items() if n in ("dataset", "norm") or v != getattr(usual, n)}
     method = names.get("method")
