@@ -185,7 +185,7 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
 
 def _groups(parser: Parser, fields: set[str]) -> dict[str, typing.Any]:
     """The parser's group of each field; groups without a field are left out."""
-    found = {}
+    found: dict[str, typing.Any] = {}
     for title, names in GROUPS.items():
         if own := fields.intersection(names.split()):
             found |= dict.fromkeys(own, parser.add_argument_group(title))

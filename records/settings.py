@@ -40,7 +40,7 @@ def read_settings(name: str) -> dict[str, typing.Any]:
 def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """Of a file's settings those that say something: no preset's own, nothing derived from what the flags change."""
     names = {**file, **flags}
-    preset = PRESETS.get((file.get("dataset"), file.get("norm")))
+    preset = PRESETS.get((file.get("dataset", ""), file.get("norm", "")))
     kept = dict(file)
     if preset is not None:
         recipe: dict[str, typing.Any] = {}
