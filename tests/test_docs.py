@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
@@ -188,6 +189,16 @@ def test_programs_named_in_the_text_are_there(page):
         assert list((ROOT / "tests").rglob(name)), name
 
 
+@pytest.fixture
+def one_thread():
+    """Thousands of small operations only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
 def test_snippets_run(page, monkeypatch):
     if page == "CONTRIBUTING.md":  # quotes, compared with the code below

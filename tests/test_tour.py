@@ -12,7 +12,8 @@ PATH = ROOT / "docs" / "tour.ipynb"
 
 
 @pytest.mark.slow
-def test_the_tour_runs_in_under_two_minutes_and_margins_grow():
+def test_the_tour_runs_in_under_two_minutes_and_margins_grow(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the kernel: thousands of small operations
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(PATH, as_version=4)

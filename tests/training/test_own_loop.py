@@ -36,15 +36,26 @@ def test_gradient_and_radii_are_those_of_train_py(norm, alpha, batchnorm):
     assert objective.eps.any()
 
 
+@pytest.fixture
+def one_thread():
+    """Thousands of small operations only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_readme_loop_is_short_and_trains(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (code,) = [block for block in blocks if "mma_objective" in block]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names = {}
+    torch.manual_seed(0)
     exec(compile(code, "README.md", "exec"), names)
     margins = [float(number) for number in re.findall(r"mean margin (\S+)", capsys.readouterr().out)]
-    assert margins == sorted(margins) and margins[-1] > 2 * margins[0] > 0
+    assert len(margins) > 3 and margins == sorted(margins) and margins[-1] > 0.08 > 2 * margins[0]
     assert (names["model"](names["images"]).argmax(1) == names["labels"]).float().mean() > 0.9
 
 
