@@ -17,6 +17,7 @@ from presets import GRIDS, PUBLISHED_MAXEPS, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
+SPLITS = ("test", "val")  # that can be attacked
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
 METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
@@ -244,11 +245,14 @@ class EvalConfig:
     eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
-    test_size: int | None = opt(None, "test images (default: all)")
+    split: str = opt("test", "test images, or the validation images of its training", SPLITS)
+    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
     batch_size: int = opt(200, "images a batch")
     seed: int = opt(0, "seed of the random starts")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
-    resume: bool = opt(False, "skip it if the JSON beside the model holds this very evaluation")
+    resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
+    overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
+    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
 
 

@@ -22,8 +22,12 @@ from torch import Tensor, nn
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.evaluation import Subject, load_subject, stored_result
-from evaluations.shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
+from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
+from evaluations.packages import square_starts
+from evaluations.shard_parts import Job
+from evaluations.shards import Attacker, Attempt, Show, run_job
+from evaluations.subject import Subject, load_subject
+from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import World, device_of, main_of_process
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -41,9 +45,10 @@ TRIAL_STEPS = 10
 
 
 @dataclass(frozen=True)
-class AutoAttackFlags(ShardFlags):
+class AutoAttackFlags(CommonFlags):
     """One evaluation by AutoAttack."""
 
+    eps: float | None = opt(None, "radius (default: the training's test radius)")
     attacks: str | None = opt(
         None,
         f"some of {','.join(PARTS)}, by the package's budgets for a list of one's own; "
@@ -67,21 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
     flags = parse(argv)
     with device_of(flags.device, flags.deterministic) as (world, device):
-        return evaluate(flags, world.one_a_machine_first(lambda: load_subject(flags, device)), world)
+        deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
+        subject = world.one_a_machine_first(lambda: load_subject(flags, device))
+        say: Callable[[str], None] = print if world.is_first else lambda line: None
+        if evaluate(flags, subject, say, world, deadline):
+            return 0
+        say(line_that_goes_on("evaluate_on_autoattack.py", argv, flags.max_minutes))
+        return AGAIN
 
 
-def evaluate(flags: AutoAttackFlags, subject: Subject, world: World) -> int:
-    """Of several processes each attacks its shards, and the first prints and writes."""
-    device, say = subject.test.labels.device, print if world.is_first else lambda line: None
-    eps, notes = world.together(lambda: settle_eps(flags, subject))
+def evaluate(
+    flags: AutoAttackFlags, subject: Subject, say: Callable[[str], None], world: World, deadline: Deadline
+) -> bool:
+    """Of several processes each attacks its shards, and the first prints and writes. False: the deadline stopped it."""
+    device = subject.test.labels.device
+    eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
     ensemble = world.together(lambda: choose_ensemble(flags, subject))
-    for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()] + ensemble.notes:
+    for note in notes + overrides_said(subject) + ensemble.notes:
         say(note)
-    job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, flags.batch_size, ensemble.settings(subject))
-    if world.from_first(lambda: flags.resume and eps in job.stored_rows):
+    size = flags.batch_size or len(subject.test)
+    job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, size, ensemble.settings(subject))
+    if world.from_first(lambda: not flags.overwrite and job.stored_row is not None):
         say(f"{subject.result_file('autoattack')}: already done")
-        return 0
-    world.from_first(lambda: refuse_to_replace_standard(subject, ensemble))
+        return True
 
     def build(seed: int) -> AutoAttack:
         return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=device)
@@ -89,17 +102,7 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, world: World) -> int:
     def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
         return run_ensemble(build(seed), x, y, show)
 
-    run_job(job, attack, lambda x, y: longest(build, ensemble, x, y), say, world)
-    return 0
-
-
-def refuse_to_replace_standard(subject: Subject, ensemble: Ensemble) -> None:
-    """:raises UserError: if the network's result by standard AutoAttack would be replaced by another one."""
-    if not ensemble.standard and stored_result(subject, "autoattack").get("settings", {}).get("standard"):
-        raise UserError(
-            f"--attacks {','.join(ensemble.attacks)}: {subject.result_file('autoattack')} holds this network's "
-            "result by standard AutoAttack: move it away first"
-        )
+    return run_job(job, Attacker(attack, lambda x, y: longest(build, ensemble, x, y)), say, world, deadline)
 
 
 class Ensemble(NamedTuple):

@@ -20,9 +20,13 @@ from torch import Tensor
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations.advertorch_compat import advertorch
-from evaluations.evaluation import Subject, load_subject
-from evaluations.shards import Attempt, Job, ShardFlags, Show, choose, parse_flags, run_job, settle_eps, square_starts
-from processes.distributed import World, device_of, main_of_process
+from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
+from evaluations.packages import square_starts
+from evaluations.shard_parts import Job
+from evaluations.shards import Attacker, Attempt, Show, run_job
+from evaluations.subject import Subject, load_subject
+from processes.deadline import AGAIN, Deadline, since_start
+from processes.distributed import device_of, main_of_process
 
 TITLES = {"square": "Square", "spsa": "SPSA"}
 ATTACKS = tuple(TITLES)
@@ -32,9 +36,10 @@ SPSA_IMAGES_A_PASS = 2000  # bounds memory
 
 
 @dataclass(frozen=True)
-class GradientFreeFlags(ShardFlags):
+class GradientFreeFlags(CommonFlags):
     """One evaluation by attacks that do not use gradients."""
 
+    eps: float | None = opt(None, "radius (default: the training's test radius)")
     attacks: str | None = opt(None, "square, spsa or square,spsa (default: both; under L2 square)")
     test_size: int | None = opt(None, "test images (default: the first 1000, on a CPU the first 100)")
     batch_size: int | None = opt(
@@ -62,14 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the results. Returns the exit status."""
     flags = parse(argv)
     with device_of(flags.device, flags.deterministic) as (world, device):
+        deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
+        say: Callable[[str], None] = print if world.is_first else lambda line: None
         subject = world.one_a_machine_first(lambda: first_images(flags, device))
-        eps, notes = world.together(lambda: settle_eps(flags, subject))
+        eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
         attacks = world.together(lambda: choose_attacks(flags, subject))
-        for note in notes + [f"--{name}: {what}" for name, what in subject.overrides.items()]:
-            if world.is_first:
-                print(note)
+        for note in notes + overrides_said(subject):
+            say(note)
         for name in attacks:
-            evaluate(name, flags, subject, eps, world)
+            job, attacker = make_job(name, flags, subject, eps)
+            if world.from_first(lambda job=job: not flags.overwrite and job.stored_row is not None):
+                say(f"{subject.result_file(name)}: already done")
+            elif not run_job(job, attacker, say, world, deadline):
+                say(line_that_goes_on("evaluate_on_gradient_free_attacks.py", argv, flags.max_minutes))
+                return AGAIN
     return 0
 
 
@@ -102,15 +113,11 @@ def choose_attacks(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     return names
 
 
-def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, world: World) -> None:
-    """Run one attack, or say that it is done. Of several processes the first one speaks."""
-    say = print if world.is_first else lambda line: None
+def make_job(name: str, flags: GradientFreeFlags, subject: Subject, eps: float) -> tuple[Job, Attacker]:
+    """One attack as a list of shards, and what attacks them."""
     run, settings, steps, trial_steps, shard = KINDS[name](flags)
     settings |= {"attacks": [name], "overrides": subject.overrides}
     job = Job(subject, name, TITLES[name], eps, flags.seed, flags.batch_size or shard, settings)
-    if world.from_first(lambda: flags.resume and eps in job.stored_rows):
-        say(f"{subject.result_file(name)}: already done")
-        return
 
     def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
         return Attempt(run(job, x, y, seed, steps), [])
@@ -121,7 +128,7 @@ def evaluate(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, 
         run(job, x, y, 0, count)
         return (time.monotonic() - started) * steps / count
 
-    run_job(job, attack, longest, say, world)
+    return job, Attacker(attack, longest)
 
 
 class Kind(NamedTuple):

@@ -289,5 +289,5 @@ def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
     config = EvalConfig(**given)
     if not config.model:
         raise UserError("--model is missing: name a checkpoint file or a run folder")
-    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter"))
+    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter", "max_minutes"))
     return config

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import evaluate_on_pgd_attacks
 import train
 from check import check_split
-from evaluations.evaluation import load_subject
+from evaluations.subject import load_subject
 from flags import parse_eval
 
 RADII = (0.1, 0.2)

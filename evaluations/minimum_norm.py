@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import eagerpy
 import torch
@@ -26,11 +25,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errors import UserError
-from evaluations.evaluation import Subject, stored_result
-from evaluations.shards import duration, untouched
+from evaluations.distances import shown, summary
+from evaluations.packages import untouched
+from evaluations.results import Row
+from evaluations.shard_report import duration
+from evaluations.subject import Subject
 from hardware.memory import BatchSize
 from losses import cross_entropy, logit_margin
 from pgd import project_l2
+from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from records.checkpoint import digest
 from records.reading import parse_json
@@ -52,7 +55,7 @@ class Method(NamedTuple):
     steps: int  # by default
     cpu_steps: int  # by default on a CPU
     searches: int  # runs of so many steps for each image, at most
-    options: dict
+    options: dict[str, Any]
 
 
 # FMN runs twice and the shorter counts: from the image, where [0, 1] may hold it up for good, and from another class's.
@@ -70,6 +73,7 @@ METHODS = {
 }
 
 
+Part = dict[str, Any]  # of a batch: distances, seconds, batch_size
 NAMES = tuple(dict.fromkeys(attack for attack, _ in METHODS))
 
 
@@ -94,7 +98,7 @@ class Run:
         return METHODS[self.attack, self.subject.norm]
 
     @property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """What the distances depend on, device and seed apart."""
         return {
             "steps": self.steps,
@@ -106,12 +110,10 @@ class Run:
         }
 
     @property
-    def is_done(self) -> bool:
-        """Whether the JSON beside the model holds this evaluation."""
-        stored = stored_result(self.subject, self.attack)
-        settings = stored.get("settings", {})
-        found = {name: settings.get(f"{name}_asked", settings.get(name)) for name in self.settings}
-        return found == self.settings and (stored.get("seed"), stored["n"]) == (self.seed, len(self.subject.test))
+    def stored_row(self) -> Row | None:
+        """What the JSON beside the model holds of this very evaluation."""
+        kind = self.subject.kind(self.seed, self.settings)
+        return next((row for row in self.subject.rows(self.attack) if "eps" not in row and kind.covers(row)), None)
 
 
 class Found(NamedTuple):
@@ -134,11 +136,18 @@ def is_right(subject: Subject, logits: Tensor) -> Tensor:
     return logit_margin(logits, subject.test.labels) < 0
 
 
-def attack_all(run: Run, clean: Tensor, size: BatchSize, say: Callable[[str], None], world: World = ALONE) -> Found:
+def attack_all(
+    run: Run,
+    clean: Tensor,
+    size: BatchSize,
+    say: Callable[[str], None],
+    world: World = ALONE,
+    deadline: Deadline = NEVER,
+) -> Found | None:
     """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits; say: tells the user a line.
 
     Where memory does not suffice, a batch is attacked in halves, with the same draws for each. Of several processes each
-    attacks a batch at a time, and the first one writes.
+    attacks a batch at a time, and the first one writes. None: the deadline stopped it.
 
     :raises UserError: if the folder of the model cannot be written.
     """
@@ -147,41 +156,42 @@ def attack_all(run: Run, clean: Tensor, size: BatchSize, say: Callable[[str], No
     parts = world.from_first(lambda: read_parts(run))
     if parts:
         say(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
-    if len(parts) < len(batches) and world.is_first:
+    left = sum(map(len, batches[len(parts) :]))
+    if left and world.is_first:
         longest = size.run(lambda size: forecast(run, batches[len(parts) :], size))
         say(
-            f"{run.attack}: at most about {longest} for {sum(map(len, batches[len(parts) :]))} "
-            "images; stopped, the same command goes on after the last whole batch"
+            f"{run.attack}: at most about {longest} for {left} images; stopped, the same command goes on after the last "
+            "whole batch"
         )
-    with tqdm(
-        total=len(right),
-        initial=sum(len(part["distances"]) for part in parts),
-        unit="image",
-        dynamic_ncols=True,
-        disable=not world.is_first,
-    ) as bar:
+    total = len(right)
+    with tqdm(total=total, initial=total - left, unit="image", dynamic_ncols=True, disable=not world.is_first) as bar:
         bar.set_description(run.attack)
         for first in range(len(parts), len(batches), world.size):
+            if deadline.over(f"{run.attack} batch"):
+                return None
             own = first + world.rank
             found = world.join({own: _attack_one(run, own, batches[own], clean, size)} if own < len(batches) else {})
             parts += [found[number] for number in sorted(found)]
             if world.is_first:
-                write_parts(run, parts)
-            bar.update(sum(len(part["distances"]) for part in found.values()))
-            so_far = [distance for part in parts for distance in part["distances"]]
-            bar.set_postfix_str(f"median so far {shown(summary(so_far)['quartiles'][1])}")
-            left = len(batches) - len(parts)
-            if first == 0 and left and world.is_first:
-                bar.write(
-                    f"{run.attack}: about {duration(parts[0]['seconds'] * left / world.size)} more", file=sys.stdout
-                )
+                with deadline.saving():
+                    write_parts(run, parts)
+            _show(bar, parts, sum(len(part["distances"]) for part in found.values()))
+            if first == 0 and len(parts) < len(batches) and world.is_first:
+                more = parts[0]["seconds"] * (len(batches) - len(parts)) / world.size
+                bar.write(f"{run.attack}: about {duration(more)} more", file=sys.stdout)
     distances = torch.zeros(len(clean), dtype=torch.float64)
     distances[right.cpu()] = torch.tensor([d for part in parts for d in part["distances"]], dtype=torch.float64)
     smallest = min([size.used, *(part["batch_size"] for part in parts)])
     return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1), smallest)
 
 
-def _attack_one(run: Run, number: int, rows: Tensor, clean: Tensor, size: BatchSize) -> dict:
+def _show(bar: tqdm[Any], parts: Sequence[Part], count: int) -> None:
+    bar.update(count)
+    so_far = [distance for part in parts for distance in part["distances"]]
+    bar.set_postfix_str(f"median so far {shown(summary(so_far)['quartiles'][1])}")
+
+
+def _attack_one(run: Run, number: int, rows: Tensor, clean: Tensor, size: BatchSize) -> Part:
     started = time.monotonic()
     distances = size.run(lambda size: torch.cat([attack_batch(run, number, part, clean) for part in rows.split(size)]))
     return {"distances": distances.tolist(), "seconds": time.monotonic() - started, "batch_size": size.used}
@@ -240,7 +250,7 @@ def confirmed(subject: Subject, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     return torch.where(broken & length.isfinite(), length, math.inf)
 
 
-def identity(run: Run) -> dict:
+def identity(run: Run) -> dict[str, Any]:
     """Everything that the distances depend on."""
     test = run.subject.test
     return {
@@ -261,7 +271,7 @@ def parts_file(run: Run) -> Path:
     return run.subject.path.parent / f"partial_{run.attack}_{run.subject.norm}_{digest(identity(run))[:12]}.json"
 
 
-def read_parts(run: Run) -> list[dict]:
+def read_parts(run: Run) -> list[Part]:
     """Distances and seconds of each batch that is done; none where the file is missing, damaged or of another evaluation."""
     try:
         stored = parse_json(parts_file(run).read_text())
@@ -278,7 +288,7 @@ def read_parts(run: Run) -> list[dict]:
         return []
 
 
-def write_parts(run: Run, parts: Sequence[dict]) -> None:
+def write_parts(run: Run, parts: Sequence[Part]) -> None:
     """Keep what is done.
 
     :raises UserError: if the folder cannot be written.
@@ -290,23 +300,3 @@ def write_parts(run: Run, parts: Sequence[dict]) -> None:
             f"{parts_file(run)}: cannot be written ({error.strerror}): make room, or copy the model into a "
             "folder of yours"
         ) from None
-
-
-def summary(values: Sequence[float]) -> dict:
-    """Mean and quartiles (linear between neighbours); None, that is, not found, where they are infinite or of nothing."""
-    ordered = sorted(values)
-
-    def quantile(share: float) -> float | None:
-        low, part = divmod(share * (len(ordered) - 1), 1)
-        value = ordered[int(low)] + (part * (ordered[int(low) + 1] - ordered[int(low)]) if part else 0)
-        return value if math.isfinite(value) else None
-
-    if not ordered:
-        return {"mean": None, "quartiles": [None] * 3}
-    mean = fmean(ordered)
-    return {"mean": mean if math.isfinite(mean) else None, "quartiles": [quantile(q) for q in (0.25, 0.5, 0.75)]}
-
-
-def shown(value: float | None) -> str:
-    """A figure of the table."""
-    return "not found" if value is None else f"{value:.4f}"

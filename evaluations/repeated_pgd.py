@@ -6,7 +6,9 @@ N images, ... any image shape, C classes. Images in [0, 1]; eps and step sizes a
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -61,13 +63,26 @@ class Attacked(NamedTuple):
         return self._replace(margin=torch.where(rows & self.robust, torch.inf, self.margin))
 
 
-class Listener(NamedTuple):
-    """Whom repeated PGD reports to."""
+@dataclass
+class Course:
+    """How far the restarts at one radius have come; changed in place, so that a stop loses no more than a batch."""
 
-    # the restart's number, how many images were just attacked, how many of all still stand: of what other processes
-    # attacked it is known at the end of a restart what fell
-    on_batch: Callable[[int, int, int], None] = lambda restart, count, standing: None
-    on_restart: Callable[[int, Attacked], None] = lambda restart, state: None  # its number, the state after it
+    found: Attacked
+    restart: int  # how many are whole
+    attacked: Tensor  # (N,) bool: by the restart that is under way
+    seconds: float = 0.0  # that it took
+
+    @classmethod
+    def begin(cls, state: Attacked) -> Course:
+        """From `clean_attacked`, or from a smaller radius; `state` itself is left as it is."""
+        return cls(Attacked(state.x_adv.clone(), state.margin.clone()), 0, torch.zeros_like(state.robust))
+
+
+class Listener(NamedTuple):
+    """Whom repeated PGD reports to, and who may stop it; of several processes all are called alike."""
+
+    on_batch: Callable[[Course, int], None] = lambda course, count: None  # how many images were just attacked
+    stop: Callable[[], bool] = lambda: False  # asked before each batch
 
 
 NOBODY = Listener()
@@ -86,34 +101,49 @@ def clean_attacked(model: nn.Module, images: Images, run: Running) -> Attacked:
 
 
 def repeated_pgd(
-    model: nn.Module,
-    images: Images,
-    protocol: Protocol,
-    state: Attacked,
-    run: Running,
-    listener: Listener = NOBODY,
-    first_restart: int = 0,
+    model: nn.Module, images: Images, protocol: Protocol, state: Attacked, run: Running, listener: Listener = NOBODY
 ) -> Attacked:
     """One restart of PGD for each of the protocol's losses, each only on the images that still stand in `state`.
 
     Judged at the last step of each restart. Batches hold survivors from the whole set and are padded to full size, so
     that no result depends on how they are packed. What `state` (from `clean_attacked`, or from a smaller eps) holds as
-    broken stays broken. With first_restart one goes on from the state after the one before it.
+    broken stays broken.
     """
-    state = Attacked(state.x_adv.clone(), state.margin.clone())
-    world = run.world
-    for restart in range(first_restart, len(protocol.losses)):
-        survivors = state.robust.nonzero().squeeze(1)
-        batches = survivors.split(run.batch_size) if len(survivors) else ()
-        for number, rows in enumerate(batches):
-            if number % world.size == world.rank:
-                _attack_rows(model, images, protocol, state, run, restart, rows)
-            listener.on_batch(restart, len(rows), int(state.robust.sum()))
-        for number, rows in enumerate(batches):
-            shared = world.share_from(number % world.size, state.x_adv[rows], state.margin[rows])
-            state.x_adv[rows], state.margin[rows] = shared
-        listener.on_restart(restart, state)
-    return state
+    course = Course.begin(state)
+    go_on(model, images, protocol, course, run, listener)
+    return course.found
+
+
+def go_on(
+    model: nn.Module, images: Images, protocol: Protocol, course: Course, run: Running, listener: Listener = NOBODY
+) -> bool:
+    """What is left of `course`, as `repeated_pgd`; False if the listener stopped it."""
+    found, world = course.found, run.world
+    for restart in range(course.restart, len(protocol.losses)):
+        waiting = (found.robust & ~course.attacked).nonzero().squeeze(1)
+        batches = waiting.split(run.batch_size) if len(waiting) else ()
+        for first in range(0, len(batches), world.size):
+            if listener.stop():
+                return False
+            started = time.monotonic()
+            group = batches[first : first + world.size]
+            if world.rank < len(group):
+                _attack_rows(model, images, protocol, found, run, restart, group[world.rank])
+            for rank, rows in enumerate(group):
+                found.x_adv[rows], found.margin[rows] = world.share_from(rank, found.x_adv[rows], found.margin[rows])
+                course.attacked[rows] = True
+            if first + world.size >= len(batches):
+                _next_restart(course)
+            course.seconds += time.monotonic() - started
+            listener.on_batch(course, sum(map(len, group)))
+        if course.restart == restart:  # nothing was left of it
+            _next_restart(course)
+    return True
+
+
+def _next_restart(course: Course) -> None:
+    course.restart += 1
+    course.attacked[:] = False
 
 
 def _attack_rows(

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evaluations.evaluation import Subject, wilson
+from evaluations.accuracy import wilson
 from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.subject import Subject
 from losses import cross_entropy, cw_loss, logit_margin
 from records.reading import parse_json
 from utils import frozen, row_norms

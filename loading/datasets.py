@@ -93,14 +93,7 @@ def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.devic
     """
     name, root, train_size, val_size = source.name, source.root, sizes.train, sizes.val
     raw = READERS[name](_folder(root), "train")
-    count = len(raw.labels)
-    val_size = round(count / 10) if val_size is None else val_size
-    if val_size >= count:
-        raise UserError(f"--val_size {val_size}: {name} has {count} training images: leave some to train on")
-    if name in ("mnist", "cifar10"):
-        val, rest = np.split(np.arange(count), [val_size])
-    else:
-        val, rest = _stratified(raw.labels, val_size, "val_size", 0 if name == "digits" else mixed_seed(seed, SPLIT))
+    val, rest = _validation_rows(name, raw.labels, Validation(val_size, seed))
     if train_size is not None and train_size > len(rest):
         raise UserError(f"--train_size {train_size}: {name} has {len(rest)} training images beside validation")
     if train_size is not None:
@@ -115,6 +108,25 @@ def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.devic
     if data.streamed and (data.nbytes > free_memory(device) / 2 if source.streaming is None else source.streaming):
         return data.each(lambda split: split.read_by(source.num_workers))
     return data.each(Split.in_memory)
+
+
+class Validation(NamedTuple):
+    """What says which training images are kept for validation."""
+
+    size: int | None  # None: a tenth
+    seed: int  # of the training run
+
+
+def _validation_rows(name: str, labels: np.ndarray, kept: Validation) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training images that are kept for validation, and the rows left."""
+    count = len(labels)
+    size = round(count / 10) if kept.size is None else kept.size
+    if size >= count:
+        raise UserError(f"--val_size {size}: {name} has {count} training images: leave some to train on")
+    if name in ("mnist", "cifar10"):
+        val, rest = np.split(np.arange(count), [size])
+        return val, rest
+    return _stratified(labels, size, "val_size", 0 if name == "digits" else mixed_seed(kept.seed, SPLIT))
 
 
 class TestSplit(NamedTuple):
@@ -133,6 +145,20 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
     """
     test = _test_part(name, root, test_size, device)
     return test._replace(split=test.split.in_memory())
+
+
+def load_validation(name: str, root: str, kept: Validation, *, size: int | None, device: torch.device) -> TestSplit:
+    """The first `size` validation images of a training run; of an image folder, a fixed stratified selection of them.
+
+    :raises UserError: as `load_dataset`.
+    """
+    raw = READERS[name](_folder(root), "train")
+    rows, _ = _validation_rows(name, raw.labels, kept)
+    if size is not None and size > len(rows):
+        raise UserError(f"--test_size {size}: there are {len(rows)} validation images")
+    if size is not None:
+        rows = _first(name, raw.labels, rows, size, "test_size")
+    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
 
 
 def _test_part(name: str, root: str, test_size: int | None, device: torch.device) -> TestSplit:

@@ -24,7 +24,7 @@ from torch import Tensor
 from anpgd import anpgd
 from config import DATASETS, EvalConfig
 from errors import UserError, exits_on_user_error
-from evaluations.evaluation import Subject, load_subject
+from evaluations.subject import Subject, load_subject
 from flags import Parser, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from config import EvalConfig
 from errors import UserError
-from evaluations.evaluation import Subject, load_subject
+from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
 from reports.results import NORMS, Run, in_255ths
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from evaluations.evaluation import wilson
+from evaluations.accuracy import wilson
 from reports.results import Run, eps_key
 
 NORMAL = 1.959964  # standard deviations on each side of a 95 % interval

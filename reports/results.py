@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from config import PRESETS
 from errors import UserError
-from records.reading import is_number, parse_json, refuse_odd
+from evaluations.results import Head, all_rows, content_of, quoted, read_file
+from records.reading import is_number, parse_json
 from reports import published
 
 RUN_NAME = re.compile(r"(?P<dataset>.+?)-(?P<norm>Linf|L2)-(?P<method>.+?)-sd(?P<seed>\d+)(?P<rest>-.+)?")
@@ -63,43 +64,49 @@ NONE, WARNING = "–", "⚠"
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of an `eval_*.json`: accuracies by eps in `results`, or `distances` with `mean` and `quartiles`.
+    """The content of an `eval_*.json`: of each eps the row to quote in `results`, or `distances` with `mean` and
+    `quartiles`; of the test images, unless it holds validation images only.
 
     :raises ValueError: saying what is wrong with it.
     """
-    content = parse_json(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
+    contents = read_file(path)
+    if not contents:
+        raise FileNotFoundError(path)
+    content = contents[0]
     if missing := [key for key in ("attack", "dataset", "norm", "n", "clean_acc") if key not in content]:
         raise ValueError(f"it has no {missing[0]}")
-    if not isinstance(content["n"], int) or content["n"] < 1 or content["norm"] not in NORMS:
-        raise ValueError("n or norm is not what an evaluation writes")
-    fractions = [content["clean_acc"]]
-    if "quartiles" in content:
-        for figures in (content, content.get("anpgd") or content):
-            values = [figures["mean"], *figures["quartiles"]]
-            if len(values) != 4 or not all(value is None or is_number(value) for value in values):
-                raise ValueError("mean or quartiles are not numbers")
-    elif not content.get("results"):
-        raise ValueError("it has neither results nor quartiles")
-    else:
-        fractions += [row["robust_acc"] for row in content["results"]]
-    if not all(is_number(value) and 0 <= value <= 1 for value in fractions):
-        raise ValueError("an accuracy is not between 0 and 1")
-    if not all(isinstance(content.get(key) or {}, dict) for key in ("settings", "sanity")):
-        raise ValueError("settings or sanity is not a JSON object")
-    refuse_odd(content)
     if not all(isinstance(content.get(key), str | None) for key in ("attack", "dataset", "model_sha256")):
         raise ValueError("attack, dataset or model_sha256 is not text")
-    for row in (content, *content.get("results", ())):
-        intervals = [row.get("clean_ci95") or [0, 0], row.get("ci95") or [0, 0]]
-        if not all(isinstance(i, list) and len(i) == 2 and all(map(is_number, i)) for i in intervals):
-            raise ValueError("an interval is not two numbers")
-        if not isinstance(row.get("flags"), str | None) or not isinstance(row.get("warnings"), list | None):
-            raise ValueError("flags are not text, or warnings no list")
+    if content["norm"] not in NORMS:
+        raise ValueError("n or norm is not what an evaluation writes")
     if path.name != (right := f"eval_{content['attack']}_{content['norm']}.json"):
         raise ValueError(f"its name is not {right}")
-    return content
+    if not content.get("results") and "quartiles" not in content:
+        raise ValueError("it has neither results nor quartiles")
+    rows = all_rows(content)
+    for part in (content, *rows):
+        refuse_odd_figures(part)
+    head = Head(content["attack"], content["norm"], str(content.get("model_sha256")), content["dataset"])
+    best = quoted(rows) or quoted(rows, "val")
+    if not best:
+        raise ValueError("it has no rows of a split that is known")
+    return content_of(head, best)
+
+
+def refuse_odd_figures(part: dict[str, Any]) -> None:
+    """:raises ValueError: if what the tables show of a row, or of the top of a file, is not what an evaluation writes."""
+    anpgd = part.get("anpgd")
+    if not isinstance(anpgd, dict | None):
+        raise ValueError("anpgd is not a JSON object")
+    if anpgd is not None:
+        values = [anpgd["mean"], *anpgd["quartiles"]]
+        if len(values) != 4 or not all(value is None or is_number(value) for value in values):
+            raise ValueError("mean or quartiles are not numbers")
+    for interval in (part.get("clean_ci95") or [0, 0], part.get("ci95") or [0, 0]):
+        if not isinstance(interval, list) or len(interval) != 2 or not all(map(is_number, interval)):
+            raise ValueError("an interval is not two numbers")
+    if not isinstance(part.get("warnings"), list | None):
+        raise ValueError("warnings are no list")
 
 
 def shown(path: Path) -> Path:
@@ -206,7 +213,9 @@ def read_run(folder: Path) -> Run:
             if path.name == "config.json":
                 config = checked_config(path)
             else:
-                evaluations.append({**read_evaluation(path), "file": path.name})
+                evaluation = read_evaluation(path)
+                if evaluation.get("split", "test") == "test":  # tables are of test images
+                    evaluations.append({**evaluation, "file": path.name})
         except KeyError as error:
             damaged.append(f"`{shown(path)}` is left out: it has no {error}")
         except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -23,7 +23,7 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
-from evaluations.evaluation import load_subject
+from evaluations.subject import load_subject
 from flags import parse_eval
 from reports import make_report
 

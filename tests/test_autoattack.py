@@ -13,8 +13,12 @@ import two_way
 from command_lines import fails
 from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
 from evaluations import shards
+from evaluations.judge import judge
+from evaluations.packages import untouched
+from evaluations.results import quoted
 from folders import images
 from two_way import CPU, TwoWay, arguments, result, worst_margins
+from utils import eval_mode
 
 digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
 
@@ -120,25 +124,47 @@ def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_other
     assert seeds[:2] == seeds[2:4] and len(set(seeds)) == 4
 
 
-def test_resume_skips_what_is_done_and_other_radii_are_kept(network, stub, capsys):
+def test_what_is_done_is_not_done_again_and_everything_else_is_kept(network, stub, capsys):
     flags = {"attacks": "apgd-ce", "test_size": 30}
     for eps in (0.2, 0.1, 0.1):
-        assert main([*arguments(network, eps=eps, **flags), "--resume"]) == 0
-    assert "already done" in capsys.readouterr().out
+        assert main(arguments(network, eps=eps, **flags)) == 0
+    assert capsys.readouterr().out.count("already done") == 1
     assert [row["eps"] for row in result(network)["results"]] == [0.1, 0.2]
-    fails(capsys, main, arguments(network, eps=0.1, attacks="apgd-ce", test_size=20), "30 images", "--test_size")
+    assert main(arguments(network, eps=0.1, attacks="apgd-ce", test_size=20)) == 0
     assert main([*arguments(network, eps=0.1, attacks="apgd-ce,fab", test_size=30), "--resume"]) == 0
     found = result(network)
-    assert [row["eps"] for row in found["results"]] == [0.1] and found["settings"]["attacks"] == ["apgd-ce", "fab"]
-    assert not found["settings"]["standard"] and found["settings"]["version"] == "custom"
+    assert [(row["eps"], row["n"], len(row["settings"]["attacks"])) for row in found["results"]] == [
+        (0.1, 30, 1),
+        (0.1, 30, 2),
+        (0.1, 20, 1),
+        (0.2, 30, 1),
+    ]
+    assert found["n"] == 30 and not found["settings"]["standard"] and found["settings"]["version"] == "custom"
     assert "not standard AutoAttack" in capsys.readouterr().out
+    assert main([*arguments(network, eps=0.1, **flags), "--overwrite"]) == 0
+    assert "already done" not in capsys.readouterr().out and len(result(network)["results"]) == 4
 
 
-def test_the_standard_result_is_not_replaced_by_a_lesser_one(network, stub, capsys):
+def test_the_standard_result_is_the_one_that_is_quoted(network, stub):
     assert main(arguments(network, test_size=20)) == 0
-    before = result(network)
-    fails(capsys, main, arguments(network, test_size=20, attacks="apgd-ce"), "--attacks apgd-ce", "standard AutoAttack")
-    assert result(network) == before
+    assert main(arguments(network, test_size=20, attacks="apgd-ce,apgd-t,fab-t,fab,square")) == 0
+    assert [row["settings"]["standard"] for row in result(network)["results"]] == [False, True]
+    assert result(network)["settings"]["standard"]
+    assert quoted(result(network)["results"])[0]["settings"]["standard"]
+
+
+def test_stopped_by_the_clock_and_started_again_gives_the_same_flags(network, stub, tmp_path, monkeypatch, capsys):
+    """One shard at least at each start, exit status 75, and the line that goes on."""
+    whole = shutil.copytree(network.parent, tmp_path / "whole") / "net.pt"
+    flags = {"eps": 0.3, "attacks": "apgd-ce", "test_size": 60, "batch_size": 20}
+    assert main(arguments(whole, **flags)) == 0
+    argv = [*arguments(network, **flags), "--max_minutes", "0.001"]
+    calls = interrupted_after(9, monkeypatch)
+    assert main(argv) == 75 and calls == [0] and not list(network.parent.glob("eval_*"))
+    out = capsys.readouterr().out
+    assert "stopped by --max_minutes 0.001" in out and f"python evaluate_on_autoattack.py {' '.join(argv)}" in out
+    assert [main(argv), main(argv)] == [75, 0] and calls == [0, 1, 2]
+    assert result(network)["results"][0]["flags"] == result(whole)["results"][0]["flags"]
 
 
 def test_three_classes_are_not_standard(tmp_path, short, capsys):
@@ -172,10 +198,10 @@ def test_judge():
     model = nn.Flatten()  # two pixels are two logits
     x, y = torch.tensor([[0.6, 0.4]]).expand(6, 2), torch.zeros(6, dtype=torch.int64)
     x_adv = torch.tensor([[0.6, 0.4], [0.45, 0.5], [0.5, 0.5], [0.3, 0.9], [math.nan, 0.4], [0.5, -0.1]])
-    robust, valid = shards.judge(model, x, y, x_adv, norm="Linf", eps=0.2)
+    robust, valid = judge(model, x, y, x_adv, norm="Linf", eps=0.2)
     assert robust.tolist() == [True, False, False, True, True, True]  # a tie is not right
     assert valid.tolist() == [True, True, True, False, False, False]
-    assert shards.judge(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
+    assert judge(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -184,12 +210,12 @@ def test_the_network_is_as_before(norm):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
     model[1].weight.requires_grad_(False)
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with shards.eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         y = model(x).argmax(1)
     logger, draws = logging.getLogger("auto-attack"), torch.get_rng_state()
     before = list(logger.handlers), logger.level, logger.propagate
     ensemble = evaluate_on_autoattack.Ensemble(("fab", "fab-t", "apgd-dlr"), 9, True, [])
-    with shards.untouched(model, CPU):
+    with untouched(model, CPU):
         built = build_autoattack(model, ensemble, norm=norm, eps=0.01, seed=3, device=CPU)
         built.fab.n_iter = built.apgd.n_iter = 3
         x_adv, _ = run_ensemble(built, x, y, lambda word: None)

@@ -13,8 +13,10 @@ import torch
 
 import evaluate_on_pgd_attacks
 import train
-from command_lines import ATTACK, SMALL, fails, files, rows
+from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
+from evaluations import white_box
+from evaluations.pgd_progress import Progress
 from records import checkpoint
 from support import ROOT
 
@@ -167,7 +169,7 @@ def test_attack(run, capsys):
         "results",
     } <= set(result)
     assert [r["eps"] for r in result["results"]] == [0.05, 0.2] and result["n"] == 60
-    assert result["settings"]["eps_iter"] == [0.0125, 0.05]
+    assert [row["settings"]["eps_iter"] for row in result["results"]] == [0.0125, 0.05]
     for row in result["results"]:
         assert len(row["flags"]) == 60 and row["robust_acc"] == row["flags"].count("1") / 60
         assert row["ci95"][0] <= row["robust_acc"] <= row["ci95"][1]
@@ -177,7 +179,7 @@ def test_attack(run, capsys):
     from loading.datasets import load_test
 
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
-    from evaluations.evaluation import load_subject
+    from evaluations.subject import load_subject
     from flags import parse_eval
 
     model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
@@ -189,7 +191,7 @@ def test_attack(run, capsys):
 
 def test_attack_gives_the_same_flags_again_and_reads_the_references_format(run, tmp_path, capsys):
     assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK]) == 0
-    first = json.loads((run / "eval_pgd_Linf.json").read_text())
+    first = found_in(run)
     theirs = tmp_path / "theirs" / "model.pt"
     theirs.parent.mkdir()
     torch.save(
@@ -199,8 +201,7 @@ def test_attack_gives_the_same_flags_again_and_reads_the_references_format(run, 
     )
     fails(capsys, evaluate_on_pgd_attacks.main, ["--model", theirs, *ATTACK], "--dataset is missing")
     assert evaluate_on_pgd_attacks.main(["--model", str(theirs), *ATTACK, "--dataset", "digits", "--norm", "Linf"]) == 0
-    second = json.loads((theirs.parent / "eval_pgd_Linf.json").read_text())
-    assert first["results"] == second["results"] and first["results"][0]["eps"] == 0.2
+    assert found_in(theirs.parent) == first and first[0]["eps"] == 0.2
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -208,12 +209,13 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
     """Stopped within the first radius, at its end, and within the second; images too."""
     flags = ["--model", str(run), *ATTACK, "--eps", "0.1", "0.2", "--nb_restart", "2", "--save_adv"]
     assert evaluate_on_pgd_attacks.main(flags) == 0
-    whole = json.loads((run / "eval_pgd_Linf.json").read_text())
+    whole = found_in(run)
     images = checkpoint.load(run / "adv_pgd_Linf.pt")
     (run / "eval_pgd_Linf.json").unlink()
+    (run / "adv_pgd_Linf.pt").unlink()
 
-    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "EVERY", 0.0)
-    saves, save = [], evaluate_on_pgd_attacks.Progress.save
+    monkeypatch.setattr(Progress, "EVERY", 0.0)
+    saves, save = [], Progress.save
 
     def stopping(self, *given):
         save(self, *given)
@@ -222,16 +224,15 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate_on_pgd_attacks.Progress, "save", stopping)
+        patched.setattr(Progress, "save", stopping)
         assert evaluate_on_pgd_attacks.main(flags) == 130
     assert not (run / "eval_pgd_Linf.json").exists()
     capsys.readouterr()
-    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "save", lambda self, *given: saves.append(given[0]))
+    monkeypatch.setattr(Progress, "save", lambda self, *given: saves.append(given[0]))
     assert evaluate_on_pgd_attacks.main(flags) == 0
     assert "going on with an evaluation that was stopped" in capsys.readouterr().out
     assert len(saves) == 4, "no restart is made twice"
-    again = json.loads((run / "eval_pgd_Linf.json").read_text())
-    assert again["results"] == whole["results"] and not list(run.glob("partial_*"))
+    assert found_in(run) == whole and not list(run.glob("partial_*"))
     resumed = checkpoint.load(run / "adv_pgd_Linf.pt")
     assert all(torch.equal(images["x_adv"][eps], resumed["x_adv"][eps]) for eps in (0.1, 0.2))
 
@@ -239,11 +240,9 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
 def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, capsys, monkeypatch):
     """What is done is kept until the JSON is there."""
     flags = ["--model", str(run), *ATTACK]
-    monkeypatch.setattr(evaluate_on_pgd_attacks.Progress, "EVERY", 0.0)
+    monkeypatch.setattr(Progress, "EVERY", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            evaluate_on_pgd_attacks, "write_result", lambda *_: (_ for _ in ()).throw(UserError("full: make room"))
-        )
+        patched.setattr(white_box, "add_rows", lambda *_: (_ for _ in ()).throw(UserError("full: make room")))
         assert evaluate_on_pgd_attacks.main(flags) == 2
         assert capsys.readouterr().err.splitlines()[-1] == "error: full: make room"
     partial = list(run.glob("partial_pgd_Linf_*.pt"))
@@ -251,7 +250,7 @@ def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, capsys,
     assert evaluate_on_pgd_attacks.main(flags) == 0
     assert "going on with an evaluation that was stopped" in capsys.readouterr().out and not partial[0].exists()
     partial[0].write_bytes(b"damaged")
-    assert evaluate_on_pgd_attacks.main(flags) == 0
+    assert evaluate_on_pgd_attacks.main([*flags, "--overwrite"]) == 0
     assert "going on" not in capsys.readouterr().out and not partial[0].exists()
 
 
@@ -537,16 +536,18 @@ def test_damaged_side_files_are_named(run, capsys):
 
 
 def test_attack_again(run, capsys):
-    """--resume skips what is done; a smaller evaluation does not replace a larger one."""
-    argv = ["--model", str(run), *ATTACK, "--eps", "0.1", "--resume"]
-    assert evaluate_on_pgd_attacks.main(argv) == 0
+    """The same command says "already done"; a smaller evaluation, and another one, stand beside it."""
+    main, argv = evaluate_on_pgd_attacks.main, ["--model", str(run), *ATTACK, "--eps", "0.1"]
+    assert main(argv) == 0
     result = (run / "eval_pgd_Linf.json").read_text()
-    capsys.readouterr()
-    assert evaluate_on_pgd_attacks.main(argv) == 0
-    assert "already done" in capsys.readouterr().out and (run / "eval_pgd_Linf.json").read_text() == result
-    fails(capsys, evaluate_on_pgd_attacks.main, [*argv, "--test_size", "30"], "60 images", "--test_size")
-    assert evaluate_on_pgd_attacks.main([*argv, "--nb_iter", "6"]) == 0
-    assert json.loads((run / "eval_pgd_Linf.json").read_text())["settings"]["nb_iter"] == 6
+    for more in ([], ["--resume"]):
+        capsys.readouterr()
+        assert main([*argv, *more]) == 0
+        assert "already done" in capsys.readouterr().out and (run / "eval_pgd_Linf.json").read_text() == result
+    assert main([*argv, "--test_size", "30"]) == main([*argv, "--nb_iter", "6"]) == 0
+    assert [(row["n"], row["settings"]["nb_iter"]) for row in found_in(run)] == [(60, 5), (60, 6), (30, 5)]
+    content = json.loads((run / "eval_pgd_Linf.json").read_text())
+    assert content["n"] == 60 and content["settings"]["nb_iter"] == 6, "the top is of most images, then most steps"
 
 
 def test_pretrained_is_not_needed_to_go_on(run, tmp_path):

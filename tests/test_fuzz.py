@@ -25,7 +25,7 @@ import flags
 import train
 from config import LARGEST, Config, EvalConfig, radius
 from errors import UserError
-from evaluations import shards
+from evaluations import common_flags
 from flags import parse_eval, parse_train
 from records import checkpoint, resume
 from records.runlog import RunFolder
@@ -138,7 +138,7 @@ def quick_parser():
     """The parser made once for each program: making it is what takes the time, and parsing leaves it as it is."""
     made = functools.lru_cache(flags.build_parser)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (flags, shards, evaluate_on_minimum_norm):
+        for module in (flags, common_flags):
             patched.setattr(module, "build_parser", made)
         yield
 

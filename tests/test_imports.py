@@ -87,7 +87,6 @@ MAY_IMPORT = {
     "benchmarks": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
     "scripts": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
 }
-MAY_IMPORT["evaluate_on_transfer"] = MAY_IMPORT["evaluate_on_transfer"] | {"evaluate_on_pgd_attacks"}
 PRINTS = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS}
 TOUCHES_FILES = {"utils", "loading", "networks", *PRINTS, "evaluations"}
 

@@ -100,31 +100,64 @@ def test_the_strongest_is_each_image_over_every_source(here):
 
 
 def test_images_are_made_only_where_none_fit(here, monkeypatch):
-    """Not again for the same networks; again for another checkpoint, radius or a damaged file. No radius is lost."""
-    made, make = [], evaluate_on_pgd_attacks.main
+    """Not again for the same networks; again for another checkpoint, radius or a damaged file. Nothing is lost."""
+    made, make = [], transfer.white_box.evaluate
 
-    def counted(argv):
-        made.append(argv[1])
-        return make(argv)
+    def counted(flags, *rest, **more):
+        made.append(flags.model)
+        return make(flags, *rest, **more)
 
-    monkeypatch.setattr(evaluate_on_pgd_attacks, "main", counted)
-    assert make(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
+    monkeypatch.setattr(transfer.white_box, "evaluate", counted)
+    attack = evaluate_on_pgd_attacks.main
+    assert attack(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
     plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
     assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
     kept = result(here / "a", "pgd")
     assert [row["eps"] for row in kept["results"]] == [0.03, 0.1] and kept["seed"] == result(here / "a")["seed"] == 5
     assert kept["settings"]["nb_restart"] == 1 and result(here / "b", "pgd")["settings"]["nb_restart"] == 10
+    before = (here / "a" / "eval_transfer_Linf.json").read_text()
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == ["a", "b"]
+    assert (here / "a" / "eval_transfer_Linf.json").read_text() == before, "already done"
     assert transfer.main(["a", "b", *SMALL, "--eps", "0.05"]) == 0 and made == ["a", "b"] * 2
-    assert [row["eps"] for row in result(here / "a", "pgd")["results"]] == [0.03, 0.05, 0.1]
+    rows = result(here / "a", "pgd")["results"]
+    assert [(row["eps"], row["settings"]["nb_restart"]) for row in rows] == [(0.03, 1), (0.05, 2), (0.1, 1)]
     assert [row["eps"] for row in result(here / "a")["results"]] == [0.05, 0.1]
     images = here / "b" / "adv_pgd_Linf.pt"
+    assert set(checkpoint.load(images)["x_adv"]) == {0.05, 0.1}, "images of every radius are kept"
     images.write_bytes(images.read_bytes()[:5000])
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b"]
     other = checkpoint.load(here / "a" / "model_best.pt")
     checkpoint.save(here / "a" / "model_best.pt", {**other, "epoch": 2})
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b", "a"]
-    assert [row["eps"] for row in result(here / "a")["results"]] == [0.1]
+    again = result(here / "a")
+    assert [row["eps"] for row in again["results"]] == [0.1]
+    assert [row["eps"] for row in again["others"][0]["results"]] == [0.05, 0.1, 0.1], "those of the checkpoint before"
+
+
+def test_images_of_other_sizes_and_splits_are_kept(here):
+    for more in ([], ["--test_size", "50"], ["--split", "val", "--test_size", "40"]):
+        assert transfer.main(["a", "b", *SMALL, *more]) == 0
+    names = {"adv_pgd_Linf.pt", "adv_pgd_Linf_test50.pt", "adv_pgd_Linf_val40.pt"}
+    assert {path.name for path in (here / "a").glob("adv_*")} == names
+    assert [(row["split"], row["n"]) for row in result(here / "a")["results"]] == [
+        ("test", 80),
+        ("test", 50),
+        ("val", 40),
+    ]
+    assert result(here / "a")["n"] == 80
+
+
+def test_stopped_by_the_clock_it_goes_on(here, monkeypatch, capsys):
+    shutil.copytree("a", "whole/a")
+    shutil.copytree("b", "whole/b")
+    assert transfer.main(["whole/a", "whole/b", *SMALL]) == 0
+    argv, statuses = ["a", "b", *SMALL, "--max_minutes", "0.001"], []
+    while not statuses or statuses[-1] == 75:
+        statuses.append(transfer.main(argv))
+    assert statuses[-1] == 0 and len(statuses) >= 5 and "evaluate_on_transfer.py a b" in capsys.readouterr().out
+    for name in "ab":
+        ours, whole = (result(folder / name)["results"] for folder in (here, here / "whole"))
+        assert [row["flags"] for row in ours] == [row["flags"] for row in whole]
 
 
 def test_images_beyond_eps_are_not_replayed(here):
@@ -155,6 +188,3 @@ def test_what_cannot_be_compared(here, capsys):
     assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
     assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0
     assert "norm" in result(here / "a", norm="L2")["settings"]["overrides"]
-    before = (here / "a" / "eval_transfer_Linf.json").read_bytes()
-    fails(capsys, transfer.main, ["a", "b", *SMALL[:4], "--test_size", "50"], "--test_size 50", "80 images")
-    assert (here / "a" / "eval_transfer_Linf.json").read_bytes() == before

@@ -15,10 +15,10 @@ import evaluate_on_minimum_norm
 from check import check_split
 from command_lines import fails
 from config import PRESETS
-from evaluate_on_minimum_norm import best_known
 from evaluations import minimum_norm
-from evaluations.evaluation import load_subject
-from evaluations.minimum_norm import METHODS, L2ProjectedFMN, summary
+from evaluations.distances import Measured, summary
+from evaluations.minimum_norm import METHODS, L2ProjectedFMN
+from evaluations.subject import load_subject
 from loading.datasets import load_test
 from records import checkpoint
 
@@ -230,7 +230,8 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     fmn, ddn = (result(here / "L2", attack, "L2") for attack in ("fmn", "ddn"))
     assert fmn["anpgd"]["ratio"]["best_of"] == ["ddn", "fmn"]
     subject = load_subject(evaluate_on_minimum_norm.parse(["--model", "L2", "--network", f"{__name__}:Linear"]), CPU)
-    best, _ = best_known(subject, {})
+    nothing = torch.zeros(24, dtype=torch.float64)
+    best, _ = Measured(subject, nothing > 0, nothing, {}, ["cw", "ddn", "fmn"]).best_known()
     assert best == [
         min(math.inf if a is None else a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)
     ]
@@ -274,10 +275,50 @@ def test_mistakes(here, capsys, monkeypatch):
     refused("--model", "L2", parts=[f"--network {__name__}:Linear", "if you trust it"])
     assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 2) == 0
     monkeypatch.setattr(evaluate_on_minimum_norm, "CW_SIZE_ON_CPU", 6)
-    refused("--model", "L2", *linear, parts=["6 images by default", "--test_size 24", "eval_ddn_L2.json"])
-    before = (here / "L2" / "eval_ddn_L2.json").read_bytes()
-    refused("--model", "L2", *linear, "--attacks", "ddn", "--test_size", "6", parts=["--test_size 6", "24 images"])
-    assert (here / "L2" / "eval_ddn_L2.json").read_bytes() == before
+    assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 2, "--test_size", 6) == 0
+    found = result(here / "L2", "ddn", "L2")
+    assert [row["n"] for row in found["results"]] == [24, 6] and found["n"] == 24, "side by side"
+    assert found["results"][1]["distances"] != found["results"][0]["distances"][:6], "in an image folder a selection"
+
+
+def test_what_is_done_is_not_done_again(here, capsys):
+    argv = ["--attacks", "ddn", "--test_size", 12]
+    assert evaluate(here / "L2", *argv, "--steps", 4) == evaluate(here / "L2", *argv, "--steps", 8) == 0
+    before = result(here / "L2", "ddn", "L2")
+    assert [row["settings"]["steps"] for row in before["results"]] == [4, 8]
+    assert before["settings"]["steps"] == 8 and before["distances"] == before["results"][1]["distances"]
+    capsys.readouterr()
+    assert evaluate(here / "L2", *argv, "--steps", 4) == 0
+    assert "already done" in capsys.readouterr().out and result(here / "L2", "ddn", "L2") == before
+    assert evaluate(here / "L2", *argv, "--steps", 4, "--overwrite") == 0
+    assert "already done" not in capsys.readouterr().out
+    again = result(here / "L2", "ddn", "L2")["results"]
+    assert [row["distances"] for row in again] == [row["distances"] for row in before["results"]]
+
+
+def test_json_of_the_old_format_is_read(here, capsys):
+    """One evaluation at the top of the file: it is done, and stays beside what is added."""
+    argv = ["--attacks", "ddn", "--test_size", 12]
+    assert evaluate(here / "L2", *argv, "--steps", 4) == 0
+    content = result(here / "L2", "ddn", "L2")
+    old = {key: value for key, value in content.items() if key not in ("format", "results", "split", "images")}
+    (here / "L2" / "eval_ddn_L2.json").write_text(json.dumps(old))
+    capsys.readouterr()
+    assert evaluate(here / "L2", *argv, "--steps", 4) == 0 and "already done" in capsys.readouterr().out
+    assert evaluate(here / "L2", *argv, "--steps", 6) == 0
+    rows = result(here / "L2", "ddn", "L2")["results"]
+    assert [row["settings"]["steps"] for row in rows] == [4, 6] and rows[0]["distances"] == old["distances"]
+
+
+def test_stopped_by_the_clock_it_goes_on_to_the_same_distances(here):
+    argv = ["--attacks", "ddn", "--steps", 6, "--batch_size", 4, "--test_size", 12]
+    shutil.copytree(here / "L2", here / "whole")
+    assert evaluate(here / "whole", *argv) == 0
+    statuses = []
+    while not statuses or statuses[-1] == 75:
+        statuses.append(evaluate(here / "L2", *argv, "--max_minutes", "0.001"))
+    assert statuses == [75, 75, 0]
+    assert result(here / "L2", "ddn", "L2")["distances"] == result(here / "whole", "ddn", "L2")["distances"]
 
 
 def test_every_norm_has_its_attacks_and_settings_that_json_can_hold():

@@ -5,7 +5,16 @@ import itertools
 import torch
 from torch import nn
 
-from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.repeated_pgd import (
+    Course,
+    Images,
+    Listener,
+    Protocol,
+    Running,
+    clean_attacked,
+    go_on,
+    repeated_pgd,
+)
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
 
@@ -118,7 +127,9 @@ def test_starts_differ_by_seed_restart_and_radius_and_not_by_batch():
 
         images, run = Images(x, y, torch.arange(len(x))), Running(batch_size, stay)
         protocol = Protocol((cross_entropy,) * (restart + 1), "Linf", eps, eps / 4, 1, seed)
-        repeated_pgd(model, images, protocol, clean_attacked(model, images, run), run, first_restart=restart)
+        course = Course.begin(clean_attacked(model, images, run))
+        course.restart = restart
+        assert go_on(model, images, protocol, course, run)
         standing = (model(x).argmax(1) == y).nonzero().squeeze(1)
         return torch.cat(kept)[: len(standing)]
 
@@ -140,3 +151,24 @@ def test_what_stored_flags_say_has_fallen_is_not_attacked_again():
     assert torch.equal(result.robust, alone.robust & ~fallen) and result.robust.any()
     assert torch.equal(result.x_adv[fallen], x[fallen])
     assert torch.equal(result.x_adv[~fallen], alone.x_adv[~fallen])
+
+
+def test_stopped_after_any_batch_and_gone_on_with_is_the_same_bit_for_bit():
+    """Also with copies of the state, as files give them."""
+    model, x, y = half_robust()
+    images, run = Images(x, y, torch.arange(len(x))), Running(8)
+    protocol = Protocol((cross_entropy, soft_logit_margin, cross_entropy), "Linf", 0.02, 0.005, 5, 0)
+    clean = clean_attacked(model, images, run)
+    counts = []
+    whole = repeated_pgd(model, images, protocol, clean, run, Listener(lambda course, count: counts.append(count)))
+    sliced, pieces, parts = Course.begin(clean), [], 0
+    while True:
+        asked = iter([False, True])
+        listener = Listener(lambda course, count: pieces.append(count), lambda asked=asked: next(asked))
+        if go_on(model, images, protocol, sliced, run, listener):
+            break
+        parts += 1
+        state = sliced.found
+        sliced = Course(type(state)(state.x_adv.clone(), state.margin.clone()), sliced.restart, sliced.attacked.clone())
+    assert torch.equal(sliced.found.x_adv, whole.x_adv) and torch.equal(sliced.found.margin, whole.margin)
+    assert parts >= len(counts) - 1 > 5 and sum(pieces) == sum(counts), "no image is attacked twice by a restart"

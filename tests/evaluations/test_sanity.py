@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from config import eval_grid
-from evaluate_on_pgd_attacks import average_accuracies
-from evaluations.evaluation import result_row
+from evaluations.accuracy import accuracy_of, as_flags
 from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.results import average_accuracies
 from evaluations.sanity import as_json, battery, images_for, lines
 from linear_problem import problem
 from loading.batches import Split
@@ -117,7 +117,7 @@ def test_a_selection_of_an_image_folder_is_not_compared(tmp_path):
     s = subject(tmp_path)
     s.dataset = "imagefolder"
     state = attacked(s)
-    row = result_row(EPS, torch.zeros(20, dtype=torch.bool))
+    row = {"eps": EPS, **accuracy_of("0" * 20)}
     s.result_file("square").write_text(
         json.dumps({"model_sha256": "abc", "dataset": "imagefolder", "n": 20, "results": [row]})
     )
@@ -139,7 +139,7 @@ def test_another_attack_beside_the_model_that_is_stronger(theirs, ok, tmp_path):
     s = subject(tmp_path)
     state = attacked(s)
     robust = torch.arange(40) < 30
-    row = result_row(EPS, torch.arange(40) < theirs)
+    row = {"eps": EPS, **accuracy_of(as_flags(torch.arange(40) < theirs))}
     s.result_file("square").write_text(
         json.dumps({"model_sha256": "abc", "dataset": "mnist", "n": 40, "results": [row]})
     )

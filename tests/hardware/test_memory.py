@@ -14,9 +14,9 @@ import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_pgd_attacks
 import train
-from command_lines import SMALL, fails, rows
+from command_lines import SMALL, fails, found_in, rows
 from errors import UserError
-from evaluations import shards
+from evaluations import shards, white_box_attack
 from hardware.memory import BatchSize, out_of_memory
 from linear_networks import Linear, fitted
 from loading.datasets import Sizes, Source, load_dataset
@@ -123,15 +123,7 @@ def test_an_evaluation_goes_on_in_halves_to_the_same_flags(there, attack, monkey
 
         monkeypatch.setattr(shards, "BatchSize", small)
     assert module.main(["--model", "free", *argv, "--batch_size", str(asked)]) == 0
-    free = result(root / "free", attack)
-    for key in ("results", "distances", "clean_acc"):
-        without_time = [
-            [{k: v for k, v in row.items() if k != "seconds"} if isinstance(row, dict) else row for row in f[key]]
-            if isinstance(f.get(key), list)
-            else f.get(key)
-            for f in (found, free)
-        ]
-        assert without_time[0] == without_time[1]
+    assert found_in(root / "limited", attack) == found_in(root / "free", attack)
 
 
 def test_the_check_in_training_goes_on_in_halves_to_the_same_rows(there, monkeypatch):
@@ -209,25 +201,24 @@ class Later(Linear):
         return super().forward(x)
 
 
-def test_pgd_goes_on_after_its_last_whole_restart(tmp_path, monkeypatch, capsys):
+def test_pgd_goes_on_after_its_last_batch(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("Later", "Linear"):
         make_network(tmp_path / name, name)
-    begun, repeated_pgd = [], evaluate_on_pgd_attacks.repeated_pgd
+    begun, go_on = [], white_box_attack.go_on
 
-    def counted(model, images, protocol, state, run, listener, first_restart):
-        begun.append((protocol.eps, first_restart))
-        return repeated_pgd(model, images, protocol, state, run, listener, first_restart)
+    def counted(model, images, protocol, course, *rest):
+        begun.append((protocol.eps, course.restart, bool(course.attacked.any())))
+        return go_on(model, images, protocol, course, *rest)
 
-    monkeypatch.setattr(evaluate_on_pgd_attacks, "repeated_pgd", counted)
+    monkeypatch.setattr(white_box_attack, "go_on", counted)
     argv = [*COMMANDS["pgd"][1], "--batch_size", "40", "--nb_restart", "6", "--save_adv"]
     assert evaluate_on_pgd_attacks.main([*argv, "--model", "Later", "--network", f"{__name__}:Later"]) == 0
     assert "going on with 10 images" in capsys.readouterr().out
-    last = begun[-2:] if begun[-1] == (0.1, 0) else begun[-1:]
-    assert begun[0] == (0.05, 0) and last[0][1] > 0, begun
-    monkeypatch.setattr(evaluate_on_pgd_attacks, "repeated_pgd", repeated_pgd)
+    assert begun[0] == (0.05, 0, False) and any(restart or within for _, restart, within in begun[1:]), begun
+    monkeypatch.setattr(white_box_attack, "go_on", go_on)
     assert evaluate_on_pgd_attacks.main([*argv, "--model", "Linear", "--network", "linear_networks:Linear"]) == 0
-    assert result(tmp_path / "Later", "pgd")["results"] == result(tmp_path / "Linear", "pgd")["results"]
+    assert found_in(tmp_path / "Later") == found_in(tmp_path / "Linear")
 
 
 def test_of_several_processes_one_attacks_its_batch_in_parts():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from config import PRESETS
-from evaluations.evaluation import Subject
+from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model
 from records import checkpoint

@@ -45,3 +45,13 @@ def fails(capsys, main, argv, *parts):
     assert error.startswith("error: ") and len(lines) == 1, lines
     for part in parts:
         assert str(part) in error
+
+
+def found_in(folder, attack="pgd", norm="Linf"):
+    """The rows of a JSON without how long and in what portions each took."""
+    content = json.loads((folder / f"eval_{attack}_{norm}.json").read_text())
+    portions = ("device", "processes", "batch_size", "batch_size_asked")
+    return [
+        {**row, "seconds": None, "settings": {k: v for k, v in row["settings"].items() if k not in portions}}
+        for row in content["results"]
+    ]

@@ -1,0 +1,82 @@
+"""The flags that every evaluation has, and how they are read."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from config import DATASETS, NORMS, SPLITS, opt, radius, require_positive
+from errors import UserError
+from evaluations.subject import Subject
+from flags import build_parser
+
+
+@dataclass(frozen=True)
+class CommonFlags:
+    """Which network, on which images, and how to run."""
+
+    model: str = opt("", "checkpoint file or run folder")
+    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
+    deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
+    norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
+    network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
+    split: str = opt("test", "test images, or the validation images of its training", SPLITS)
+    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
+    batch_size: int | None = opt(200, "images attacked together, then written down for a later start")
+    seed: int = opt(0, "seed of the attack's random draws")
+    data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
+    resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
+    overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
+    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
+
+
+Flags = TypeVar("Flags", bound=CommonFlags)
+
+
+def parse_flags(cls: type[Flags], argv: Sequence[str] | None, description: str, positive: Sequence[str] = ()) -> Flags:
+    """Command line -> flags. What depends on the checkpoint stays None until it is read.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    flags = cls(**build_parser(cls, description, "default: ").parse(argv))
+    if not flags.model:
+        raise UserError("--model is missing: name a checkpoint file or a run folder")
+    require_positive(flags, ("batch_size", "test_size", "max_minutes", *positive))
+    return flags
+
+
+def choose(text: str, known: Sequence[str]) -> list[str]:
+    """`--attacks a,b` -> ["a", "b"], each once.
+
+    :raises UserError: for a name that is not among `known`.
+    """
+    names = [part.strip() for part in text.split(",")]
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"--attacks {text or 'is empty'}: no attack {wrong[0]!r}: name some of {','.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def settle_eps(eps: float | None, subject: Subject) -> tuple[float, list[str]]:
+    """The radius in input units, and what the user should be told of it.
+
+    :raises UserError: for a radius that no image in [0, 1] can use.
+    """
+    if eps is not None:
+        return radius(eps, subject.dataset, subject.norm, "eps")
+    eps = subject.training.test_eps
+    return eps, [f"--eps not given: {eps:.5g}, the test radius of its training"]
+
+
+def overrides_said(subject: Subject) -> list[str]:
+    """What the flags changed of the checkpoint's own words, a line each."""
+    return [f"--{name}: {what}" for name, what in subject.overrides.items()]
+
+
+def line_that_goes_on(program: str, argv: Sequence[str] | None, minutes: float | None) -> str:
+    """What to say when the clock stopped an evaluation."""
+    words = shlex.join(["python", program, *(sys.argv[1:] if argv is None else argv)])
+    return f"stopped by --max_minutes {minutes or 0:g}; what is done is kept; this goes on: {words}"

@@ -1,0 +1,156 @@
+"""The network under test with the images it is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from config import PRESETS, Config
+from errors import UserError
+from evaluations.results import PORTIONS, Head, Kind, Row, checkpoint_rows
+from hardware.layout import lay_out, layout_for
+from loading.batches import Split
+from loading.datasets import TestSplit, Validation, load_test, load_validation
+from networks.build import build_model
+from networks.keys import our_keys
+from networks.names import is_built_in, is_own
+from records.checkpoint import digest, load_model_file, load_weights
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network in eval mode, and what it is tested on: test images, or the validation images of its training."""
+
+    model: nn.Module
+    path: Path
+    sha256: str  # of the checkpoint file
+    test: Split
+    training: Config  # the checkpoint's config, or the preset of its data set and norm
+    dataset: str
+    norm: str
+    overrides: dict[str, str]  # what the flags changed of the checkpoint's own words
+    split: str = "test"
+
+    def result_file(self, attack: str) -> Path:
+        """The JSON beside the checkpoint."""
+        return self.path.parent / f"eval_{attack}_{self.norm}.json"
+
+    def rows(self, attack: str) -> list[Row]:
+        """What that JSON says of this very checkpoint file.
+
+        :raises UserError: if the file is damaged, or says of this checkpoint what no evaluation writes.
+        """
+        return checkpoint_rows(self.result_file(attack), self.head(attack))
+
+    def head(self, attack: str) -> Head:
+        """What that JSON is about."""
+        return Head(attack, self.norm, self.sha256, self.dataset)
+
+    @cached_property
+    def images(self) -> str:
+        """A digest of the images with their labels."""
+        return digest([self.test.images, self.test.labels])[:16]
+
+    @property
+    def images_named(self) -> str:
+        """`60 test images`."""
+        return f"{len(self.test)} {'test' if self.split == 'test' else 'validation'} images"
+
+    def kind(self, seed: int, settings: Mapping[str, Any], sources: Sequence[Mapping[str, Any]] | None = None) -> Kind:
+        """What results on these images must share to be of the same kind."""
+        compared = {name: value for name, value in settings.items() if name not in PORTIONS}
+        return Kind(len(self.test), self.split, self.images, seed, compared, sources)
+
+
+class WhatToLoad(Protocol):
+    """The flags that say which network, on which images."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def dataset(self) -> str | None: ...
+    @property
+    def norm(self) -> str | None: ...
+    @property
+    def network(self) -> str | None: ...
+    @property
+    def data_root(self) -> str | None: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def test_size(self) -> int | None: ...
+    @property
+    def deterministic(self) -> bool: ...
+
+
+def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32") -> Subject:
+    """The network in `--model`, with data set and norm from its config unless the flags say otherwise.
+
+    precision: of the passes that give gradients, for the layout of its weights in memory.
+
+    :raises UserError: if the checkpoint, the data or the network do not fit each other.
+    """
+    file = load_model_file(flags.model)
+    stored = Config.from_dict(file.config) if file.config else None
+    dataset, norm = (_named(name, getattr(flags, name), stored, file.path) for name in ("dataset", "norm"))
+    training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
+    network = flags.network or (stored or training).network
+    if is_own(network) and flags.network is None:
+        raise UserError(
+            f"checkpoint {file.path}: names the network {network}, which is code: "
+            f"add --network {network} if you trust it"
+        )
+    own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
+    images = _images(flags, dataset, stored, flags.data_root or own_root, device)
+    model = build_model(network, *images.shape, images.num_classes, stored.activation if stored else "relu")
+    load_weights(model, our_keys(file.weights, model.state_dict()), file.path)
+    model = model.to(device).eval().requires_grad_(False)
+    lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
+    overrides = {
+        name: f"{value} instead of the checkpoint's {getattr(stored, name)}"
+        for name, value in (("dataset", dataset), ("norm", norm))
+        if stored and getattr(stored, name) != value
+    }
+    return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
+
+
+def _named(name: str, given: str | None, stored: Config | None, path: Path) -> str:
+    """Data set or norm: what the flag says, else the checkpoint."""
+    value = given or (getattr(stored, name) if stored else None)
+    if value is None:
+        raise UserError(
+            f"--{name} is missing: {path} does not say it, as a checkpoint of the reference or a bare state dict"
+        )
+    return str(value)
+
+
+def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> TestSplit:
+    """Test images, or the validation images of the training run.
+
+    :raises UserError: if the checkpoint does not say which images those are.
+    """
+    if flags.split == "test":
+        return load_test(dataset, data_root, test_size=flags.test_size, device=device)
+    if stored is not None and stored.dataset != dataset:
+        raise UserError(
+            f"--split val: {flags.model} was trained on {stored.dataset}, so {dataset} has no validation images of "
+            "its training: leave --split out"
+        )
+    if stored is None and dataset == "imagefolder":
+        raise UserError(f"--split val: {flags.model} does not say which images were kept for validation: leave it out")
+    training = stored or PRESETS[dataset, "Linf"]
+    kept = Validation(training.val_size, training.seed)
+    return load_validation(dataset, data_root, kept, size=flags.test_size, device=device)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that is too long
+        return False
