@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import evaluate_on_pgd_attacks
-import train
 from command_lines import fails, found_in
 from config import PRESETS, Config
 from evaluations import white_box_attack
@@ -18,7 +17,7 @@ from evaluations.results import Head, checkpoint_rows, content_of, quoted
 from evaluations.subject import load_subject
 from flags import parse_eval
 from linear_networks import fitted
-from loading.datasets import load_dataset
+from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from reports.results import read_evaluation, read_run
 
@@ -43,9 +42,7 @@ def make_run(folder, **changes):
         **changes,
     }
     config = Config.from_dict(values)
-    data = load_dataset(
-        "digits", ".", seed=config.seed, train_size=None, val_size=config.val_size, test_size=0, device=CPU
-    )
+    data = load_dataset(Source("digits"), Sizes(val=config.val_size, test=0), seed=config.seed, device=CPU)
     model = fitted(data.train.images, data.train.labels)
     folder.mkdir()
     checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
@@ -188,10 +185,7 @@ def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
 def test_validation_images_are_those_of_the_training_run(run, tmp_path, changes):
     folder = make_run(tmp_path / "changed", **changes)
     stored = Config.from_dict(checkpoint.load(folder / "model_best.pt")["config"])
-    data, _ = train.load_data(stored, CPU) if hasattr(train, "load_data") else (None, None)
-    data = data or load_dataset(
-        "digits", ".", seed=stored.seed, train_size=None, val_size=stored.val_size, test_size=0, device=CPU
-    )
+    data = load_dataset(Source("digits"), Sizes(val=stored.val_size, test=0), seed=stored.seed, device=CPU)
     subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "val"]), CPU)
     assert torch.equal(subject.test.images, data.val.images) and torch.equal(subject.test.numbers, data.val.numbers)
     assert len(subject.test) == stored.val_size and not set(data.val.numbers.tolist()) & set(
