@@ -56,12 +56,22 @@ def test_the_run_folder(trained):
         "mma_loss",
         "mean_eps",
         "steps_per_second",
+        "passes",
     }
     checks = [r for r in rows(trained) if r["kind"] == "eval"]
     assert [(r["split"], r["step"]) for r in checks] == [
         (s, n) for n in (*range(4, 29, 4), 30) for s in ("val", "test")
     ]
-    assert set(checks[0]) == {"kind", "split", "step", "epoch", "clean_acc", "robust_acc", "mean_margin"}
+    assert set(checks[0]) == {
+        "kind",
+        "split",
+        "step",
+        "epoch",
+        "clean_acc",
+        "robust_acc",
+        "mean_margin",
+        "check_passes",
+    }
     margins = np.load(trained / "margins.npy")
     assert margins.shape == (8, 200) and margins.dtype == np.float16
     best = torch.load(trained / "model_best.pt", weights_only=True)
