@@ -17,7 +17,7 @@ failed=0
 # Runs: name, minutes of training, minutes of the attack, flags of train.py. Later issues add lines.
 runs() {
   if [ -n "${DRY:-}" ]; then
-    echo 'digits-Linf-MMA-0.3-sd0 1 1 --dataset digits --norm Linf --hinge_maxeps 0.3 --max_steps 20 --nb_iter 2 --device cpu'
+    echo 'digits-Linf-MMA-0.3-sd0 5 5 --dataset digits --norm Linf --hinge_maxeps 0.3 --max_steps 20 --nb_iter 2 --device cpu'
   else
     echo 'mnist-Linf-MMA-0.45-sd0 15 8 --dataset mnist --norm Linf --hinge_maxeps 0.45 --device cuda'
   fi
