@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from config import DATASETS, NORMS, SPLITS, EvalConfig, opt, require_positive
+from config import DATASETS, NORMS, SPLITS, opt
 from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
@@ -30,6 +30,8 @@ from flags import Radii, build_parser
 from hardware.memory import BatchSize
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import one_process_only
+from settings.evaluation import EvalConfig
+from settings.validation import require_positive
 from utils import use_device
 
 

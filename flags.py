@@ -18,23 +18,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from config import (
-    ALPHA,
-    DATASETS,
-    LARGEST,
-    MOST_DIGITS,
-    NORMS,
-    PRESETS,
-    Config,
-    EvalConfig,
-    Schedule,
-    radius,
-    require_positive,
-    validate,
-)
+from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule
 from errors import UserError
 from presets import TRIED, USES, fast
 from records.settings import read_settings, what_differs
+from settings.evaluation import EvalConfig
+from settings.radii import radius
+from settings.validation import require_positive, validate
 
 
 def number(text: str) -> float:

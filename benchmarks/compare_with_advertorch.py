@@ -25,13 +25,13 @@ from foolbox import PyTorchModel
 from foolbox.attacks import LinfPGD
 from torch import Tensor, nn
 
-from config import require_positive
 from errors import exits_on_user_error
 from flags import Parser, number, whole
 from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
 from pgd import pgd
 from records import checkpoint
+from settings.validation import require_positive
 from utils import generator
 
 EPS, STEPS, BATCH = 0.3, 40, 100

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from config import DATASETS, NORMS, SPLITS, opt, radius, require_positive
+from config import DATASETS, NORMS, SPLITS, opt
 from errors import UserError
 from evaluations.subject import Subject
 from flags import build_parser
+from settings.radii import radius
+from settings.validation import require_positive
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from networks.build import build_model
 from networks.keys import our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
+from settings.validation import stored_config
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     :raises UserError: if the checkpoint, the data or the network do not fit each other.
     """
     file = load_model_file(flags.model)
-    stored = Config.from_dict(file.config) if file.config else None
+    stored = stored_config(file.config) if file.config else None
     dataset, norm = (_named(name, getattr(flags, name), stored, file.path) for name in ("dataset", "norm"))
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 from tqdm import tqdm
 
-from config import EvalConfig
 from evaluations import sanity
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy, interval
 from evaluations.adversarial_images import save_images, saved_images
@@ -20,6 +19,7 @@ from evaluations.white_box_plan import OF_THE_RADIUS, Plan, make_plan
 from hardware.memory import BatchSize
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
+from settings.evaluation import EvalConfig
 
 Say = Callable[[str], None]
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import EvalConfig, eval_grid, eval_step_size, radius
 from evaluations.repeated_pgd import Protocol
 from evaluations.results import Kind, Row, same_eps
 from evaluations.subject import Subject
 from losses import cross_entropy, cw_loss
 from pgd import LossFn
+from settings.evaluation import EvalConfig, eval_grid, eval_step_size
+from settings.radii import radius
 
 OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ
 

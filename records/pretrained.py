@@ -13,6 +13,7 @@ from torch import Tensor
 from config import Config
 from errors import UserError
 from records.checkpoint import load_model_file
+from settings.validation import stored_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = ROOT / "trained_models" / "SHA256SUMS"
@@ -70,7 +71,7 @@ def load_pretrained(name: str) -> Pretrained:
         )
     if file.config is None:
         raise UserError(f"checkpoint {path}: does not say what network it is: name one that train.py wrote")
-    return Pretrained(path, file.sha256, file.weights, Config.from_dict(file.config))
+    return Pretrained(path, file.sha256, file.weights, stored_config(file.config))
 
 
 def recorded_hashes() -> dict[Path, str]:

@@ -15,6 +15,7 @@ from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
 from records.runlog import RunFolder
+from settings.validation import stored_config
 from trainer import STATE_KEYS, Trainer
 
 State = dict[str, Any]  # what `Trainer.state` gives
@@ -71,7 +72,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         )
     stored = folder.read_config()
     if stored is not None:
-        refuse_differences(config, Config.from_dict(stored), folder)
+        refuse_differences(config, stored_config(stored), folder)
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
         return Found(finished=True)
@@ -80,7 +81,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         return Found(finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
     if state is not None:
-        refuse_differences(config, Config.from_dict(state["config"]), folder)
+        refuse_differences(config, stored_config(state["config"]), folder)
     elif folder.best.exists() or folder.checked_steps():
         raise UserError(
             f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "

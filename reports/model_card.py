@@ -28,6 +28,7 @@ from records.reading import parse_json
 from reports import plot_margins
 from reports.plotting import read_config
 from reports.results import ATTACKS, NORMS, Run, image_name, in_255ths, read_run, title
+from settings.validation import stored_config
 from utils import write_atomically
 
 DATA = {
@@ -179,7 +180,7 @@ def card(folder: Path) -> str:
     :raises UserError: if the folder holds no run.
     """
     stored, run = read_config(folder), read_run(folder)
-    config = Config.from_dict(stored)
+    config = stored_config(stored)
     name, environment = folder.resolve().name, stored.get("environment") or {}
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None

@@ -22,13 +22,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anpgd import anpgd
-from config import DATASETS, EvalConfig
+from config import DATASETS
 from errors import UserError, exits_on_user_error
 from evaluations.subject import Subject, load_subject
 from flags import Parser, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
 from reports.results import NORMS, image_name, in_255ths, title
+from settings.evaluation import EvalConfig
 from utils import CHECK, per_row, row_noise, row_norms
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from config import EvalConfig
 from errors import UserError
 from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
 from reports.results import NORMS, Run, in_255ths
+from settings.evaluation import EvalConfig
 
 EACH = 3  # images a group
 GROUPS = ("smallest", "median", "largest")

@@ -5,9 +5,12 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from config import PRESETS, Config, EvalConfig, eval_step_size, radius
+from config import PRESETS, Config
 from errors import UserError
 from flags import GROUPS, parse_eval, parse_train
+from settings.evaluation import EvalConfig, eval_step_size
+from settings.radii import radius
+from settings.validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]
@@ -167,9 +170,9 @@ def test_configs_survive_json():
         config(*MMA, "--lr", "0:0.1,7:0.01"),
         config("--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "2"),
     ):
-        assert Config.from_dict(json.loads(json.dumps(asdict(parsed)))) == parsed
+        assert stored_config(json.loads(json.dumps(asdict(parsed)))) == parsed
     older = {k: v for k, v in asdict(config(*MMA)).items() if k != "eval_batch_size"}
-    assert Config.from_dict({**older, "environment": {}}) == config(*MMA)
+    assert stored_config({**older, "environment": {}}) == config(*MMA)
     for broken in (
         {},
         {"dataset": "mnist"},
@@ -178,7 +181,7 @@ def test_configs_survive_json():
         {**older, "norm": []},
     ):
         with pytest.raises(UserError):
-            Config.from_dict(broken)
+            stored_config(broken)
 
 
 def test_every_field_says_what_it_is():

@@ -23,13 +23,16 @@ import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
 import flags
 import train
-from config import LARGEST, Config, EvalConfig, radius
+from config import LARGEST, Config
 from errors import UserError
 from evaluations import common_flags
 from flags import parse_eval, parse_train
 from records import checkpoint, resume
 from records.runlog import RunFolder
 from reports import plot_examples
+from settings.evaluation import EvalConfig
+from settings.radii import radius
+from settings.validation import stored_config
 from trainer import STATE_KEYS
 
 often = settings(
@@ -282,7 +285,7 @@ def test_training_flags_parse_or_are_refused(whole, argv):
     except UserError as error:
         assert str(error)
     else:
-        assert is_sound(config) and Config.from_dict(config.to_dict()) == config
+        assert is_sound(config) and stored_config(config.to_dict()) == config
         assert all(isinstance(note, str) for note in notes) and config.run_name
 
 
@@ -398,7 +401,7 @@ def test_every_flag_with_every_odd_value(name):
             assert is_sound(config), (field, value)
             if cls is Config:
                 config.run_name.encode()
-                assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+                assert stored_config(json.loads(json.dumps(config.to_dict()))) == config
     assert refused > 500
 
 

@@ -17,11 +17,11 @@ import evaluate_on_transfer as transfer
 import train
 from benchmarks import compare_with_advertorch
 from command_lines import ATTACK, SMALL, fails, files
-from config import Config
 from errors import UserError
 from records import checkpoint
 from records.reading import parse_json, read_margins
 from reports import make_tables, plot_examples, plot_margins, plot_robustness
+from settings.validation import stored_config
 from trainer import STATE_KEYS
 
 EVALUATORS = {
@@ -239,7 +239,7 @@ def test_a_stored_config_of_wrong_values_is_one_line(run, capsys, change):
             assert evaluate_on_pgd_attacks.main(["--model", str(run), *FAST_ATTACK]) == 0
         return
     with pytest.raises(UserError, match=r"stored config|--"):
-        Config.from_dict({**stored["config"], **change})
+        stored_config({**stored["config"], **change})
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, **change}))
     fails(capsys, train.main, [*SHORT, "--max_steps", "3", "--resume", "--savepath", run])

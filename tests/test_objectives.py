@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 import train
-from config import Config
 from errors import UserError
 from flags import parse_train
 from hardware.fast_pgd import FastPgd
 from objectives import divergence
+from settings.validation import stored_config
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
@@ -140,7 +140,7 @@ def test_methods_and_run_names(flags, name, alpha):
 def test_checkpoints_from_before_methods_had_names(alpha, method):
     stored = settings("L2", alpha).to_dict()
     del stored["method"], stored["train_eps"], stored["ramp_steps"], stored["trades_beta"], stored["precision"]
-    config = Config.from_dict(stored)
+    config = stored_config(stored)
     assert (config.method, config.precision) == (method, "fp32")
 
 

@@ -10,7 +10,7 @@ import torch
 
 import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
-from config import PRESETS, Config
+from config import PRESETS
 from evaluations import white_box_attack
 from evaluations.pgd_progress import Progress
 from evaluations.results import Head, checkpoint_rows, content_of, quoted
@@ -20,6 +20,7 @@ from linear_networks import fitted
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from reports.results import read_evaluation, read_run
+from settings.validation import stored_config
 
 CPU = torch.device("cpu")
 ATTACK = [*("--device", "cpu", "--network", "linear_networks:Linear", "--nb_iter", "5", "--nb_restart", "2")]
@@ -41,7 +42,7 @@ def make_run(folder, **changes):
         "hinge_maxeps": 0.3,
         **changes,
     }
-    config = Config.from_dict(values)
+    config = stored_config(values)
     data = load_dataset(Source("digits"), Sizes(val=config.val_size, test=0), seed=config.seed, device=CPU)
     model = fitted(data.train.images, data.train.labels)
     folder.mkdir()
@@ -184,7 +185,7 @@ def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
 @pytest.mark.parametrize("changes", [{}, {"val_size": 100}, {"seed": 4}])
 def test_validation_images_are_those_of_the_training_run(run, tmp_path, changes):
     folder = make_run(tmp_path / "changed", **changes)
-    stored = Config.from_dict(checkpoint.load(folder / "model_best.pt")["config"])
+    stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
     data = load_dataset(Source("digits"), Sizes(val=stored.val_size, test=0), seed=stored.seed, device=CPU)
     subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "val"]), CPU)
     assert torch.equal(subject.test.images, data.val.images) and torch.equal(subject.test.numbers, data.val.numbers)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from config import eval_grid
 from evaluations.accuracy import accuracy_of, as_flags
 from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
 from evaluations.results import average_accuracies
@@ -15,6 +14,7 @@ from evaluations.sanity import as_json, battery, images_for, lines
 from linear_problem import problem
 from loading.batches import Split
 from losses import cross_entropy
+from settings.evaluation import eval_grid
 
 EPS = 0.05
 

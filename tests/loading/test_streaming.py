@@ -16,7 +16,6 @@ from PIL import Image
 import ranks
 import train
 from command_lines import fails, rows
-from config import Config
 from errors import UserError
 from flags import parse_train
 from loading import batches, datasets, streaming
@@ -24,6 +23,7 @@ from loading.batches import TrainBatches, train_batch
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
+from settings.validation import stored_config
 from support import ROOT
 
 CPU = torch.device("cpu")
@@ -305,10 +305,10 @@ def test_the_flags():
     for flags, value in (([], None), (["--streaming"], True), (["--no-streaming"], False)):
         config, _ = parse_train([*folder, *flags])
         assert config.streaming is value and config.num_workers == 2
-        assert Config.from_dict(config.to_dict()) == config
+        assert stored_config(config.to_dict()) == config
     for wrong in ({"streaming": 1}, {"streaming": "yes"}, {"num_workers": True}, {"num_workers": None}):
         with pytest.raises(UserError, match="stored config"):
-            Config.from_dict({**config.to_dict(), **wrong})
+            stored_config({**config.to_dict(), **wrong})
 
 
 def test_only_image_folders_stream(capsys, tmp_path):

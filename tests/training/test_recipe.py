@@ -9,6 +9,7 @@ import pytest
 from config import PRESETS, Config, one_cycle
 from flags import parse_train
 from presets import FAST, MMA_ONLY
+from settings.validation import stored_config
 from support import ROOT
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
@@ -43,7 +44,7 @@ def test_old_configs_read_as_paper():
     }
     stored |= {"lr": [[0, 1e-4]], "hinge_maxeps": 0.45, "batch_size": 50}
     stored.pop("recipe")
-    assert Config.from_dict(stored).recipe == "paper" and Config.from_dict(stored).search == "bisection"
+    assert stored_config(stored).recipe == "paper" and stored_config(stored).search == "bisection"
 
 
 def test_what_has_no_meaning_is_left_out_and_said():

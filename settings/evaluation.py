@@ -1,0 +1,47 @@
+"""The settings of an evaluation by repeated white-box PGD, and the paper's radii and steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config import DATASETS, NORMS, PRECISIONS, SPLITS, opt
+from presets import GRIDS
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation by repeated white-box PGD."""
+
+    model: str = opt("", "checkpoint file or run folder")
+    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
+    deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
+    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
+    cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
+    dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
+    norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
+    network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
+    eps: tuple[float, ...] | None = opt(
+        None, "one or more radii, or grid for the paper's (default: the training's test radius)"
+    )
+    eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
+    nb_iter: int = opt(100, "PGD steps a restart")
+    nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
+    split: str = opt("test", "test images, or the validation images of its training", SPLITS)
+    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
+    batch_size: int = opt(200, "images a batch")
+    seed: int = opt(0, "seed of the random starts")
+    data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
+    resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
+    overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
+    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
+    save_adv: bool = opt(False, "also save the adversarial images beside the model")
+
+
+def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
+    """The paper's radii; for digits and image folders six up to `max_eps`, the training's d_max."""
+    return GRIDS.get((dataset, norm)) or tuple(max_eps * k / 6 for k in range(1, 7))
+
+
+def eval_step_size(dataset: str, norm: str, eps: float) -> float:
+    """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
+    return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4

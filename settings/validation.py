@@ -1,0 +1,154 @@
+"""Which settings are refused: values that contradict each other or mean nothing, and stored ones that are no settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from config import ALPHA, LARGEST, MOST_DIGITS, MOST_SEARCH_STEPS, PRESETS, Config, method_of
+from errors import UserError
+from networks.names import is_own, why_unknown
+from presets import PUBLISHED_MAXEPS
+from settings.radii import refuse_extreme_radius
+
+POSITIVE = (
+    *("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps", "eps_iter_scale"),
+    *(
+        "attack_mineps",
+        "test_eps",
+        "test_eps_iter",
+        "train_size",
+        "val_size",
+        "eval_batch_size",
+        "save_interval",
+        "max_minutes",
+    ),
+    *("train_eps", "ramp_steps", "cycle_steps", "check_nb_iter", "check_size", "check_interval", "rest_interval"),
+)
+RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
+
+
+def validate(config: Config) -> None:
+    """:raises UserError: for values that contradict each other or mean nothing."""
+    require_positive(config, POSITIVE)
+    for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
+    if config.streaming and config.dataset != "imagefolder":
+        raise UserError(
+            f"--streaming: {config.dataset} is small and lives in memory, only image folders stay on disk: leave it out"
+        )
+    _validate_method(config)
+    _validate_radii(config)
+    _validate_rates(config)
+    _validate_recipe(config)
+    if wrong := why_unknown(config.network):
+        raise UserError(f"--network {config.network}: {wrong}")
+    if is_own(config.network) and config.activation != "relu":
+        raise UserError(f"--activation: {config.network} is your own and has what it has: leave it out")
+
+
+def _validate_method(config: Config) -> None:
+    if not 0 <= config.clean_loss_coeff <= 1:
+        raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
+    if config.method in ALPHA and method_of(config.clean_loss_coeff) != config.method:
+        raise UserError(
+            f"--clean_loss_coeff {config.clean_loss_coeff:g}: contradicts --method {config.method}, for which it "
+            f"is {'above 0 and below 1' if config.method == 'mma' else f'{ALPHA[config.method]:g}'}: leave one out"
+        )
+    if config.hinge_maxeps is None and config.enlarges_margins:
+        published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
+        raise UserError(
+            f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
+            f"{config.norm} are {published}"
+        )
+
+
+def _validate_radii(config: Config) -> None:
+    for name in RADII:
+        value = getattr(config, name)
+        if config.norm == "Linf" and (value or 0) > 1:
+            raise UserError(f"--{name} {value:g}: an Linf radius above 1 means nothing on [0, 1]")
+        if value is not None:
+            refuse_extreme_radius(value, config.norm, name)
+    if config.num_search_steps > MOST_SEARCH_STEPS:
+        raise UserError(
+            f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
+            "float32 can tell apart: choose fewer"
+        )
+    if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
+        raise UserError(
+            f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
+            f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps"
+        )
+
+
+def _validate_rates(config: Config) -> None:
+    if not config.lr or config.lr[0][0] != 0:
+        raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
+    in_order = sorted(dict(config.lr)) == [step for step, _ in config.lr]
+    if not all(0 < rate <= LARGEST for _, rate in config.lr) or not in_order:
+        raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
+    if config.one_cycle and len(config.lr) > 1:
+        raise UserError("--lr: with --one_cycle it is the highest rate, one number: leave the steps out")
+
+
+def _validate_recipe(config: Config) -> None:
+    if config.average_decay is not None and not 0 < config.average_decay < 1:
+        raise UserError(f"--average_decay {config.average_decay:g}: between 0 and 1, as 0.999")
+    if config.refresh_interval and not config.keep_directions:
+        raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
+    if config.keep_directions and not config.enlarges_margins:
+        raise UserError(
+            f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out"
+        )
+    if config.keep_directions and config.augment:
+        raise UserError(
+            "--keep_directions: an image's direction does not fit its next crop: add --no-augment, or leave it out"
+        )
+
+
+def require_positive(config: object, names: Sequence[str]) -> None:
+    """:raises UserError: naming the first of these fields that is given and not above 0."""
+    for name in names:
+        value = getattr(config, name)
+        zero_means_none = name == "test_size" and isinstance(config, Config)
+        if value is not None and not zero_means_none and not value > 0:
+            raise UserError(f"--{name} {value:g}: must be above 0")
+
+
+def stored_config(values: dict[str, Any]) -> Config:
+    """The config a checkpoint or config.json carries; fields it lacks take the preset's value.
+
+    :raises UserError: if the values are not those of a config.
+    """
+    names = {f.name for f in dataclasses.fields(Config)}
+    try:
+        known = {name: value for name, value in values.items() if name in names}
+        known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
+        config = replace(PRESETS[known["dataset"], known["norm"]], **known)
+        config = replace(config, method=config.objective)
+        _check_types(config)
+        validate(config)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"stored config: not one of this program ({error!r}): use another file") from None
+    return config
+
+
+def _check_types(config: Config) -> None:
+    """:raises ValueError: naming a field whose value its flag could not have."""
+    hints = typing.get_type_hints(Config)
+    for f in dataclasses.fields(Config):
+        value, kinds = getattr(config, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
+        choices = f.metadata["choices"]
+        of_kind = (bool in kinds or not isinstance(value, bool)) and (
+            (float in kinds and isinstance(value, int | float))
+            or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+        )
+        if isinstance(value, int | float):
+            of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
+        if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
+            raise ValueError(f"{f.name} = {value!r}")
