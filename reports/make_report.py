@@ -45,7 +45,7 @@ def plotly_source() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         python = min((sys.executable, os.path.relpath(sys.executable)), key=len)
-        file = os.path.relpath(ROOT / "requirements-report.txt")
+        file = os.path.relpath(ROOT / "requirements/report.txt")
         raise UserError(f"package plotly: not installed: {python} -m pip install -r {file}") from None
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 

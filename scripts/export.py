@@ -37,7 +37,7 @@ from reports.results import read_run
 from utils import generator, write_atomically
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
-EXTRAS = "requirements-export.txt"
+EXTRAS = "requirements/export.txt"
 
 
 class Export(NamedTuple):

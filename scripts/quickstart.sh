@@ -2,5 +2,5 @@
 # From an empty machine to two trained and attacked networks on scikit-learn's digits, in a few minutes on a CPU.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-make_venv requirements-report.txt
+make_venv requirements/report.txt
 "$python" "$root/scripts/quickstart.py" "$@"

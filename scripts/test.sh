@@ -3,7 +3,7 @@
 # MMA_TEST_DATA: a folder that holds MNIST/raw, for the tests on real MNIST; they are skipped without it.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-make_venv requirements-dev.txt
+make_venv requirements/dev.txt
 cd "$root"
 if [ $# = 0 ]; then
   "$python" -m ruff check --no-cache .

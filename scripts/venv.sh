@@ -6,7 +6,7 @@ python=$root/.venv/bin/python
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 # What an installation of FILE is known by.
-stamp_of() { (cd "$root" && echo "$1" && cat requirements*.txt constraints.txt) | sha256sum; }
+stamp_of() { (cd "$root" && echo "$1" && cat requirements.txt requirements/*.txt constraints.txt) | sha256sum; }
 
 make_venv() {
   local stamp=$root/.venv/installed
@@ -22,5 +22,5 @@ make_venv() {
   "$python" -m pip install -q --disable-pip-version-check -r "$root/$1" -c "$root/constraints.txt"
   stamp_of "$1" >"$stamp"
   local held  # the requirements that FILE holds are installed with it
-  for held in requirements.txt $(sed -n 's/^-r //p' "$root/$1"); do stamp_of "$held" >>"$stamp"; done
+  for held in requirements.txt $(sed -n 's#^-r \([^.].*\)#requirements/\1#p' "$root/$1"); do stamp_of "$held" >>"$stamp"; done
 }

@@ -201,7 +201,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
 def test_snippets_run(page, monkeypatch):
-    if page == "CONTRIBUTING.md":  # quotes, compared with the code below
+    if page == "docs/CONTRIBUTING.md":  # quotes, compared with the code below
         return
     monkeypatch.chdir(ROOT)  # they name the clone as "."
     for code in blocks("python", PAGES[page]):
@@ -270,7 +270,7 @@ def test_what_may_change_on_resume_stands_in_usage():
     assert set(re.findall(r"`--(\w+)`", rule)) == free
 
 
-CONTRIBUTING = PAGES["CONTRIBUTING.md"]
+CONTRIBUTING = PAGES["docs/CONTRIBUTING.md"]
 QUOTES = re.findall(
     r"^`([\w/]+\.py)`:(?:[^\n]+\n)+\n```python\n(.*?)^```", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE
 )

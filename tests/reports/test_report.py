@@ -410,7 +410,7 @@ def test_without_plotly(tmp_path, monkeypatch, capsys):
         [folder, "--out", tmp_path / "x.html"],
         "plotly",
         "pip install -r",
-        "requirements-report.txt",
+        "requirements/report.txt",
     )
 
 
