@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from config import PRESETS
 from errors import UserError
 from evaluations.results import Head, all_rows, content_of, quoted, read_file
+from presets import FAST
 from records.reading import is_number, parse_json
 from reports import published
 
@@ -176,11 +177,15 @@ class Run:
 
     @property
     def partial(self) -> str | None:
-        """`500 of the preset's 100000 steps`, where these are fewer than its data set's preset."""
-        preset = PRESETS.get((str(self.config.get("dataset")), str(self.norm)))
-        if preset is None or self.steps is None or self.steps >= preset.max_steps:
+        """`500 of the preset's 100000 steps`, where these are fewer than its data set's preset, or its recipe, has."""
+        key = (str(self.config.get("dataset")), str(self.norm))
+        if key not in PRESETS or self.steps is None:
             return None
-        return f"{self.steps} of the preset's {preset.max_steps} steps"
+        fast = self.config.get("recipe") == "fast"
+        whole = FAST[key]["max_steps"] if fast else PRESETS[key].max_steps
+        if not isinstance(whole, int) or self.steps >= whole:
+            return None
+        return f"{self.steps} of the {'recipe' if fast else 'preset'}'s {whole} steps"
 
     @cached_property
     def hashes(self) -> dict[str, str]:
