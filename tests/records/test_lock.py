@@ -67,6 +67,23 @@ def test_a_lock_of_another_host_counts_until_it_is_stale(tmp_path, capsys):
     assert path.read_text() == "", "released at the end: the next host need not wait"
 
 
+@pytest.mark.parametrize("wrong", [-86400, 86400])
+def test_the_clock_of_a_host_does_not_count(tmp_path, monkeypatch, wrong):
+    """Its heartbeat and now are both stamped by the file system."""
+    right = time.time
+    left_by(tmp_path, "elsewhere", 100)
+    monkeypatch.setattr(time, "time", lambda: right() + wrong)
+    with pytest.raises(UserError, match=r"heartbeat 10\d s ago"):
+        FolderLock(tmp_path).acquire()
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    monkeypatch.undo()
+    left_by(tmp_path, "elsewhere", 301)
+    monkeypatch.setattr(time, "time", lambda: right() + wrong)
+    own = FolderLock(tmp_path)
+    own.acquire()
+    own.release()
+
+
 @pytest.mark.parametrize(
     "text", ["", "process 12 on elsewhere", "[]", '{"pid": "x"}', '{"pid": 1e999, "host": 1}', "[" * 5000]
 )
