@@ -44,7 +44,7 @@ def training_command(run: Run) -> str:
     config = run.config
     flags = [str(config.get("dataset") or "DATASET"), "--norm", str(config.get("norm") or "NORM")]
     preset = PRESETS.get((str(config.get("dataset")), str(config.get("norm"))))
-    for name in ("method", "hinge_maxeps", "train_eps", "seed", "max_steps"):
+    for name in ("recipe", "method", "hinge_maxeps", "train_eps", "seed", "max_steps"):
         value = config.get(name)
         if value is not None and preset is not None and value != getattr(preset, name):
             flags += [f"--{name}", f"{value:.6g}" if isinstance(value, float) else str(value)]

@@ -102,7 +102,7 @@ def first_cell(benchmark: Benchmark, number: int, line: Line, is_ticked: bool) -
         mark += f'<a class="warn" href="#run-{line.id}" aria-label="warnings: {name}">⚠ doubtful</a>'
     title = f'<a href="#run-{line.id}">{name}</a>' if line.entry else name
     if line.entry and line.entry.run.partial:
-        steps = line.entry.run.partial.replace("the preset's ", "")
+        steps = line.entry.run.partial.replace("the preset's ", "").replace("the recipe's ", "")
         note += f"<br>{escape(steps)}"
     drawable = line.rows or line.entry
     box = f'<input type="checkbox" data-run="{line.id}" aria-label="draw {name}"{" checked" if is_ticked else ""}>'
