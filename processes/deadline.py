@@ -16,7 +16,7 @@ AGAIN = os.EX_TEMPFAIL  # 75, the exit status of what was stopped by the clock a
 RECENT = 20  # pieces of work of a kind whose longest is expected next: long enough for its usual swings
 SLACK = 1.5  # times what is expected
 UNMEASURED = 1.0  # seconds, expected of a save before there was one
-ENDING, OF_THE_START = 1.0, 0.25  # seconds that ending takes: these, and this share of what starting took
+ENDING, OF_THE_START = 2.0, 0.5  # seconds that ending takes: these, and this share of what starting took
 
 
 class Deadline:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from processes.deadline import Deadline
+from processes.deadline import ENDING, OF_THE_START, Deadline
 from utils import age_of_process
 
 
@@ -45,7 +45,7 @@ def test_ends_before_the_time_is_over_and_uses_most_of_it(minutes, spent, second
     with deadline.saving():
         clock.now += 3
     ended = clock.now - 1000 + spent
-    ending = 1 + spent / 4
+    ending = ENDING + OF_THE_START * spent
     assert 60 * minutes - 2 * (seconds + 3) - 1 - ending <= ended <= 60 * minutes - ending
 
 
