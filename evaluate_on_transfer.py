@@ -154,15 +154,16 @@ def compare(
     if all_there and not flags.overwrite:
         print(f"eval_transfer_{subjects[0].norm}.json beside each of them: already done")
         return True
-    return replay(field, radii, BatchSize(flags.batch_size, "--batch_size", tqdm.write), deadline)
+    if deadline.over("replay"):  # one piece: it keeps nothing, and takes a forward pass for each image and network
+        return False
+    replay(field, radii, BatchSize(flags.batch_size, "--batch_size", tqdm.write))
+    return True
 
 
-def replay(field: Field, radii: Sequence[float], batch: BatchSize, deadline: Deadline) -> bool:
+def replay(field: Field, radii: Sequence[float], batch: BatchSize) -> None:
     """The same with all images at hand."""
     started = time.monotonic()
-    right = replay_all(field, radii, batch, lambda: deadline.over("replay"))
-    if right is None:
-        return False
+    right = replay_all(field, radii, batch)
     clean = [right_on(subject, subject.test.everything().x, batch) for subject in field.subjects]
     seconds = round((time.monotonic() - started) / len(radii), 1)
     for own, subject in enumerate(field.subjects):
@@ -172,7 +173,6 @@ def replay(field: Field, radii: Sequence[float], batch: BatchSize, deadline: Dea
         for line in matrix(field, eps, clean, right[eps]):
             print(line)
     print(f"written: eval_transfer_{field.subjects[0].norm}.json beside each of them")
-    return True
 
 
 def attack_flags(flags: TransferFlags, run: str, subject: Subject, radii: Sequence[float]) -> EvalConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,19 +64,14 @@ def right_on(subject: Subject, images: Tensor, batch: BatchSize) -> Tensor:
     return batch.run(in_batches).cpu()
 
 
-def replay_all(
-    field: Field, radii: Sequence[float], batch: BatchSize, stop: Callable[[], bool]
-) -> dict[float, list[list[Tensor]]] | None:
-    """By radius, [network][source] -> (N,) bool: whether the network is right on the images made against the source;
-    None if `stop`, asked before each replay, says so."""
+def replay_all(field: Field, radii: Sequence[float], batch: BatchSize) -> dict[float, list[list[Tensor]]]:
+    """By radius, [network][source] -> (N,) bool: whether the network is right on the images made against the source."""
     subjects = field.subjects
     right: dict[float, list[list[Tensor]]] = {eps: [[] for _ in subjects] for eps in radii}
     with tqdm(total=len(subjects) ** 2 * len(radii), unit="replay", dynamic_ncols=True) as bar:
         for images in field.images:
             for eps in radii:
                 for network, row in zip(subjects, right[eps], strict=True):
-                    if stop():
-                        return None
                     row.append(right_on(network, images[eps], batch))
                     bar.update()
     return right

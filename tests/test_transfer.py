@@ -152,9 +152,9 @@ def test_stopped_by_the_clock_it_goes_on(here, monkeypatch, capsys):
     shutil.copytree("b", "whole/b")
     assert transfer.main(["whole/a", "whole/b", *SMALL]) == 0
     argv, statuses = ["a", "b", *SMALL, "--max_minutes", "0.001"], []
-    while not statuses or statuses[-1] == 75:
+    while not statuses or (statuses[-1] == 75 and len(statuses) < 30):
         statuses.append(transfer.main(argv))
-    assert statuses[-1] == 0 and len(statuses) >= 5 and "evaluate_on_transfer.py a b" in capsys.readouterr().out
+    assert statuses[-1] == 0 and len(statuses) >= 4 and "evaluate_on_transfer.py a b" in capsys.readouterr().out
     for name in "ab":
         ours, whole = (result(folder / name)["results"] for folder in (here, here / "whole"))
         assert [row["flags"] for row in ours] == [row["flags"] for row in whole]
