@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from errors import UserError
 
 # The streams of random draws. Each draw's generator is keyed by (seed, stream, step or epoch, …).
-ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL = range(7)
+ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL, SANITY = range(8)
 
 
 def write_atomically(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:

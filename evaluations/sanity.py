@@ -6,126 +6,121 @@ After Carlini et al. 2019, "On evaluating adversarial robustness", and Tramer et
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from evaluations.accuracy import wilson
-from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.attack_checks import attack_checks, no_more
+from evaluations.findings import Finding, Findings, as_json, lines
+from evaluations.others import not_stronger
+from evaluations.repeated_pgd import Attacked, Images, Protocol, Running
 from evaluations.subject import Subject
-from losses import cross_entropy, cw_loss, logit_margin
-from records.reading import parse_json
-from utils import frozen, row_norms
+from losses import cross_entropy, logit_margin
+from pgd import pgd
+from utils import SANITY, frozen, row_noise, row_norms
 
-MOST_IMAGES, FEWEST_IMAGES = 100, 10
+__all__ = ["Finding", "as_json", "battery", "lines", "pgd_battery"]  # all that an evaluation needs
+
+COUNT = 100  # images of the battery
 STEPS = 20
-PASSES = 9 * STEPS  # forward and backward passes of the battery for each image, about
 TOLERANCE = 0.01  # by which an accuracy may rise where it should fall: one point, or one image
 NO_GRADIENT = "no gradient reaches the images"
-OTHERS = ("square", "spsa", "transfer", "autoattack")
+OTHERS = ("square", "spsa", "transfer")  # whose success where white-box PGD fails means that gradients mislead it
 
 
-class Finding(NamedTuple):
-    """One check: ok None is "not run"; `value` says what was seen."""
+def pgd_battery(subject: Subject, protocol: Protocol, run: Running, state: Attacked) -> Findings:
+    """Every check of repeated PGD, by name; `run` holds the very attack that made `state` of all N test images.
 
-    ok: bool | None
-    value: str
-
-
-def images_for(passes: int) -> int:
-    """How many images the battery may use: at most 100, and a tenth of the work of an evaluation that took `passes`
-    passes over an image; at least 10, so that it can say anything."""
-    return max(FEWEST_IMAGES, min(MOST_IMAGES, int(passes / 10 / PASSES)))
-
-
-def battery(
-    subject: Subject,
-    eps: float,
-    x_adv: Tensor | None,
-    robust: Tensor,
-    count: int,
-    others: Sequence[str] = OTHERS,
-    batch_size: int = MOST_IMAGES,
-) -> dict[str, Finding]:
-    """Every check, by name, on the first `count` images at radius `eps`.
-
-    x_adv (N, ...), robust (N,): the evaluation's perturbed images, None if it checked them itself, and which stand. others:
-    the attacks that should not be stronger than it. batch_size: images that pass through the network together.
+    The first hundred images are attacked again, by that attack and by plain PGD.
     """
-    model = subject.model
+    x, y, index = subject.test.everything()
+    images = Images(x[:COUNT], y[:COUNT], index[:COUNT])
+    first = Attacked(state.x_adv[:COUNT], state.margin[:COUNT])
+    found = battery(subject, protocol.eps, run.batch_size, first.robust)
+    found["perturbations within eps"] = _within(x, state.x_adv, protocol.eps, protocol.norm)
+    found["inputs in [0, 1]"] = _in_range(x, state.x_adv)
+    if found["gradients"].value != NO_GRADIENT:
+        found |= attack_checks(subject.model, images, protocol, run, first)
+    return found | {f"{name} not stronger": not_stronger(subject, name, protocol.eps, state.robust) for name in OTHERS}
+
+
+def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None = None) -> Findings:
+    """The checks of any attack, by name, on the first hundred test images at radius `eps`.
+
+    batch_size: images that pass through the network together. robust (N,): which stand after an attack that should be
+    as strong as plain PGD, None where it need not be.
+    """
     everything = subject.test.everything()
-    x, y = everything.x[:count], everything.y[:count]
-    count = len(x)
+    images = Images(*(part[:COUNT] for part in (everything.x, everything.y, subject.test.numbers)))
+    batch_size = min(batch_size, COUNT)
     found = {
-        "inputs in [0, 1]": _in_range(everything.x, *([] if x_adv is None else [x_adv])),
-        "network": _network(subject, x, batch_size),
-        "gradients": _gradients(subject, x, y, batch_size),
+        "inputs in [0, 1]": _in_range(everything.x),
+        "network": _network(subject, images.x, batch_size),
+        "gradients": _gradients(subject, images.x, images.y, batch_size),
     }
-    if x_adv is not None:
-        found["perturbations within eps"] = _within(everything.x, x_adv, eps, subject.norm)
-    with torch.no_grad():
-        clean = float((logit_margin(_logits(model, x, batch_size), y) < 0).float().mean())
-    largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
-    others_found = {f"{name} not stronger": _other(subject, name, eps, robust) for name in others}
     if found["gradients"].value == NO_GRADIENT:
-        return found | others_found
-    at = {
-        name: _accuracy(subject, x, y, batch_size, *setting)
-        for name, setting in {
-            "zero": (0.0, 1, 1),
-            "half": (eps / 2, STEPS, 1),
-            "eps": (eps, STEPS, 1),
-            "few steps": (eps, STEPS // 4, 1),
-            "restarts": (eps, STEPS, 3),
-            "all": (largest, 2 * STEPS, 1),
-        }.items()
-    }
+        return found
+
+    def broken(radius: float, steps: int = STEPS) -> Tensor:
+        return _broken(subject, images, batch_size, radius, steps)
+
+    with torch.no_grad():
+        wrong = ~(logit_margin(_logits(subject.model, images.x, batch_size), images.y) < 0)
+    nothing, half, whole, few = broken(0.0, 1), broken(eps / 2), broken(eps), broken(eps, STEPS // 4)
     found |= {
-        "eps 0 gives clean accuracy": Finding(at["zero"] == clean, f"{at['zero']:.1%} and {clean:.1%}"),
-        "a huge eps leaves about none": Finding(at["all"] <= 0.1, f"{at['all']:.1%} at {largest:.4g}"),
-        "falls with eps": _falls(count, at["half"], at["eps"], f"eps {eps / 2:.4g}", f"{eps:.4g}"),
-        "falls with steps": _falls(count, at["few steps"], at["eps"], f"{STEPS // 4} steps", f"{STEPS}"),
-        "falls with restarts": _falls(count, at["eps"], at["restarts"], "1 restart", "3"),
+        "eps 0 gives clean accuracy": Finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
+        "a huge eps leaves about none": _huge(subject, images, batch_size),
+        "falls with eps": _falls(half, whole, f"eps {eps / 2:.4g}", f"{eps:.4g}"),
+        "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
-    return found | others_found
+    if robust is not None:
+        found["plain PGD breaks no more"] = no_more(~robust[:COUNT], whole, ("the evaluation", "plain PGD"))
+    return found
 
 
-def lines(found: dict[str, Finding]) -> list[str]:
-    """What to print: one line if all is well, and a warning for each failed check."""
-    failed = [
-        f"WARNING: sanity check failed: {name}: {finding.value}"
-        for name, finding in found.items()
-        if finding.ok is False
-    ]
-    absent = [name for name, finding in found.items() if finding.ok is None]
-    passed = sum(finding.ok is True for finding in found.values())
-    return [
-        f"sanity: {passed} checks passed, {len(failed)} failed" + (f"; not run: {', '.join(absent)}" if absent else ""),
-        *failed,
-    ]
+def _broken(subject: Subject, images: Images, batch_size: int, eps: float, steps: int) -> Tensor:
+    """(N,) bool: what one random start of plain PGD breaks, misclassified images included."""
+    found = []
+    for rows in torch.arange(len(images.x), device=images.x.device).split(batch_size):
+        x, y = images.x[rows], images.y[rows]
+        x_adv = pgd(
+            subject.model,
+            x,
+            y,
+            loss_fn=cross_entropy,
+            norm=subject.norm,
+            eps=eps,
+            step_size=2.5 * eps / steps,
+            steps=steps,
+            noise=row_noise(images.index[rows], x.shape[1:], 0, SANITY).to(x),
+        )
+        with torch.no_grad():
+            found.append(~((logit_margin(subject.model(x), y) < 0) & (logit_margin(subject.model(x_adv), y) < 0)))
+    return torch.cat(found)
 
 
-def as_json(found: dict[str, Finding]) -> dict:
-    """What the JSON of an evaluation holds under `sanity`."""
-    return {name: finding._asdict() for name, finding in found.items()}
+def _left(broken: Tensor) -> str:
+    return f"{float((~broken).float().mean()):.1%}"
+
+
+def _huge(subject: Subject, images: Images, batch_size: int) -> Finding:
+    """At the radius that reaches every image; with more steps where the usual ones do not suffice."""
+    largest = 1.0 if subject.norm == "Linf" else math.sqrt(images.x[0].numel())
+    for steps in (STEPS // 2, 2 * STEPS):
+        left = ~_broken(subject, images, batch_size, largest, steps)
+        if left.float().mean() <= 0.1:
+            break
+    return Finding(bool(left.float().mean() <= 0.1), f"{_left(~left)} at {largest:.4g}")
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     return torch.cat([model(part) for part in x.split(batch_size)])
 
 
-def _accuracy(subject: Subject, x: Tensor, y: Tensor, batch_size: int, eps: float, steps: int, restarts: int) -> float:
-    images, run = Images(x, y, subject.test.numbers[: len(x)]), Running(min(batch_size, len(x)))
-    losses = tuple((cross_entropy, cw_loss)[restart % 2] for restart in range(restarts))
-    protocol = Protocol(losses, subject.norm, eps, 2.5 * eps / steps, steps, seed=0)
-    state = repeated_pgd(subject.model, images, protocol, clean_attacked(subject.model, images, run), run)
-    return float(state.robust.float().mean())
-
-
-def _falls(count: int, before: float, after: float, less: str, more: str) -> Finding:
-    return Finding(after <= before + max(TOLERANCE, 1 / count) + 1e-9, f"{before:.1%} at {less}, {after:.1%} at {more}")
+def _falls(before: Tensor, after: Tensor, less: str, more: str) -> Finding:
+    rise = float(before.float().mean() - after.float().mean())
+    ok = rise <= max(TOLERANCE, 1 / len(before)) + 1e-9
+    return Finding(ok, f"{_left(before)} at {less}, {_left(after)} at {more}")
 
 
 def _in_range(*images: Tensor) -> Finding:
@@ -171,25 +166,3 @@ def _gradients(subject: Subject, x: Tensor, y: Tensor, batch_size: int) -> Findi
     norms = torch.cat(norms)
     share = float((~torch.isfinite(norms) | (norms == 0)).float().mean())
     return Finding(share <= 0.05, f"{share:.1%} zero or not finite")
-
-
-def _other(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:
-    """Whether the evaluation by `attack` that lies beside the model, if any, is not stronger than this one by more than
-    the interval, on the images that both saw."""
-    try:
-        result = parse_json(subject.result_file(attack).read_text())
-        flags = [row["flags"] for row in result["results"] if math.isclose(row["eps"], eps, rel_tol=1e-6)]
-        if (result["model_sha256"], result["dataset"]) != (subject.sha256, subject.dataset) or not flags:
-            return Finding(None, "not run at this eps on this checkpoint")
-        if subject.dataset == "imagefolder" and len(flags[0]) != len(
-            robust
-        ):  # a smaller test set is drawn, not the first
-            return Finding(None, "not run on the same images")
-        count = min(len(flags[0]), len(robust))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError):
-        return Finding(None, "not run")
-    standing = int(robust[:count].sum())
-    theirs = flags[0][:count].count("1") / count
-    return Finding(
-        bool(theirs >= wilson(standing, count)[0]), f"{theirs:.1%}, PGD {standing / count:.1%}, on {count} images"
-    )

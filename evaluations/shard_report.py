@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from evaluations import sanity
 from evaluations.accuracy import accuracy_of, clean_accuracy, interval
+from evaluations.others import overestimates
 from evaluations.results import Row
 from evaluations.shard_parts import Job, Part
 from hardware.memory import BatchSize
@@ -56,16 +57,10 @@ def accuracy_so_far(parts: Mapping[int, Part]) -> float:
 def make_row(job: Job, right: Tensor, parts: Sequence[Part], batch: BatchSize) -> Row:
     """The row of a finished job; right (N,) bool: classified right without a perturbation."""
     invalid = sum(part.invalid for part in parts)
-    checks = BatchSize(min(len(right), sanity.MOST_IMAGES), "sanity checks", batch.say).run(
-        lambda size: sanity.battery(
-            job.subject,
-            job.eps,
-            None,
-            torch.tensor([flag == "1" for part in parts for flag in part.robust]),
-            min(len(right), sanity.MOST_IMAGES),
-            others=(),
-            batch_size=size,
-        )
+    robust = torch.tensor([flag == "1" for part in parts for flag in part.robust])
+    as_strong = robust if job.attack == "autoattack" else None  # as plain PGD
+    checks = BatchSize(job.batch_size, "sanity checks", batch.say).run(
+        lambda size: sanity.battery(job.subject, job.eps, size, as_strong)
     )
     checks["perturbations within eps"] = sanity.Finding(invalid == 0, f"{invalid} too long or outside [0, 1]")
     return {
@@ -101,4 +96,5 @@ def lines(job: Job, row: Row) -> list[str]:
         *([too_far] if row["invalid"] else []),
         *sanity.lines(checks),
         f"written: {subject.result_file(job.attack)}",
+        *overestimates(subject),
     ]

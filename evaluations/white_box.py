@@ -11,7 +11,9 @@ from evaluations import sanity
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy, interval
 from evaluations.adversarial_images import save_images, saved_images
 from evaluations.common_flags import overrides_said
+from evaluations.others import overestimates
 from evaluations.pgd_progress import Progress
+from evaluations.repeated_pgd import Running
 from evaluations.results import Row, add_rows, average_accuracies
 from evaluations.subject import Subject
 from evaluations.white_box_attack import Attack, Reached
@@ -73,17 +75,17 @@ def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, say: S
         say(line)
     for line in sanity.lines(checks):
         say(line)
-    say(f"written: {subject.result_file('pgd')}")
+    for line in [f"written: {subject.result_file('pgd')}", *overestimates(subject)]:
+        say(line)
     if plan.flags.save_adv:
         say(f"written: {save_images(subject, {eps: course.found.x_adv for eps, course in reached.courses.items()})}")
 
 
 def check(plan: Plan, reached: Reached, eps: float) -> dict[str, sanity.Finding]:
     """The sanity battery on what was found at one radius."""
-    subject, found = plan.subject, reached.courses[eps].found
-    count = sanity.images_for(reached.attacks * plan.flags.nb_iter)
-    return BatchSize(count, "sanity checks", tqdm.write).run(
-        lambda size: sanity.battery(subject, eps, found.x_adv, found.robust, count, batch_size=size)
+    run, found = reached.running or Running(1), reached.courses[eps].found
+    return BatchSize(run.batch_size, "sanity checks", tqdm.write).run(
+        lambda size: sanity.pgd_battery(plan.subject, plan.protocol(eps), run._replace(batch_size=size), found)
     )
 
 
