@@ -17,6 +17,7 @@ from evaluations.findings import Finding
 from evaluations.results import Row, quoted, same_eps
 from evaluations.subject import Subject
 
+GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("autoattack", "transfer")
 NAMES = {"autoattack": "AutoAttack", "transfer": "transfer", "square": "Square", "spsa": "SPSA"}
 

@@ -216,6 +216,19 @@ def test_distances_with_the_published_ones(run):
     assert rows["MMA-2.0", "AN-PGD, at most 2.1"]["75 %"] == "2.600"
 
 
+def test_by_how_much_pgd_overestimates(run):
+    """On the images that both attacked; only an attack without gradients that is stronger is a warning."""
+    pgd, other = accuracies(n=1000, robust={0.3: 0.9}), accuracies(n=100, robust={0.3: 0.5})
+    _, page = tables(run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=pgd, autoattack_Linf=other))
+    assert "PGD overestimates by 50.0 points at 0.3: AutoAttack leaves 50.0%, PGD 100.0%, of the same 100" in page
+    assert "⚠" not in page
+    _, page = tables(run("mnist-Linf-MMA-0.45-sd1", pgd_Linf=pgd, square_Linf=other))
+    assert "⚠ MMA-0.45: " in page and "masked gradients: PGD overestimates by 50.0 points" in page
+    stale = {**other, "model_sha256": "another"}
+    _, page = tables(run("mnist-Linf-MMA-0.45-sd2", pgd_Linf=pgd, autoattack_Linf=stale))
+    assert "overestimates" not in page
+
+
 def test_doubtful_figures_are_marked(run):
     checks = {"falls with eps": {"ok": False, "value": "40 % at 0.1"}, "network": {"ok": True}, "square": {"ok": None}}
     insane = run("digits-Linf-MMA-0.3-sd0", pgd_Linf=accuracies(sanity=checks))
