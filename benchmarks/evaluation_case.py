@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -25,76 +26,82 @@ from networks.build import build_model
 RESTARTS = 10
 
 
-def evaluation_case(precisions: list[str], device: torch.device) -> Case:
-    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
-    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (400, 3, 50)
-    model, x, y = _trained_on_digits(count, device)
-    with torch.no_grad():
-        right = logit_margin(model(x), y) < 0
-    found = anpgd(
-        model,
-        x[right],
-        y[right],
-        norm="Linf",
-        start_eps=0.1,
-        max_eps=0.5,
-        steps=20,
-        step_scale=2.5,
-        search_steps=10,
-        attack_loss_fn=soft_logit_margin,
-        search_loss_fn=logit_margin,
-        noise=None,
-    )
-    margins = torch.zeros(count, device=device)
-    margins[right] = found.eps
-    eps = float(margins.quantile(0.55))  # just below half stand, so that the last batch is not nearly empty
-    theirs = LeNet5Madry().to(device).requires_grad_(False)
-    theirs.load_state_dict(model.state_dict())
-    robust: dict[str, float] = {}
-    batches: dict[str, int] = {}
+class Contest:
+    """Repeated PGD in the reference style and ours, of one network on the same images at one radius."""
 
-    def baseline() -> None:
-        flags = [
-            reference_style.evaluate(
-                theirs, *part, norm="Linf", eps=eps, eps_iter=2.5 * eps / steps, steps=steps, restarts=RESTARTS
-            )
-            for part in zip(x.split(batch_size), y.split(batch_size), strict=True)
-        ]
-        robust["reference style"] = float(torch.cat(flags).float().mean())
+    def __init__(self, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self.count, self.steps, self.batch_size = (1000, 100, 200) if on_cuda else (400, 3, 50)
+        self.rows = self.batch_size if on_cuda else None
+        self.model, self.x, self.y = _trained_on_digits(self.count, device)
+        self.eps = _radius_of_half(self.model, self.x, self.y)
+        self.step_size = 2.5 * self.eps / self.steps
+        self.theirs = LeNet5Madry().to(device).requires_grad_(False)
+        self.theirs.load_state_dict(self.model.state_dict())
+        self.robust: dict[str, float] = {}  # by contender
+        self.batches: dict[str, int] = {}  # that ours attacked
 
-    def ours(precision: str, attack: FastPgd) -> None:
-        batches[precision] = 0
+    def baseline(self) -> None:
+        """The reference style, batch by batch."""
+        how = {"norm": "Linf", "eps": self.eps, "eps_iter": self.step_size, "steps": self.steps, "restarts": RESTARTS}
+        parts = zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
+        flags = [reference_style.evaluate(self.theirs, *part, **how) for part in parts]
+        self.robust["reference style"] = float(torch.cat(flags).float().mean())
+
+    def ours(self, precision: str, attack: FastPgd) -> None:
+        """Repeated PGD on what still stands."""
+        self.batches[precision] = 0
 
         def count_batch(*_: int) -> None:
-            batches[precision] += 1
+            self.batches[precision] += 1
 
         losses = (cross_entropy,) * (RESTARTS // 2) + (cw_loss,) * (RESTARTS - RESTARTS // 2)
-        protocol = Protocol(losses, "Linf", eps, 2.5 * eps / steps, steps, seed=0)
-        images, portions = Images(x, y, torch.arange(count, device=device)), Running(batch_size, attack)
-        clean = clean_attacked(model, images, portions)
-        state = repeated_pgd(model, images, protocol, clean, portions, Listener(count_batch))
-        robust[precision] = float(state.robust.float().mean())
+        protocol = Protocol(losses, "Linf", self.eps, self.step_size, self.steps, seed=0)
+        images = Images(self.x, self.y, torch.arange(self.count, device=self.x.device))
+        portions = Running(self.batch_size, attack)
+        clean = clean_attacked(self.model, images, portions)
+        state = repeated_pgd(self.model, images, protocol, clean, portions, Listener(count_batch))
+        self.robust[precision] = float(state.robust.float().mean())
 
-    def floor(network: nn.Module, precision: str) -> float:
+    def floor(self, network: nn.Module, precision: str) -> float:
+        """Seconds of the passes alone: of every batch without, of the batches attacked with `ours`."""
         attacked = BFloat16Twin(network) if precision == "bf16" else network
-        part = x[:batch_size], y[:batch_size]
+        part = self.x[: self.batch_size], self.y[: self.batch_size]
         with tf32(precision != "fp32"):
             one = pass_seconds(attacked, *part, "input", 10)
-        number = batches.get(precision, RESTARTS * math.ceil(count / batch_size))
-        return number * (steps * one + pass_seconds(network, *part, "forward", 10))
+        number = self.batches.get(precision, RESTARTS * math.ceil(self.count / self.batch_size))
+        return number * (self.steps * one + pass_seconds(network, *part, "forward", 10))
 
-    run: dict[str, Callable[[], object]] = {"reference style": baseline}
-    floors = {"reference style": lambda: floor(theirs, "reference style")}
+    def remark(self) -> str:
+        """What each contender found."""
+        return "robust accuracy: " + ", ".join(f"{name} {value:.1%}" for name, value in self.robust.items())
+
+
+def evaluation_case(precisions: list[str], device: torch.device) -> Case:
+    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
+    contest = Contest(device)
+    run: dict[str, Callable[[], object]] = {"reference style": contest.baseline}
+    floors: dict[str, Callable[[], float]] = {
+        "reference style": functools.partial(contest.floor, contest.theirs, "reference style")
+    }
     for precision in precisions:
-        attack = FastPgd(model, precision, rows=batch_size if device.type == "cuda" else None)
-        run[precision] = lambda precision=precision, attack=attack: ours(precision, attack)
-        floors[precision] = lambda precision=precision: floor(model, precision)
-    title = (
-        f"evaluation, LeNet5, {count} images, batch {batch_size}, {RESTARTS} restarts x {steps} steps, eps {eps:.3g}"
-    )
-    return Case(
-        title, count, run, floors, lambda: "robust accuracy: " + ", ".join(f"{k} {v:.1%}" for k, v in robust.items())
-    )
+        attack = FastPgd(contest.model, precision, rows=contest.rows)
+        run[precision] = functools.partial(contest.ours, precision, attack)
+        floors[precision] = functools.partial(contest.floor, contest.model, precision)
+    title = f"evaluation, LeNet5, {contest.count} images, batch {contest.batch_size}, {RESTARTS} restarts x "
+    title += f"{contest.steps} steps, eps {contest.eps:.3g}"
+    return Case(title, contest.count, run, floors, contest.remark)
+
+
+def _radius_of_half(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Just below half stand there, so that the last batch is not nearly empty."""
+    with torch.no_grad():
+        right = logit_margin(model(x), y) < 0
+    how = {"attack_loss_fn": soft_logit_margin, "search_loss_fn": logit_margin}
+    found = anpgd(model, x[right], y[right], norm="Linf", start_eps=0.1, max_eps=0.5, steps=20, **how)
+    margins = torch.zeros(len(x), device=x.device)
+    margins[right] = found.eps
+    return float(margins.quantile(0.55))
 
 
 def _trained_on_digits(count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
