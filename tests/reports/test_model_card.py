@@ -71,9 +71,9 @@ def test_figures_stand_with_their_intervals_and_images(folder):
     for row in content["results"]:
         low, high = row["ci95"]
         assert f"{100 * row['robust_acc']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in page
-    content["results"][0] |= {"n": 50, "split": "val"}  # a row may speak for itself
+    content["results"][0] |= {"n": 50}  # a row may speak for itself
     path.write_text(json.dumps(content))
-    assert "| 50 val |" in card(folder)
+    assert "| 50 test |" in card(folder)
 
 
 def test_an_evaluation_of_another_checkpoint_is_left_out(folder):
