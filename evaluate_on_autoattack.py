@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyautoattack import AutoAttack
@@ -24,6 +24,7 @@ from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
 from evaluations.packages import square_starts
+from evaluations.results import is_done
 from evaluations.shard_parts import Job
 from evaluations.shards import Attacker, Attempt, Show, run_job
 from evaluations.subject import Subject, load_subject
@@ -92,7 +93,7 @@ def evaluate(
         say(note)
     size = flags.batch_size or len(subject.test)
     job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, size, ensemble.settings(subject))
-    if world.from_first(lambda: not flags.overwrite and job.stored_row is not None):
+    if world.from_first(lambda: is_done(job, flags.overwrite)):
         say(f"{subject.result_file('autoattack')}: already done")
         return True
 
@@ -121,7 +122,7 @@ class Ensemble(NamedTuple):
     def title(self) -> str:
         return f"AutoAttack ({'' if self.standard else 'not standard AutoAttack: '}{', '.join(self.attacks)})"
 
-    def settings(self, subject: Subject) -> dict:
+    def settings(self, subject: Subject) -> dict[str, Any]:
         """For the JSON: what makes two results comparable."""
         return {
             "attacks": list(self.attacks),
@@ -190,7 +191,7 @@ def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
     """Silence the package's logger; give its warnings, of those that differ in numbers only the first."""
     logger = logging.getLogger("auto-attack")
     before = logger.handlers, logger.level, logger.propagate
-    warnings = {}
+    warnings: dict[str, str] = {}
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

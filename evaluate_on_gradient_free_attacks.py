@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyautoattack.square import SquareAttack
@@ -22,6 +23,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.advertorch_compat import advertorch
 from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
 from evaluations.packages import square_starts
+from evaluations.results import is_done
 from evaluations.shard_parts import Job
 from evaluations.shards import Attacker, Attempt, Show, run_job
 from evaluations.subject import Subject, load_subject
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(note)
         for name in attacks:
             job, attacker = make_job(name, flags, subject, eps)
-            if world.from_first(lambda job=job: not flags.overwrite and job.stored_row is not None):
+            if world.from_first(partial(is_done, job, flags.overwrite)):
                 say(f"{subject.result_file(name)}: already done")
             elif not run_job(job, attacker, say, world, deadline):
                 say(line_that_goes_on("evaluate_on_gradient_free_attacks.py", argv, flags.max_minutes))
@@ -135,7 +137,7 @@ class Kind(NamedTuple):
     """One attack with its settings."""
 
     run: Callable[[Job, Tensor, Tensor, int, int], Tensor]  # job, x (B, ...), y (B,), seed, steps -> x_adv (B, ...)
-    settings: dict  # for the JSON
+    settings: dict[str, Any]  # for the JSON
     steps: int
     trial_steps: int  # enough to time one
     shard: int  # images
@@ -157,7 +159,8 @@ def square(flags: GradientFreeFlags) -> Kind:
             device=job.device,
         )
         with torch.no_grad():
-            return attack.perturb(x, y)
+            x_adv: Tensor = attack.perturb(x, y)
+        return x_adv
 
     settings = {"package": f"pyautoattack {version('pyautoattack')}", "queries": flags.square_queries}
     return Kind(run, settings, flags.square_queries, 50, 50)
@@ -180,7 +183,8 @@ def spsa(flags: GradientFreeFlags) -> Kind:
                 samples, -(-SPSA_IMAGES_A_PASS // len(job.shards[0]))
             ),  # so half the images are half the memory
         )
-        return attack.perturb(x, y)
+        x_adv: Tensor = attack.perturb(x, y)
+        return x_adv
 
     settings = {
         "package": f"advertorch {version('advertorch')}",

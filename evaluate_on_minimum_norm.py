@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from evaluations.minimum_norm import (
     is_right,
     parts_file,
 )
-from evaluations.results import Row, add_rows
+from evaluations.results import Row, add_rows, is_done
 from evaluations.subject import Subject, load_subject
 from hardware.memory import BatchSize
 from pgd import PgdFn, pgd
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(note)
         runs = []
         for run in make_runs(flags, subject, attacks, device):
-            if world.from_first(lambda run=run: not flags.overwrite and run.stored_row is not None):
+            if world.from_first(partial(is_done, run, flags.overwrite)):
                 say(f"{subject.result_file(run.attack)}: already done")
             else:
                 runs.append(run)

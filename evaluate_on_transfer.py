@@ -22,7 +22,7 @@ from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
 from evaluations.common_flags import line_that_goes_on
-from evaluations.results import add_rows, effort
+from evaluations.results import Row, add_rows, effort
 from evaluations.subject import Subject, load_subject
 from evaluations.transfer import Field, make_row, matrix, replay_all, right_on
 from evaluations.white_box_plan import make_plan
@@ -179,7 +179,8 @@ def attack_flags(flags: TransferFlags, run: str, subject: Subject, radii: Sequen
     """The PGD evaluation that makes the images: with the seed, and unless the flags say otherwise the steps and restarts,
     of the hardest one that is stored for the same images."""
     rows = [row for row in subject.rows("pgd") if (row["n"], row["split"]) == (len(subject.test), subject.split)]
-    best = max(rows, key=effort, default={"settings": {}})
+    nothing: Row = {"settings": {}}
+    best = max(rows, key=effort, default=nothing)
     options = {name: value for name, value in asdict(flags).items() if value is not None and name not in OWN_FLAGS}
     for name in ("nb_iter", "nb_restart"):
         options.setdefault(name, best["settings"].get(name, getattr(EvalConfig, name)))

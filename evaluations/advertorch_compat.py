@@ -22,7 +22,7 @@ def _zero_gradients(x: Tensor) -> None:
 
 
 if not hasattr(_gradcheck, "zero_gradients"):
-    _gradcheck.zero_gradients = _zero_gradients
+    _gradcheck.zero_gradients = _zero_gradients  # type: ignore[attr-defined]  # it was there once
 
 import advertorch  # noqa: E402
 

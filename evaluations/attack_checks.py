@@ -53,7 +53,7 @@ def attack_checks(model: nn.Module, images: Images, protocol: Protocol, run: Run
         "the attack leaves its start": _as_many(seen, _far(seen, seen.start.x_adv, 1e-4, protocol), "moved"),
         "the attack takes whole steps": _whole_steps(seen),
         "the attack raises its loss": _as_many(
-            seen, tuple(ends.loss > seen.start.loss for ends in (seen.made, seen.plain)), "raised"
+            seen, (seen.made.loss > seen.start.loss, seen.plain.loss > seen.start.loss), "raised"
         ),
         "the attack answers for its own batch": _own_batch(seen),
         "the attack breaks what plain PGD breaks": no_more(seen.made.broken, seen.plain.broken, ("it", "plain PGD")),
@@ -65,14 +65,16 @@ def run_beside(model: nn.Module, images: Images, protocol: Protocol, run: Runnin
     """One start of each on all images, in two batches at least, so that an answer to another batch is seen."""
     x, y, index = images
     rows = max(1, min(run.batch_size, (len(x) + 1) // 2))
-    starts, made, plain = [], [], []
+    starts: list[Tensor] = []
+    made: list[Tensor] = []
+    plain: list[Tensor] = []
     for part in torch.arange(len(x), device=x.device).split(rows):
         noise = row_noise(index[part], x.shape[1:], protocol.seed, SANITY).to(x)
         starts.append(GEOMETRY[protocol.norm].start(x[part], as_rows(protocol.eps, x[part]), noise))
         for attack, found in ((run.attack, made), (pgd, plain)):
             found.append(_once(attack, model, x[part], y[part], protocol, noise).clone())  # a graph's holds for a while
-    ends = [_judge(model, torch.cat(found), y, protocol, rows) for found in (starts, made, plain)]
-    return Beside(x, *ends, rows)
+    start, ours, theirs = (_judge(model, torch.cat(found), y, protocol, rows) for found in (starts, made, plain))
+    return Beside(x, start, ours, theirs, rows)
 
 
 def no_more(broken: Tensor, other: Tensor, names: tuple[str, str]) -> Finding:

@@ -214,7 +214,7 @@ def attack_batch(run: Run, number: int, rows: Tensor, clean: Tensor) -> Tensor:
     x, y, _ = subject.test.batch(rows)
     with untouched(subject.model, x.device):
         torch.manual_seed(mixed_seed(run.seed, EVALUATE, number))  # DDN draws a direction where there is no gradient
-        attack = run.method.attack(steps=run.steps, **run.method.options)
+        attack = run.method.attack(**{"steps": run.steps, **run.method.options})
         model = PyTorchModel(subject.model, bounds=(0, 1), device=x.device)
         x_adv = attack(model, x, y, epsilons=None)[0]
         if run.attack == "cw":  # foolbox gives an all-black image for one that it did not break

@@ -57,8 +57,8 @@ def gaps(attack: str, dataset: str, pgd: Sequence[Row], others: Sequence[Row]) -
             # A part of an image folder is drawn, not its first images.
             same_images = count and (dataset != "imagefolder" or len(first) == len(second))
             if same_images and same_eps(ours["eps"], theirs.get("eps")):
-                accuracies = (flags[:count].count("1") / count for flags in (first, second))
-                yield Gap(attack, ours["eps"], *accuracies, count)
+                left, left_by_other = (flags[:count].count("1") / count for flags in (first, second))
+                yield Gap(attack, ours["eps"], left, left_by_other, count)
 
 
 def overestimates(subject: Subject) -> list[str]:

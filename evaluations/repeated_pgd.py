@@ -25,7 +25,7 @@ class Images(NamedTuple):
 
     x: Tensor  # (N, ...)
     y: Tensor  # (N,)
-    index: Tensor  # (N,) their numbers in the data set: with (seed, restart, eps) they fix the random starts
+    index: Tensor  # type: ignore[assignment]  # tuple.index is hidden; (N,) their numbers in the data set: with (seed, restart, eps) they fix the random starts
 
 
 class Protocol(NamedTuple):

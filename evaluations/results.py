@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from errors import UserError
 from records.reading import parse_json, refuse_odd
@@ -265,3 +265,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+class Storable(Protocol):
+    """An evaluation that knows where its row would be stored."""
+
+    @property
+    def stored_row(self) -> Row | None:
+        """What is stored of it."""
+
+
+def is_done(work: Storable, overwrite: bool) -> bool:
+    """Whether its row is stored and stays."""
+    return not overwrite and work.stored_row is not None

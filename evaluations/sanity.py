@@ -155,14 +155,14 @@ def _network(subject: Subject, x: Tensor, batch_size: int) -> Finding:
 
 def _gradients(subject: Subject, x: Tensor, y: Tensor, batch_size: int) -> Finding:
     """The share of images at which cross-entropy has no gradient: zero, or not a number."""
-    norms = []
+    found = []
     with frozen(subject.model), torch.enable_grad():
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             images = images.detach().requires_grad_()
             loss = cross_entropy(subject.model(images), labels).sum()
             if not loss.requires_grad:
                 return Finding(False, NO_GRADIENT)
-            norms.append(row_norms(torch.autograd.grad(loss, images)[0]))
-    norms = torch.cat(norms)
+            found.append(row_norms(torch.autograd.grad(loss, images)[0]))
+    norms = torch.cat(found)
     share = float((~torch.isfinite(norms) | (norms == 0)).float().mean())
     return Finding(share <= 0.05, f"{share:.1%} zero or not finite")

@@ -62,7 +62,8 @@ class Job:
     @cached_property
     def shards(self) -> tuple[Tensor, ...]:
         """Row numbers of each shard."""
-        return torch.arange(len(self.subject.test)).split(self.batch_size)
+        rows: tuple[Tensor, ...] = torch.arange(len(self.subject.test)).split(self.batch_size)
+        return rows
 
     @cached_property
     def identity(self) -> dict[str, Any]:

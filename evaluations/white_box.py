@@ -71,7 +71,8 @@ def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, say: S
         row |= {"sanity": sanity.as_json(checks)} if row["eps"] == at else {}
     add_rows(subject.result_file("pgd"), subject.head("pgd"), rows, lambda rows: settled(plan, rows))
     stored = subject.rows("pgd")
-    for line in lines(plan, [row for eps in plan.radii if (row := plan.stored(stored, eps))], rows[0], processes):
+    found = [row for row in (plan.stored(stored, eps) for eps in plan.radii) if row]
+    for line in lines(plan, found, rows[0], processes):
         say(line)
     for line in sanity.lines(checks):
         say(line)

@@ -91,7 +91,7 @@ def make_plan(flags: EvalConfig, subject: Subject) -> tuple[Plan, list[str]]:
 
     if flags.eps_iter is not None:
         flags = replace(flags, eps_iter=settle(flags.eps_iter, "eps_iter"))
-    if flags.eps == ("grid",):
+    if flags.eps == ("grid",):  # type: ignore[comparison-overlap]  # a word that the flag lets through
         radii = eval_grid(subject.dataset, subject.norm, subject.training.check_maxeps)
         return Plan(subject, flags, tuple(radii)), notes
     if flags.eps is not None:
