@@ -17,7 +17,7 @@ from settings.validation import stored_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = ROOT / "trained_models" / "SHA256SUMS"
-COMMITTED = ("trained_models/*", "results/*/*")
+COMMITTED = ("trained_models/*", "benchmarks/digits/*")
 
 
 class Pretrained(NamedTuple):

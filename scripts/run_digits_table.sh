@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every training method on the digits under Linf, three seeds each, attacked at six radii; the table in results/digits.md.
+# Every training method on the digits under Linf, three seeds each, attacked at six radii; the table in benchmarks/digits.md.
 # Started again, it skips what is finished and goes on with what is not.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-out=$root/results/digits
+out=$root/benchmarks/digits
 
 for seed in 0 1 2; do
   while read -r name flags; do
@@ -21,4 +21,4 @@ MMA-0.3 --method mma --hinge_maxeps 0.3
 OMMA-0.3 --method omma --hinge_maxeps 0.3
 RUNS
 done
-python "$root/reports/make_tables.py" "$out"/* --out "$root/results/digits.md"
+python "$root/reports/make_tables.py" "$out"/* --out "$root/benchmarks/digits.md"
