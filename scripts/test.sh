@@ -9,5 +9,8 @@ if [ $# = 0 ]; then
   "$python" -m ruff check --no-cache .
   "$python" -m ruff format --check .
   "$python" -m mypy
+  # One process a core and one thread each: these networks are too small for more, and threads that wait spin.
+  export OMP_NUM_THREADS=1
+  set -- -n auto --dist loadfile
 fi
 "$python" -m pytest "$@"
