@@ -1,5 +1,5 @@
 # Sourced by the scripts of published runs: sets $root, makes `python` the one of .venv where there is one (else
-# $PYTHON, else python3), and defines `trained NAME`.
+# $PYTHON, else python3), and defines `trained NAME` and `folders NAME…`.
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 [ -x "$python" ] || python=${PYTHON:-python3}
 
@@ -8,4 +8,18 @@ python() { "$python" "$@"; }
 # Whether trained_models/NAME has a model; says so if not.
 trained() {
   [ -e "$root/trained_models/$1/model_best.pt" ] || { echo "$1: skipped, not trained yet"; return 1; }
+}
+
+# The folders of those NAMEs that are trained, one a line; the others are named on standard error.
+folders() {
+  for name; do
+    if trained "$name" >&2; then echo "$root/trained_models/$name"; fi
+  done
+}
+
+# The baselines of DATASET-NORM that are trained: the tables put them beside the paper's runs.
+baselines() {
+  for model in "$root"/trained_models/"$1"-{STD,PGD,PGDLS,TRADES}{,-*}-sd0/model_best.pt; do
+    if [ -e "$model" ]; then dirname "$model"; fi
+  done
 }

@@ -11,23 +11,12 @@ import sys
 import pytest
 import torch
 
-import evaluate_on_autoattack
-import evaluate_on_gradient_free_attacks
-import evaluate_on_minimum_norm
-import evaluate_on_transfer as transfer
 from config import Config
-from flags import parse_eval, parse_train
+from flags import parse_train
 from modules import MODULES
+from programs import PARSERS
 from support import ROOT
 
-PARSERS = {
-    "train.py": parse_train,
-    "evaluate_on_pgd_attacks.py": parse_eval,
-    "evaluate_on_autoattack.py": evaluate_on_autoattack.parse,
-    "evaluate_on_gradient_free_attacks.py": evaluate_on_gradient_free_attacks.parse,
-    "evaluate_on_minimum_norm.py": evaluate_on_minimum_norm.parse,
-    "evaluate_on_transfer.py": transfer.parse,
-}
 DIGITS_TABLE = ROOT / "scripts" / "run_digits_table.sh"  # a loop, not literal commands
 GPU_HOUR = ROOT / "scripts" / "first_gpu_hour.sh"  # its commands are made of variables; a test of its own runs it dry
 MNIST_FAST = ROOT / "scripts" / "run_mnist_fast.sh"  # likewise; see tests/training/test_recipe.py
@@ -54,6 +43,7 @@ def commands(text):
     found = []
     for line in text.replace("\\\n", " ").splitlines():
         line = line.replace('"$@"', "").replace("$root/", "").split(" #")[0]
+        line = re.sub(r'"\$\{\w+\[@\]\}"', "one two", line)  # an array of run folders
         match = re.search(r"(?:python|torchrun)\S* (?:--?\S+ )*(\S*?)(train\.py|evaluate_on_\w+\.py)\b\"?(.*)", line)
         if match and not line.lstrip().startswith("#"):
             found.append((match[2], shlex.split(match[3])))
@@ -97,10 +87,8 @@ def test_published_runs_stand_under_their_names(name, count):
     assert len(set(names)) == count
     if name.endswith("baselines"):
         return
-    attacked = re.findall(
-        r"trained_models/(\S+?)\"",
-        (ROOT / "scripts" / name.replace("run", "attack").replace("training", "models.sh")).read_text(),
-    )
+    script = ROOT / "scripts" / name.replace("run", "attack").replace("training", "models.sh")
+    attacked = re.findall(r"[a-z0-9]+-(?:Linf|L2)-O?MMA-[\d.]+-sd0", script.read_text())
     assert attacked == names
 
 
