@@ -82,7 +82,7 @@ PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
-    "data": "dataset data_root streaming num_workers train_size val_size test_size augment",
+    "data": "dataset data_root split streaming num_workers train_size val_size test_size augment",
     "method": "model network activation recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search num_search_steps rest_interval pretrained",
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
@@ -90,7 +90,7 @@ GROUPS = {
     "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps average_decay local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume max_minutes save_interval disp_interval quiet "
-    "tensorboard save_adv",
+    "tensorboard save_adv overwrite",
 }
 
 
