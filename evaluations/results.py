@@ -150,7 +150,9 @@ def effort(row: Row) -> tuple[bool, float]:
     """How hard a row's attack tried: standard AutoAttack before others, then restarts x steps or what corresponds."""
     settings = row["settings"]
     numbers = [settings[name] for name in EFFORTS if isinstance(settings.get(name), int | float)]
-    return settings.get("standard") is not False, math.prod(numbers)
+    attacks = settings.get("attacks")
+    several = len(attacks) if isinstance(attacks, list) else 1
+    return settings.get("standard") is not False, math.prod(numbers) * several
 
 
 def quoted(rows: Sequence[Row], split: str = "test") -> list[Row]:

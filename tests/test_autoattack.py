@@ -107,11 +107,12 @@ def test_damaged_shards_are_attacked_again(network, stub, monkeypatch):
     for damage in (lambda text: text[:-9], lambda text: text.replace('"robust": "', '"robust": "1'), lambda text: "[]"):
         with monkeypatch.context() as patch:
             interrupted_after(1, patch)
-            assert main(arguments(network, **flags)) == 130
+            assert main([*arguments(network, **flags), "--overwrite"]) == 130
         (path,) = network.parent.glob("partial_*")
         path.write_text(damage(path.read_text()))
         with monkeypatch.context() as patch:
-            assert interrupted_after(9, patch) == [] and main(arguments(network, **flags)) == 0
+            calls = interrupted_after(9, patch)
+            assert main([*arguments(network, **flags), "--overwrite"]) == 0 and calls == [0, 1]
 
 
 def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, stub, monkeypatch):
@@ -120,7 +121,8 @@ def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_other
         evaluate_on_autoattack, "run_ensemble", lambda built, x, y, show: seeds.append(built.seed) or (x, [])
     )
     for seed in (0, 0, 1):
-        assert main(arguments(network, attacks="fab", test_size=40, batch_size=20, seed=seed)) == 0
+        argv = arguments(network, attacks="fab", test_size=40, batch_size=20, seed=seed)
+        assert main([*argv, "--overwrite"]) == 0
     assert seeds[:2] == seeds[2:4] and len(set(seeds)) == 4
 
 
