@@ -14,9 +14,9 @@ from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model
 from records import checkpoint
-from reports import make_tables, plot_examples, plot_margins, plot_robustness, published, results
+from reports import fill_tables, make_tables, plot_examples, plot_margins, plot_robustness, published, results
 from reports.make_tables import make_page
-from reports.results import eps_key
+from reports.results import eps_key, read_run
 from support import ROOT
 
 
@@ -286,6 +286,49 @@ def test_run_folders_of_the_repository(capsys):
 
 def test_radii_that_differ_by_rounding_are_one():
     assert eps_key(0.3 * 2 / 6) == eps_key(0.1) != eps_key(0.1001)
+
+
+# --- README.md and docs/results.md ----------------------------------------------------------------------------------
+
+
+def filled_rows(text, folders, name="results"):
+    """The cells of each line of the marked table."""
+    page = fill_tables.filled(
+        f"before\n<!-- {name}:begin -->\n{text}<!-- {name}:end -->\nafter", list(map(read_run, folders))
+    )
+    assert page.startswith("before\n") and page.endswith("\nafter")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:-2]]
+
+
+def test_published_beside_ours(run):
+    """Nothing is taken over from what stood there; of two rows at one radius the one of most images, then effort."""
+    old = "| MNIST ℓ∞ MMA-0.45 | 0.3 | 98.95 / 99.99 |\n"
+    assert filled_rows(old, [])[2][2] == "98.95 / not run yet"
+    rows = [
+        {"eps": 0.3, "robust_acc": acc, "n": n, "settings": {"nb_iter": steps, "nb_restart": 10}, "flags": "1" * n}
+        for acc, n, steps in ((0.95, 100, 100), (0.91, 10_000, 100), (0.93, 10_000, 40))
+    ]
+    whole = run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=accuracies(n=10_000, clean=0.98, results=rows))
+    part = accuracies(n=200, robust={0.3: 0.85}, sanity={"network": {"ok": False, "value": ""}})
+    short = run("mnist-Linf-MMA-0.45-sd0-short", 500, pgd_Linf=accuracies(n=10_000), autoattack_Linf=part)
+    found = filled_rows(old, [short, whole])
+    assert found[2][:5] == ["MNIST ℓ∞ MMA-0.45", "0.3", "98.95 / 98.00", "92.59 / 91.00", "91.40 / not run yet"]
+    assert found[3][0] == "MNIST ℓ∞ MMA-0.45, `mnist-Linf-MMA-0.45-sd0-short` (500 of the preset's 100000 steps)"
+    assert found[3][4] == "91.40 / ⚠ 85.00 (n 200)"
+
+
+def test_by_eps_and_distances_beside_ours(run):
+    pgd, transfer = accuracies(n=10, robust={0.1: 0.9, 0.3: 0.6}), accuracies(n=10, robust={0.1: 0.8, 0.3: 0.5})
+    folder = run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=pgd)
+    mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("MMA-0.45, ours")]
+    assert mine == [["MMA-0.45, ours, white-box only", "98.0 (n 10)", "90.0 (n 10)", "–", "60.0 (n 10)", "–"]]
+    folder = run("mnist-Linf-TRADES-0.3-sd0", pgd_Linf=pgd, transfer_Linf=transfer)
+    mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("TRADES, ours")]
+    assert mine[0] == ["TRADES, ours", "98.0 (n 10)", "80.0 (n 10)", "–", "50.0 (n 10)", "–"]
+    cw = {"n": 1000, "clean_acc": 0.99, "mean": 2.1, "quartiles": [1.7, 2.2, None], "not_found": 3, "distances": []}
+    folder = run("mnist-L2-MMA-2.0-sd0", cw_L2=cw)
+    (mine,) = [row for row in filled_rows("", [folder], "distances") if "ours" in row[0]]
+    assert mine == ["MMA-2.0, ours, n 1000", "99.0", "2.10", "1.70", "2.20", "–"]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,184 @@
+"""Write the tables of published figures beside ours into README.md and docs/results.md, between their markers.
+
+python reports/fill_tables.py [RUN ...]     run folders, by default all in trained_models/
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from errors import UserError, exits_on_user_error
+from flags import Parser
+from reports import published
+from reports.accuracy_rows import accuracy_at, eps_text
+from reports.results import NONE, NORMS, TEST_IMAGES, WARNING, Run, eps_key, read_run, strongest, table_key, title
+from utils import write_atomically
+
+PAGES = ("README.md", "docs/results.md")
+NOT_RUN = "not run yet"
+Key = tuple[str, str]  # data set and norm
+
+
+class Ours(NamedTuple):
+    """A run of ours of a published method, with its evaluations in the table's norm by attack."""
+
+    run: Run
+    found: dict[str, dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """What it is called beside the published one; in what it falls short."""
+        rest = self.run.name["rest"] if self.run.name else None
+        name = f"ours, `{self.run.folder.name}`" if rest else "ours"
+        return name + (f" ({self.run.partial})" if self.run.partial else "")
+
+    def percent(self, evaluation: dict[str, Any] | None, value: float | None, decimals: int = 2) -> str:
+        """An accuracy; marked where it is doubted, with the number of images where not all were attacked."""
+        if evaluation is None or value is None:
+            return NOT_RUN
+        mark = f"{WARNING} " if self.run.doubts(evaluation) else ""
+        part = f" (n {evaluation['n']})" if evaluation["n"] != TEST_IMAGES[evaluation["dataset"]] else ""
+        return f"{mark}{100 * value:.{decimals}f}{part}"
+
+
+def ours(runs: Sequence[Run], key: Key, method: str) -> list[Ours]:
+    """The evaluated runs of this method (TRADES at any radius), shortest name first."""
+    found = []
+    for run in runs:
+        evaluations = {e["attack"]: e for e in run.evaluations if table_key(run, e) == key}
+        if run.name and evaluations and method in (run.name["method"], run.name["method"].split("-")[0]):
+            found.append(Ours(run, evaluations))
+    return sorted(found, key=lambda one: (len(one.run.folder.name), one.run.folder.name))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+# --- the tables ----------------------------------------------------------------------------------------------------
+
+
+def released(runs: Sequence[Run]) -> list[str]:
+    """The authors' released networks, *published / ours*; a row for each run of ours."""
+    rows = []
+    for (dataset, norm), said in _said(published.PGD):
+        (eps,) = said.robust
+        label = f"{title(dataset)} {NORMS[norm]} {said.method}"
+        theirs = [f"{value:.2f}" for value in (said.clean, said.robust[eps], said.autoattack or 0.0)]
+        made = [
+            (label + one.label.removeprefix("ours"), _figures(one, eps))
+            for one in ours(runs, (dataset, norm), said.method)
+        ]
+        for name, figures in made or [(label, [NOT_RUN] * 3)]:
+            both = [f"{a} / {b}" for a, b in zip(theirs, figures, strict=True)]
+            rows.append([name, eps_text(eps, dataset, norm), *both, f"`scripts/run_{dataset}_training.sh`"])
+    return table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], rows)
+
+
+def _figures(one: Ours, eps: float) -> list[str]:
+    """Clean, PGD, AutoAttack."""
+    pgd, autoattack = one.found.get("pgd"), one.found.get("autoattack")
+    robust = [None if e is None else accuracy_at(e, eps_key(eps)) for e in (pgd, autoattack)]
+    clean = None if pgd is None else pgd["clean_acc"]
+    return [one.percent(pgd, clean), one.percent(pgd, robust[0]), one.percent(autoattack, robust[1])]
+
+
+def by_eps(runs: Sequence[Run]) -> list[str]:
+    """Strongest of white-box and transferred PGD by radius, a table for each data set."""
+    lines: list[str] = []
+    for key in dict.fromkeys(key for key, _ in _said(published.STRONGEST)):
+        said = [row for other, row in _said(published.STRONGEST) if other == key]
+        radii = sorted({eps_key(eps) for row in said for eps in row.robust})
+        rows = []
+        for row in said:
+            of = f" ({row.of})" if row.of else ""
+            values = {eps_key(eps): f"{value:.1f}" for eps, value in row.robust.items()}
+            rows.append([f"{row.method}{of}, published", f"{row.clean:.1f}", *(values.get(e, NONE) for e in radii)])
+            rows += [_by_eps_row(one, row.method, radii) for one in ours(runs, key, row.method)] or [
+                [f"{row.method}, ours", NOT_RUN, *[NONE] * len(radii)]
+            ]
+        header = [f"{title(key[0])} {NORMS[key[1]]}", "clean", *(eps_text(eps, *key) for eps in radii)]
+        lines += [*table(header, rows), ""]
+    return lines[:-1]
+
+
+def _by_eps_row(one: Ours, method: str, radii: Sequence[float]) -> list[str]:
+    pgd, transfer = one.found.get("pgd"), one.found.get("transfer")
+    used = strongest(transfer, pgd) if transfer else pgd
+    only = "" if transfer else ", white-box only"
+    figures = [None if used is None else accuracy_at(used, eps) for eps in radii]
+    clean = one.percent(used, used["clean_acc"] if used else None, 1)
+    cells = [NONE if value is None else one.percent(used, value, 1) for value in figures]
+    return [f"{method}, {one.label}{only}", clean, *cells]
+
+
+def distances(runs: Sequence[Run]) -> list[str]:
+    """Smallest distances by Carlini-Wagner, a table for each data set."""
+    lines: list[str] = []
+    for (dataset, norm), methods in published.DISTANCES.items():
+        rows = []
+        for method, said in methods.items():
+            figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
+            rows.append([f"{method}, published", f"{said.clean:.1f}", *figures])
+            for one in ours(runs, (dataset, norm), method):
+                cw = one.found.get("cw")
+                if cw and one.run.name and one.run.name["method"] == method:
+                    values = [NONE if v is None else f"{v:.2f}" for v in (cw["mean"], *cw["quartiles"])]
+                    label = f"{method}, {one.label}, n {cw['n']}"
+                    rows.append([label, f"{100 * cw['clean_acc']:.1f}", *values])
+        lines += [*table([f"{title(dataset)} {NORMS[norm]}", "clean", "mean", "25 %", "median", "75 %"], rows), ""]
+    return lines[:-1]
+
+
+def _said(attack: str) -> list[tuple[Key, published.Accuracies]]:
+    rows = [(key, row) for key, rows in published.ACCURACIES.items() for row in rows if row.attack == attack]
+    return sorted(rows, key=lambda entry: (entry[0][0] != "mnist", entry[0][1] != "Linf"))
+
+
+# --- the pages -----------------------------------------------------------------------------------------------------
+
+BLOCKS: dict[str, Callable[[Sequence[Run]], list[str]]] = {
+    "results": released,
+    "by-eps": by_eps,
+    "distances": distances,
+}
+
+
+def filled(text: str, runs: Sequence[Run]) -> str:
+    """The page with every marked table made anew."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        lines = "".join(f"{line}\n" for line in make(runs))
+        pieces = re.split(f"{begin}.*?{end}", text, flags=re.DOTALL)
+        text = (begin + lines + end).join(pieces)
+    return text
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the pages. Returns the exit status."""
+    parser = Parser(description="Fill the tables in README.md and docs/results.md.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: all in trained_models/)")
+    given = parser.parse(argv).get("runs")
+    folders = [Path(run) for run in given or sorted((ROOT / "trained_models").iterdir())]
+    runs = [read_run(folder) for folder in folders if given or folder.is_dir()]
+    for page in PAGES:
+        path = ROOT / page
+        try:
+            write_atomically(path, filled(path.read_text(), runs).encode())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}): make it writable") from None
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
