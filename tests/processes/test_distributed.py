@@ -77,7 +77,7 @@ def step_here(folder, name, dtype, changes):
         trainer.eps = trainer.eps.to(dtype)
         result = trainer.train_step()
         return {
-            "result": [value.clone() for value in result],
+            "result": [value.clone() for value in result if value is not None],
             "gradients": [p.grad.clone() for p in trainer.parameters],
             "buffers": {k: v.clone() for k, v in trainer.model.named_buffers()},
             "weights": {k: v.clone() for k, v in trainer.model.state_dict().items()},
@@ -100,7 +100,7 @@ def step_here(folder, name, dtype, changes):
 )
 def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
     plain, *several = (in_processes(size, step_here, trained, name, torch.float64, changes) for size in SIZES)
-    assert plain[0]["result"][1] / len(plain[0]["result"][3]) > 0.7 or changes.get("batch_size"), "most must be right"
+    assert plain[0]["result"][1] / len(plain[0]["result"][4]) > 0.7 or changes.get("batch_size"), "most must be right"
     for found in (process for processes in several for process in processes):
         for ours, theirs in zip(found["gradients"], plain[0]["gradients"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)

@@ -4,6 +4,7 @@ already and forks, so that a process costs milliseconds instead of seconds."""
 import contextlib
 import ctypes
 import io
+import itertools
 import multiprocessing
 import os
 import signal
@@ -181,14 +182,14 @@ def train_slowly(argv, seconds):
     """train.main whose first step takes so long."""
     import trainer
 
-    def slow(self, own):
+    def slow(world, own, total):
         print("in a step", flush=True)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.1)
-        return own
+        return own, None
 
-    trainer.Trainer._merge = slow
+    trainer.merged = slow
     return train_alone(argv)
 
 
@@ -198,17 +199,17 @@ def train_hanging(argv, patience):
     from processes import signals
 
     signals.PATIENCE = patience
-    original = trainer.Trainer._merge
+    original, steps = trainer.merged, itertools.count(1)
 
-    def hanging(self, own):
-        if self.step == 2:
+    def hanging(world, own, total):
+        if next(steps) == 3:
             print("in step 3", flush=True)
-            while self.world.rank == 1:
+            while world.rank == 1:
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])  # this thread hears nothing
                 time.sleep(60)
-        return original(self, own)
+        return original(world, own, total)
 
-    trainer.Trainer._merge = hanging
+    trainer.merged = hanging
     return train_alone(argv)
 
 
@@ -216,6 +217,7 @@ def train_until(argv, place, count):
     """train.main, killed by SIGKILL at the `count`-th time that it comes to `place`."""
     import pathlib
 
+    import check
     import trainer
     from records import checkpoint, runlog
 
@@ -241,12 +243,8 @@ def train_until(argv, place, count):
         "link": (os, "link", True),  # the old state has its second name
         "save": (checkpoint, "digest", False),
         "rows": (runlog.RunFolder, "append", True),  # a check's rows are there, the state after it is not
-        "check": (
-            trainer,
-            "zero_crossing",
-            False,
-        ),  # the search for an image's margin; training has its own name for it
-        "step": (trainer.Trainer, "_merge", False),
+        "check": (check.Checker, "_measure", False),
+        "step": (trainer, "merged", False),
     }[place]
     setattr(owner, name, dying(getattr(owner, name), after))
     return train_alone(argv)
