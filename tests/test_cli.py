@@ -1,6 +1,7 @@
 """The command lines for real: train, stop, resume, attack; and every refusal in one line with status 2."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -102,7 +103,11 @@ def test_more_steps_continue_a_finished_run(run, tmp_path):
     assert train.main([*SMALL, "--max_steps", "40", "--savepath", str(whole)]) == 0
     a, b = (checkpoint.load(folder / "last.pt") for folder in (run, whole))
     assert checkpoint.digest(a["model"]) == checkpoint.digest(b["model"]) and torch.equal(a["eps"], b["eps"])
-    assert [r for r in rows(run) if r["step"] != 30 or r["kind"] == "train"] == rows(whole)
+
+    def alike(folder):  # the first run made one more check, at its end
+        return [{name: value for name, value in row.items() if name != "check_passes"} for row in rows(folder)]
+
+    assert [r for r in alike(run) if r["step"] != 30 or r["kind"] == "train"] == alike(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -120,7 +125,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert "go on with: python" in out and "--resume" in out
+    assert re.search(r"go on with: \S*python \S*train.py", out) and "--resume" in out
     stopped_at = checkpoint.load(part / "last.pt")["step"]
     assert 0 < stopped_at < 60
     subprocess.run([*argv, "--savepath", str(part), "--resume"], check=True, capture_output=True, timeout=120)
