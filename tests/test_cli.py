@@ -96,6 +96,7 @@ def test_finished_runs_are_skipped_and_full_folders_refused(run, capsys):
     fails(capsys, train.main, [*argv, "--resume", "--max_steps", "40"], "last.pt", "another --savepath")
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_finished_run(run, tmp_path):
     """30 steps, then 40: the same weights as 40 at once, and a row for each step."""
     assert train.main([*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]) == 0
@@ -110,6 +111,7 @@ def test_more_steps_continue_a_finished_run(run, tmp_path):
     assert [r for r in alike(run) if r["step"] != 30 or r["kind"] == "train"] == alike(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
     """In mid-epoch, in processes of their own: bit for bit the same state, rows, margins and best model."""
@@ -437,6 +439,7 @@ def i_seed(part, name):
     return {"train": 0, "test": 10}[part] + {"ant": 1, "bee": 2}[name]
 
 
+@pytest.mark.slow
 def test_from_another_folder_as_a_newcomer_would(command, tmp_path):
     """Through the interpreter: an error is one line without a traceback, --help works."""
     status, out, err = command("train.py", "--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "-3")

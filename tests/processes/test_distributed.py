@@ -27,6 +27,8 @@ from ranks import in_processes
 from records import checkpoint
 from trainer import Trainer
 
+pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
+
 SIZES = (1, 2, 3)
 
 

@@ -15,6 +15,8 @@ from ranks import Started
 from records import checkpoint
 from support import ROOT
 
+pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
+
 FLAGS = [
     "--dataset",
     "digits",
