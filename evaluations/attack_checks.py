@@ -143,7 +143,7 @@ def _own_batch(seen: Beside) -> Finding:
         torch.equal(first[: len(other)], other) and not torch.equal(starts[: len(other)], start)
         for other, start in zip(others, other_starts, strict=True)
     )
-    return Finding(not same, f"{same} of {len(others)} later batches got the first one's answer")
+    return Finding(not same, f"{same} later batches got the first one's answer")
 
 
 def _judged(model: nn.Module, images: Images, run: Running, state: Attacked, made: Ends) -> Finding:
