@@ -79,7 +79,8 @@ def released(runs: Sequence[Run]) -> list[str]:
         ]
         for name, figures in made or [(label, [NOT_RUN] * 3)]:
             both = [f"{a} / {b}" for a, b in zip(theirs, figures, strict=True)]
-            rows.append([name, eps_text(eps, dataset, norm), *both, f"`scripts/run_{dataset}_training.sh`"])
+            script = "fast" if name.endswith("-fast`") else "training"
+            rows.append([name, eps_text(eps, dataset, norm), *both, f"`scripts/run_{dataset}_{script}.sh`"])
     return table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], rows)
 
 
