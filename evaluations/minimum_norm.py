@@ -71,8 +71,6 @@ METHODS = {
     ("fmn", "L2"): Method(L2ProjectedFMN, 1000, 1000, 2, {"max_stepsize": 1.0, "gamma": 0.05}),
     ("fmn", "Linf"): Method(LInfFMNAttack, 1000, 1000, 2, {"max_stepsize": 10.0, "gamma": 0.05}),
 }
-
-
 Part = dict[str, Any]  # of a batch: distances, seconds, batch_size
 NAMES = tuple(dict.fromkeys(attack for attack, _ in METHODS))
 
