@@ -159,7 +159,9 @@ def new_trainer(config: Config, place: Place, state: resume.State | None) -> Tra
     data = world.one_a_machine_first(lambda: load_dataset(source, sizes, seed=config.seed, device=device))
     if config.streaming is None and data.streamed:
         gib = data.nbytes / 2**30
-        place.note(f"--streaming: {gib:.3g} GiB of images, more than half of the memory free on {device}: on disk")
+        place.note(
+            f"--streaming: {gib:.3g} GiB of images, more than half of the memory free on {device}: they stay on disk"
+        )
     if config.keep_directions and data.streamed:
         raise UserError(
             "--keep_directions: not for images that stay on disk, whose table would not fit beside them: add "
