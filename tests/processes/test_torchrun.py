@@ -132,7 +132,7 @@ def test_ctrl_c_stops_all_after_a_step_and_the_run_goes_on_alone(tmp_path, proce
     assert process.returncode != 0 and not alive(process)
     assert time.monotonic() - began < 60
     assert "Exception ignored" not in out and "state saved; go on with: " in out and "--resume" in out
-    assert ("torchrun --nproc_per_node 2" in out) == (processes == 2)
+    assert ("torch.distributed.run --nproc_per_node 2" in out) == (processes == 2)
     step = checkpoint.load(folder / "last.pt")["step"]
     assert 8 <= step < 3000
     more = ["--max_steps", "3000", "--savepath", folder, "--resume"]
