@@ -9,8 +9,10 @@ if [ $# = 0 ]; then
   "$python" -m ruff check --no-cache .
   "$python" -m ruff format --check .
   "$python" -m mypy
+fi
+if [ $# = 0 ] || [ "$1" = -m ]; then
   # One process a core and one thread each: these networks are too small for more, and threads that wait spin.
   export OMP_NUM_THREADS=1
-  set -- -n auto --dist loadfile
+  set -- -n auto --dist loadfile "$@"
 fi
 "$python" -m pytest "$@"
