@@ -335,6 +335,7 @@ def small_evaluation(run, attack="pgd"):
     return {**content, "attack": attack, "sanity": {"network": content["sanity"]["network"]}}
 
 
+@pytest.mark.slow
 def test_odd_evaluations_do_not_break_the_tables(run, capsys):
     path, refused, count = run / "eval_pgd_Linf.json", 0, 0
     for content in mutants(small_evaluation(run)):
@@ -345,6 +346,7 @@ def test_odd_evaluations_do_not_break_the_tables(run, capsys):
     assert count > 300 and refused > 100
 
 
+@pytest.mark.slow
 def test_odd_evaluations_do_not_break_the_picture(run, capsys, monkeypatch):
     monkeypatch.setattr(plot_robustness, "save", lambda *_: [])  # drawing, not writing, is what may fail
     path = run / "eval_pgd_Linf.json"

@@ -83,6 +83,7 @@ def test_a_run_that_is_done_in_time_ends_as_ever(tmp_path, whole):
     assert states(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_command_ends_before_its_minutes_are_over(command, tmp_path):
     """Its start counts, and so does the save."""
     started = time.monotonic()

@@ -226,6 +226,7 @@ def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
         assert "_own_network_" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_train_and_attack_from_a_folder_of_colliding_names(theirs, command):
     """The programs themselves, started where the user's files are."""
     write(theirs, COLLIDING)
