@@ -16,12 +16,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError, exits_on_user_error
+from errors import exits_on_user_error
 from evaluations.others import GRADIENT_FREE, STRONGER, gaps
 from flags import Parser
 from reports.groups import Group
 from reports.results import ATTACKS, NORMS, UNIMPORTANT, WARNING, Run, read_run, table_key, title
-from reports.tables import Footnotes, accuracy_table, distance_table, short
+from reports.tables import Footnotes, accuracy_table, distance_table, short, show_or_write
 
 
 def warnings(group: Group) -> list[str]:
@@ -113,15 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page, damaged = make_page([Path(run) for run in given["runs"]])
     for line in damaged:
         print(f"warning: {line}", file=sys.stderr)
-    if given["out"] is None:
-        print(page, end="")
-        return 0
-    try:
-        Path(given["out"]).write_text(page)
-    except OSError as error:
-        raise UserError(f"--out {given['out']}: cannot be written ({error.strerror}): choose another file") from None
-    print(f"written: {given['out']}")
-    return 0
+    return show_or_write(page, given["out"])
 
 
 if __name__ == "__main__":

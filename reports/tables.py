@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from errors import UserError
 from reports import published
 from reports.accuracy_rows import Row, accuracy_rows, count, eps_text, published_row
 from reports.groups import Group
@@ -31,6 +33,22 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     used = [i for i in range(len(header)) if any(row[i] != NONE for row in rows)]
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line[i] for i in used) + " |" for line in lines]
+
+
+def show_or_write(text: str, out: str | None) -> int:
+    """Print it, or write it to the file `out`; 0, the exit status.
+
+    :raises UserError: if the file cannot be written.
+    """
+    if out is None:
+        print(text, end="")
+        return 0
+    try:
+        Path(out).write_text(text)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another file") from None
+    print(f"written: {out}")
+    return 0
 
 
 def accuracy_table(groups: Sequence[Group], notes: Footnotes) -> list[str]:

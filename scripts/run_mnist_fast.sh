@@ -29,13 +29,13 @@ attack_l2() {
   python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks ddn,fmn --test_size 1000 --data_root "$data"
 }
 whole_test_set() {
-  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps "$2" --precision bf16 --data_root "$data"
+  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps "${@:2}" --precision bf16 --data_root "$data"
 }
 
 case ${TIERS:-12} in *1*)
   run mnist-Linf-MMA-0.45-sd0-fast --norm Linf --hinge_maxeps 0.45
   attack_linf mnist-Linf-MMA-0.45-sd0-fast 1000
-  whole_test_set mnist-Linf-MMA-0.45-sd0-fast 0.3
+  whole_test_set mnist-Linf-MMA-0.45-sd0-fast 0.3 0.4
   for d_max in 2.0 4.0; do
     run mnist-L2-MMA-$d_max-sd0-fast --norm L2 --hinge_maxeps $d_max
     attack_l2 mnist-L2-MMA-$d_max-sd0-fast

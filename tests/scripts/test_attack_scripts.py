@@ -1,13 +1,9 @@
 """The scripts that fill the published tables: what they run for each table, in which order, on what is trained."""
 
-import os
-import shutil
-import subprocess
-
 import pytest
 
+from dry_runs import dry_run
 from programs import PARSERS
-from support import ROOT
 
 TRAINED = {
     "mnist": ("mnist-Linf-MMA-0.45-sd0", "mnist-Linf-TRADES-0.3-sd0", "mnist-Linf-STD-sd0", "mnist-L2-MMA-2.0-sd0"),
@@ -16,20 +12,7 @@ TRAINED = {
 
 
 def calls(dataset, tmp_path, trained, *extra):
-    """([program, arguments] of each call, what was said) of the script in a clone where `trained` has models."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in trained:
-        (tmp_path / "trained_models" / name).mkdir(parents=True)
-        (tmp_path / "trained_models" / name / "model_best.pt").write_bytes(b"")
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\nprintf "%s\\t" "$@" >> calls.txt; echo >> calls.txt\n')
-    python.chmod(0o755)
-    script = ["bash", str(tmp_path / "scripts" / f"attack_{dataset}_models.sh"), *extra]
-    environment = {**os.environ, "PYTHON": str(python)}
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    log = tmp_path / "calls.txt"
-    lines = log.read_text().replace(f"{tmp_path}/", "").splitlines() if log.exists() else []
-    return [line.split("\t")[:-1] for line in lines], done.stdout + done.stderr
+    return dry_run(f"attack_{dataset}_models.sh", tmp_path, *extra, trained=trained)
 
 
 def shown(call, *flags):

@@ -1,0 +1,137 @@
+"""Runs against a baseline, on the same images: what each cost, how robust it is, and the paired difference.
+
+python reports/compare_runs.py BASELINE RUN RUN ... [--eps 0.3] [--split val] [--out FILE]
+
+Runs that differ in their seed alone are one row, and are paired with the baseline's run of the same seed. The interval of a
+difference is over the images: of each image's difference, averaged over the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import SPLITS
+from errors import UserError, exits_on_user_error
+from evaluations.results import all_rows, quoted, read_file, same_eps
+from flags import Parser, number
+from reports.plotting import read_config
+from reports.report_compare import difference_interval
+from reports.report_figures import NORMAL, bits
+from reports.report_training import Cost, cost, rows_of
+from reports.results import NONE, spread
+from reports.tables import show_or_write, table_lines
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run, attacked at one radius."""
+
+    cost: Cost
+    images: tuple[str | None, int]  # a digest of them, and how many
+    clean: float
+    stands: np.ndarray  # (N,) of 0 and 1: the images that no attack broke
+
+
+def measured(folder: Path, eps: float, split: str) -> Measured:
+    """:raises UserError: if it was not attacked so, or the file is damaged."""
+    config = read_config(folder)
+    path = folder / f"eval_pgd_{config.get('norm')}.json"
+    try:
+        rows = [row for content in read_file(path)[:1] for row in quoted(all_rows(content), split)]
+        row: Any = next((row for row in rows if same_eps(row.get("eps"), eps) and row.get("flags")), None)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}): delete it and attack the run again") from None
+    if row is None:
+        command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {eps:g} --split {split}"
+        raise UserError(f"{folder}: not attacked at {eps:g} on {split} images: run {command}")
+    return Measured(
+        cost(config, rows_of(folder)), (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])
+    )
+
+
+def group_of(folder: Path) -> tuple[str, str]:
+    """(name without the seed, seed) of a run folder."""
+    name = folder.resolve().name
+    seed = re.search(r"-(sd\d+)(?=-|$)", name)
+    return (name.replace(seed[0], "", 1), seed[1]) if seed else (name, "")
+
+
+Seeds = dict[str, Measured]
+
+
+def paired(first: Seeds, second: Seeds) -> tuple[float, float, float, int]:
+    """Mean difference first - second, the ends of its 95 % interval, and the number of seeds that both have.
+
+    :raises UserError: if they have none in common, or were attacked on other images.
+    """
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        raise UserError("no seed in common with the baseline: train one of its seeds")
+    if len({one[seed].images for one in (first, second) for seed in common}) > 1:
+        raise UserError("not attacked on the same images: attack all with the same --split and --test_size")
+    each = np.mean([first[seed].stands - second[seed].stands for seed in common], axis=0)
+    if len(common) == 1:
+        return float(each.mean()), *difference_interval(int((each > 0).sum()), int((each < 0).sum()), len(each)), 1
+    half = NORMAL * float(each.std(ddof=1)) / math.sqrt(len(each))
+    return float(each.mean()), float(each.mean()) - half, float(each.mean()) + half, len(common)
+
+
+def row(name: str, runs: Seeds, baseline: Seeds) -> list[str]:
+    """A line of the table."""
+    costs = [run.cost for run in runs.values()]
+    passes = [one.passes / 1e6 for one in costs if one.passes is not None]
+    minutes = [one.minutes for one in costs if one.minutes is not None]
+    cells = [name, str(len(runs)), spread(passes, 2) if passes else NONE, spread(minutes, 0) if minutes else NONE]
+    cells += [spread([100 * value for value in values]) for values in zip(*map(accuracies, runs.values()), strict=True)]
+    if runs is baseline:
+        return [*cells, NONE]
+    mean, low, high, seeds = (100 * value if i < 3 else value for i, value in enumerate(paired(runs, baseline)))
+    return [*cells, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + (f", {seeds:.0f} seeds" if seeds > 1 else "")]
+
+
+def accuracies(run: Measured) -> tuple[float, float]:
+    """Clean and robust."""
+    return run.clean, float(run.stands.mean())
+
+
+def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
+    """The Markdown; the first folder's group is the baseline.
+
+    :raises UserError: if a run cannot be compared.
+    """
+    groups: dict[str, Seeds] = {}
+    for folder in folders:
+        name, seed = group_of(folder)
+        groups.setdefault(name, {})[seed] = measured(folder, eps, split)
+    baseline = next(iter(groups.values()))
+    header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {eps:g}", "against the first"]
+    n = baseline[next(iter(baseline))].images[1]
+    lines = table_lines(header, [row(name, runs, baseline) for name, runs in groups.items()])
+    return "\n".join([f"{n} {'validation' if split == 'val' else 'test'} images, accuracy in %:", "", *lines]) + "\n"
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write the table. Returns the exit status."""
+    parser = Parser(description="Runs against a baseline, image by image.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first one's method is the baseline")
+    parser.add_argument("--eps", type=number, default=0.3, help="radius of the attack (default: 0.3)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="images that were attacked (default: test)")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+    given = parser.parse(argv)
+    return show_or_write(make_table([Path(run) for run in given["runs"]], given["eps"], given["split"]), given["out"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
