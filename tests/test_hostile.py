@@ -20,7 +20,7 @@ from command_lines import ATTACK, SMALL, fails, files
 from errors import UserError
 from records import checkpoint
 from records.reading import parse_json, read_margins
-from reports import make_tables, plot_examples, plot_margins, plot_robustness
+from reports import make_tables, plot_examples, plot_margins, plot_passes, plot_robustness
 from settings.validation import stored_config
 from trainer import STATE_KEYS
 
@@ -383,7 +383,11 @@ def test_broken_json_is_one_line_everywhere(run, capsys, name, text):
             (evaluate_on_pgd_attacks.main, ["--model", run, *FAST_ATTACK]),
             (plot_robustness.main, [run]),
         ],
-        "config.json": [(train.main, [*SHORT, "--resume", "--savepath", run]), (plot_margins.main, [run])],
+        "config.json": [
+            (train.main, [*SHORT, "--resume", "--savepath", run]),
+            (plot_margins.main, [run]),
+            (plot_passes.main, [run]),
+        ],
         "metrics.jsonl": [(train.main, [*SHORT, "--max_steps", "3", "--resume", "--savepath", run])],
     }[name]
     before = files(run)

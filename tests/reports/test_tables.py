@@ -14,7 +14,16 @@ from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model
 from records import checkpoint
-from reports import fill_tables, make_tables, plot_examples, plot_margins, plot_robustness, published, results
+from reports import (
+    fill_tables,
+    make_tables,
+    plot_examples,
+    plot_margins,
+    plot_passes,
+    plot_robustness,
+    published,
+    results,
+)
 from reports.make_tables import make_page
 from reports.results import eps_key, read_run
 from support import ROOT
@@ -361,6 +370,28 @@ def test_the_curve_begins_with_the_clean_images():
     points = plot_robustness.curve(accuracies(clean=0.9, robust={0.2: 0.5, 0.1: 0.8}))
     assert [point[:2] for point in points] == [(0, 90), (0.1, 80), (0.2, 50)]
     assert points[2][2:] == pytest.approx((48, 52))
+
+
+def test_passes_picture(run, capsys, tmp_path):
+    """Robust accuracy of each check stands over the passes counted by then, in an interval of the images it saw."""
+    folder, bare = run("digits-Linf-MMA-0.3-sd0"), run("digits-Linf-STD-sd0")
+    rows = [
+        {"kind": "train", "step": 10, "passes": 2e6},
+        {"kind": "eval", "split": "val", "step": 20, "robust_acc": 0.5},
+    ]
+    rows += [
+        {"kind": "train", "step": 30, "passes": 4e6},
+        {"kind": "eval", "split": "val", "step": 40, "robust_acc": 0.8},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    passes, robust, low, high = plot_passes.curve(folder, {"check_size": 100, "val_size": 5000})
+    assert passes.tolist() == [2, 4] and robust.tolist() == [50, 80]
+    assert (low[1], high[1]) == pytest.approx((71.1, 86.7), abs=0.1)
+    assert plot_passes.main([str(folder), "--out", "passes.png"]) == 0
+    assert is_picture(tmp_path / "passes")
+    fails(capsys, plot_passes.main, [folder, bare], "no check with counted passes")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"robust_acc": 7}) + "\n" for row in rows))
+    fails(capsys, plot_passes.main, [folder], "not between 0 and 1")
 
 
 def test_margins_picture(run, capsys, tmp_path):

@@ -1,0 +1,91 @@
+"""Draw robust accuracy on validation images against the passes spent so far, for several runs, with 95 % bands.
+
+python reports/plot_passes.py RUN RUN ... [--out PATH]
+
+Reads each run's metrics.jsonl: the checks, and the passes that training had counted by then; writes PATH.png and PATH.pdf. A
+pass is one image once through the network, forward or forward and backward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from errors import UserError, exits_on_user_error
+from evaluations.accuracy import wilson
+from flags import Parser
+from reports.plotting import common, labels, read_config, save, style
+from reports.report_training import curves, rows_of
+from reports.results import NORMS, title
+
+
+def checked_images(config: dict[str, object]) -> int:
+    """How many validation images a check saw at least; 1000 where the config does not say."""
+    sizes = [size for size in (config.get("check_size"), config.get("val_size")) if isinstance(size, int) and size > 0]
+    return min(sizes, default=1000)
+
+
+def curve(run: Path, config: dict[str, object]) -> np.ndarray:
+    """(4, checks): millions of passes, robust accuracy and the ends of its interval in per cent.
+
+    :raises UserError: if the run has no checks with counted passes.
+    """
+    found = curves(rows_of(run)).get("val robust_acc", {})
+    if not found.get("passes"):
+        raise UserError(f"run folder {run}: no check with counted passes in its metrics.jsonl: leave it out")
+    if not all(0 <= value <= 1 for value in found["value"]):
+        raise UserError(f"run folder {run}: an accuracy in its metrics.jsonl is not between 0 and 1: leave it out")
+    passes, robust, n = np.array(found["passes"], float), np.array(found["value"], float), checked_images(config)
+    ends = np.array([wilson(round(value * n), n) for value in robust]).T
+    return np.stack([passes / 1e6, 100 * robust, *(100 * ends)])
+
+
+def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
+    """The picture, and what to call it.
+
+    :raises UserError: if a run has no such figures, or they do not go together.
+    """
+    configs = {run: read_config(run) for run in runs}
+    dataset = common("data set", {run: str(config.get("dataset")) for run, config in configs.items()})
+    norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
+    eps = common("test radius", {run: config.get("test_eps") for run, config in configs.items()})
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
+        passes, robust, low, high = curve(run, configs[run])
+        look = style(number)
+        axes.plot(passes, robust, linewidth=1.6, markersize=5, label=name, **look)
+        axes.fill_between(passes, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    axes.set(
+        xlabel="passes in training [millions], an image once through the network each",
+        ylabel=f"accuracy under the check's PGD at ε = {eps} [%]",
+        xscale="log",
+        ylim=(-3, 103),
+        title=f"{title(dataset)}, {NORMS.get(norm, norm)}: robust accuracy on validation images against cost",
+    )
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", fontsize="small", ncols=1 if len(runs) < 5 else 2, handlelength=4)
+    return figure, f"passes-{dataset}-{norm}"
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write. Returns the exit status."""
+    parser = Parser(description="Draw robust accuracy against passes for several runs.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders with a metrics.jsonl")
+    parser.add_argument("--out", metavar="PATH", help="file without .png (default: runs/passes-<dataset>-<norm>)")
+    given = parser.parse(argv)
+    figure, name = draw([Path(run) for run in given["runs"]])
+    print("\n".join(str(path) for path in save(figure, given["out"], name)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
