@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from errors import UserError, exits_on_user_error
 from evaluations.accuracy import wilson
@@ -70,6 +71,8 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
         ylim=(-3, 103),
         title=f"{title(dataset)}, {NORMS.get(norm, norm)}: robust accuracy on validation images against cost",
     )
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", fontsize="small", ncols=1 if len(runs) < 5 else 2, handlelength=4)
     return figure, f"passes-{dataset}-{norm}"
