@@ -94,6 +94,8 @@ def _validate_rates(config: Config) -> None:
         raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
     if config.one_cycle and len(config.lr) > 1:
         raise UserError("--lr: with --one_cycle it is the highest rate, one number: leave the steps out")
+    if config.cycle_steps is not None and not config.one_cycle:
+        raise UserError("--cycle_steps: is the length of the one-cycle rate: add --one_cycle, or leave it out")
 
 
 def _validate_recipe(config: Config) -> None:

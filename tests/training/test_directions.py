@@ -136,6 +136,7 @@ def test_two_processes_keep_the_same_table_as_one():
     [
         (["--keep_directions", "--method", "pgd"], "--keep_directions: has no meaning with --method pgd"),
         (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about kept directions"),
+        (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),
         (["--one_cycle", "--lr", "0:0.1,5:0.01", "--hinge_maxeps", "0.3"], "--lr: with --one_cycle it is the highest"),
         (["--average_decay", "1.5", "--hinge_maxeps", "0.3"], "--average_decay 1.5: between 0 and 1"),
         (["--search", "newton", "--hinge_maxeps", "0.3"], "newton"),
