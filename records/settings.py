@@ -52,7 +52,7 @@ def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> d
     foreign = {name for name, methods in USES.items() if "method" in flags and method not in methods}
     if "method" in flags or "clean_loss_coeff" in flags:
         foreign |= {"clean_loss_coeff", "method"}
-    if "max_steps" in flags:  # these were derived from the number of steps
-        steps = file.get("max_steps", preset.max_steps if preset else 0)
-        foreign |= {n for n, v in (("ramp_steps", max(steps // 2, 1)), ("cycle_steps", steps)) if file.get(n) == v}
+    steps = file.get("max_steps", preset.max_steps if preset else 0)
+    derived = {"ramp_steps": max(steps // 2, 1), "cycle_steps": steps}  # from the number of steps, and will be again
+    foreign |= {name for name, value in derived.items() if file.get(name) == value}
     return {name: value for name, value in kept.items() if name not in foreign}
