@@ -20,7 +20,7 @@ from linear_problem import problem
 from loading.batches import Split
 from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
-from networks.models import build_model
+from networks.build import build_model
 from pgd import pgd
 from records.checkpoint import load_model_file, load_weights
 from reports.make_tables import make_page
