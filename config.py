@@ -40,6 +40,9 @@ def opt(default: object, text: str, choices: Sequence[str] | None = None) -> typ
     return field(default=default, metadata={"help": text, "choices": choices})
 
 
+QUIET = "no bar and no notes while it works: warnings, errors and the closing lines only"
+
+
 @dataclass(frozen=True)
 class Config:
     """One training run. The defaults are MNIST's; `PRESETS` holds the published settings by data set and norm."""
@@ -112,7 +115,7 @@ class Config:
     disp_interval: int = opt(100, "steps between train rows in metrics.jsonl")
     max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; --resume goes on")
     save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch")
-    quiet: bool = opt(False, "no bar and no notes while it works: warnings, errors and the closing lines only")
+    quiet: bool = opt(False, QUIET)
     tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder")
 
     @property

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
+from evaluations.common_flags import (
+    CommonFlags,
+    choose,
+    line_that_goes_on,
+    overrides_said,
+    parse_flags,
+    settle_eps,
+    what_next,
+)
 from evaluations.packages import square_starts
 from evaluations.results import is_done
 from evaluations.shard_parts import Job
@@ -30,6 +38,7 @@ from evaluations.shards import Attacker, Attempt, Show, run_job
 from evaluations.subject import Subject, load_subject
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import World, device_of, main_of_process
+from records.progress import Teller
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 # Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
@@ -75,26 +84,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     with device_of(flags.device, flags.deterministic) as (world, device):
         deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
         subject = world.one_a_machine_first(lambda: load_subject(flags, device))
-        say: Callable[[str], None] = print if world.is_first else lambda line: None
-        if evaluate(flags, subject, say, world, deadline):
+        teller = Teller(world.is_first, flags.quiet)
+        if evaluate(flags, subject, teller, world, deadline):
+            teller.say(what_next(flags, subject))
             return 0
-        say(line_that_goes_on("evaluate_on_autoattack.py", argv, flags.max_minutes))
+        teller.say(line_that_goes_on("evaluate_on_autoattack.py", argv, flags.max_minutes, world))
         return AGAIN
 
 
-def evaluate(
-    flags: AutoAttackFlags, subject: Subject, say: Callable[[str], None], world: World, deadline: Deadline
-) -> bool:
+def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World, deadline: Deadline) -> bool:
     """Of several processes each attacks its shards, and the first prints and writes. False: the deadline stopped it."""
     device = subject.test.labels.device
     eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
     ensemble = world.together(lambda: choose_ensemble(flags, subject))
     for note in notes + overrides_said(subject) + ensemble.notes:
-        say(note)
+        teller.note(note)
     size = flags.batch_size or len(subject.test)
     job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, size, ensemble.settings(subject))
     if world.from_first(lambda: is_done(job, flags.overwrite)):
-        say(f"{subject.result_file('autoattack')}: already done")
+        teller.say(f"{subject.result_file('autoattack')}: already done")
         return True
 
     def build(seed: int) -> AutoAttack:
@@ -103,7 +111,7 @@ def evaluate(
     def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
         return run_ensemble(build(seed), x, y, show)
 
-    return run_job(job, Attacker(attack, lambda x, y: longest(build, ensemble, x, y)), say, world, deadline)
+    return run_job(job, Attacker(attack, lambda x, y: longest(build, ensemble, x, y)), teller, world, deadline)
 
 
 class Ensemble(NamedTuple):

@@ -21,7 +21,15 @@ from torch import Tensor
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations.advertorch_compat import advertorch
-from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, settle_eps
+from evaluations.common_flags import (
+    CommonFlags,
+    choose,
+    line_that_goes_on,
+    overrides_said,
+    parse_flags,
+    settle_eps,
+    what_next,
+)
 from evaluations.packages import square_starts
 from evaluations.results import is_done
 from evaluations.shard_parts import Job
@@ -29,6 +37,7 @@ from evaluations.shards import Attacker, Attempt, Show, run_job
 from evaluations.subject import Subject, load_subject
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import device_of, main_of_process
+from records.progress import Teller
 
 TITLES = {"square": "Square", "spsa": "SPSA"}
 ATTACKS = tuple(TITLES)
@@ -70,19 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
     with device_of(flags.device, flags.deterministic) as (world, device):
         deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
-        say: Callable[[str], None] = print if world.is_first else lambda line: None
+        teller = Teller(world.is_first, flags.quiet)
         subject = world.one_a_machine_first(lambda: first_images(flags, device))
         eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
         attacks = world.together(lambda: choose_attacks(flags, subject))
         for note in notes + overrides_said(subject):
-            say(note)
+            teller.note(note)
         for name in attacks:
             job, attacker = make_job(name, flags, subject, eps)
             if world.from_first(partial(is_done, job, flags.overwrite)):
-                say(f"{subject.result_file(name)}: already done")
-            elif not run_job(job, attacker, say, world, deadline):
-                say(line_that_goes_on("evaluate_on_gradient_free_attacks.py", argv, flags.max_minutes))
+                teller.say(f"{subject.result_file(name)}: already done")
+            elif not run_job(job, attacker, teller, world, deadline):
+                teller.say(line_that_goes_on("evaluate_on_gradient_free_attacks.py", argv, flags.max_minutes, world))
                 return AGAIN
+        teller.say(what_next(flags, subject))
     return 0
 
 

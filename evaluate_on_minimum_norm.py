@@ -8,19 +8,18 @@ B batch, N test images, ... any image shape; images in [0, 1]; distances in the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from check import checker_of
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations.accuracy import clean_accuracy
-from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags
+from evaluations.common_flags import CommonFlags, choose, line_that_goes_on, overrides_said, parse_flags, what_next
 from evaluations.distances import Measured, figures_of, table
 from evaluations.minimum_norm import (
     METHODS,
@@ -39,6 +38,7 @@ from hardware.memory import BatchSize
 from pgd import PgdFn, pgd
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import ALONE, World, device_of, main_of_process
+from records.progress import Teller, tell
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class MinimumNormFlags(CommonFlags):
 
 PAPER_SIZE, CW_SIZE_ON_CPU = 1000, 100
 CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test split, at step 0
-Say = Callable[[str], None]
 
 
 @exits_on_user_error
@@ -66,19 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
     with device_of(flags.device, flags.deterministic) as (world, device):
         deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
-        say: Say = print if world.is_first else lambda line: None
+        teller = Teller(world.is_first, flags.quiet)
         subject, attacks, notes = world.one_a_machine_first(lambda: settle(flags, device))
         for note in notes + overrides_said(subject):
-            say(note)
+            teller.note(note)
         runs = []
         for run in make_runs(flags, subject, attacks, device):
             if world.from_first(partial(is_done, run, flags.overwrite)):
-                say(f"{subject.result_file(run.attack)}: already done")
+                teller.say(f"{subject.result_file(run.attack)}: already done")
             else:
                 runs.append(run)
-        if not runs or evaluate(subject, runs, say, world, deadline):
+        if not runs or evaluate(subject, runs, teller, world, deadline):
+            teller.say(what_next(flags, subject))
             return 0
-        say(line_that_goes_on("evaluate_on_minimum_norm.py", argv, flags.max_minutes))
+        teller.say(line_that_goes_on("evaluate_on_minimum_norm.py", argv, flags.max_minutes, world))
         return AGAIN
 
 
@@ -132,11 +132,11 @@ def make_runs(flags: MinimumNormFlags, subject: Subject, attacks: Sequence[str],
     ]
 
 
-def evaluate(subject: Subject, runs: Sequence[Run], say: Say, world: World, deadline: Deadline) -> bool:
+def evaluate(subject: Subject, runs: Sequence[Run], teller: Teller, world: World, deadline: Deadline) -> bool:
     """Of several processes each attacks its batches, and the first prints and writes. False: the deadline stopped it."""
-    batch = BatchSize(runs[0].batch_size, "--batch_size", tqdm.write)
+    batch = BatchSize(runs[0].batch_size, "--batch_size", tell)
     clean = batch.run(lambda size: clean_logits(subject, size))
-    say(f"AN-PGD on {len(clean)} images, as the training's check runs it")
+    teller.note(f"AN-PGD on {len(clean)} images, as the training's check runs it")
     margins, right = anpgd_margins(subject, world), is_right(subject, clean).cpu()
     found: dict[str, Found] = {}
 
@@ -145,7 +145,7 @@ def evaluate(subject: Subject, runs: Sequence[Run], say: Say, world: World, dead
         return Measured(subject, right, margins, distances, possible_attacks(subject))
 
     for run in runs:
-        result = attack_all(run, clean, batch, say, world, deadline)
+        result = attack_all(run, clean, batch, teller, world, deadline)
         if result is None:
             return False
         found[run.attack] = result
@@ -157,14 +157,14 @@ def evaluate(subject: Subject, runs: Sequence[Run], say: Say, world: World, dead
             parts_file(run).unlink(missing_ok=True)
     if world.is_first:
         for line in table(measured(), {attack: result.seconds for attack, result in found.items()}):
-            say(line)
-        say("written: " + ", ".join(str(subject.result_file(run.attack)) for run in runs))
+            teller.say(line)
+        teller.say("written: " + ", ".join(str(subject.result_file(run.attack)) for run in runs))
     return True
 
 
 def anpgd_margins(subject: Subject, world: World = ALONE) -> Tensor:
     """(N,) float64 on the CPU: AN-PGD's margins, by the training's own check."""
-    batch = BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tqdm.write)
+    batch = BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tell)
 
     def check(size: int, attack: PgdFn) -> Tensor:
         found = checker_of(subject.training, attack, size)(subject.model, subject.test, *CHECK_KEY, world=world)

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from tqdm import tqdm
 
-from config import DATASETS, NORMS, SPLITS, opt
+from config import DATASETS, NORMS, QUIET, SPLITS, opt
 from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
@@ -30,6 +29,8 @@ from flags import Radii, build_parser
 from hardware.memory import BatchSize
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import one_process_only
+from records.commands import command
+from records.progress import Teller, tell
 from settings.evaluation import EvalConfig
 from settings.validation import require_positive
 from utils import use_device
@@ -53,6 +54,7 @@ class TransferFlags:
     resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
     overwrite: bool = opt(False, "replay anew where the JSON beside the models hold this very comparison")
     max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
+    quiet: bool = opt(False, QUIET)
 
 
 OWN_FLAGS = ("overwrite", "resume", "max_minutes")  # which are not about making images
@@ -66,12 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = use_device(flags.device, False)
     deadline = Deadline(flags.max_minutes, since_start())
     subjects = [load_subject(evaluation_flags(flags, run), device) for run in runs]
-    radii = shared_radii(flags, runs, subjects)
+    teller = Teller(quiet=flags.quiet)
+    radii = shared_radii(flags, runs, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
-    if compare(flags, runs, subjects, radii, deadline):
+    if compare(flags, runs, subjects, radii, teller, deadline):
+        folders = (str(subject.path.parent) for subject in subjects)
+        teller.say(f"look at it with: {command('reports/make_report.py', *folders)}")
         return 0
-    print(line_that_goes_on("evaluate_on_transfer.py", argv, flags.max_minutes))
+    teller.say(line_that_goes_on("evaluate_on_transfer.py", argv, flags.max_minutes))
     return AGAIN
 
 
@@ -82,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
     """
     parser = build_parser(TransferFlags, "Replay every network's adversarial images on every other.", "default: ")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder or checkpoint file", default=[])
-    given = parser.parse(argv)
+    given = parser.parse_with_file(argv)
     runs = given.pop("runs")
     if "eps" in given:
         given["eps"] = tuple(given["eps"])
@@ -99,7 +104,7 @@ def evaluation_flags(flags: TransferFlags, run: str) -> EvalConfig:
     return EvalConfig(model=run, **shared)
 
 
-def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[Subject]) -> list[float]:
+def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[Subject], teller: Teller) -> list[float]:
     """The radii, ascending, after a look at whether all runs can be compared.
 
     :raises UserError: naming two runs that differ in data set, norm, images or radii.
@@ -118,7 +123,7 @@ def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[S
             raise UserError(f"--data_root: {runs[0]} and {run} were trained on other images: name one folder for all")
         plan, notes = make_plan(evaluation_flags(flags, run), subject)
         for note in notes if subject is first else ():
-            print(note)
+            teller.note(note)
         radii = radii or list(plan.radii)
         if radii != list(plan.radii):
             raise UserError(
@@ -137,7 +142,12 @@ def _listed(radii: Sequence[float]) -> str:
 
 
 def compare(
-    flags: TransferFlags, runs: Sequence[str], subjects: Sequence[Subject], radii: Sequence[float], deadline: Deadline
+    flags: TransferFlags,
+    runs: Sequence[str],
+    subjects: Sequence[Subject],
+    radii: Sequence[float],
+    teller: Teller,
+    deadline: Deadline,
 ) -> bool:
     """Make the images that are missing, replay all, write and print; False: the deadline stopped it."""
     seeds = []
@@ -145,25 +155,25 @@ def compare(
         attack = attack_flags(flags, run, subject, radii)
         seeds.append(attack.seed)
         if missing := [eps for eps in radii if eps not in saved_images(subject, radii)]:
-            print(f"{run}: its adversarial images at {_listed(missing)} are made first", flush=True)
-            if not white_box.evaluate(attack, subject, print, deadline=deadline):
+            teller.note(f"{run}: its adversarial images at {_listed(missing)} are made first")
+            if not white_box.evaluate(attack, subject, teller, deadline=deadline):
                 return False
     field = Field(subjects, [saved_images(subject, radii) for subject in subjects], seeds)
     stored = [subject.rows("transfer") for subject in subjects]
     all_there = all(field.stored(own, rows, eps) for own, rows in enumerate(stored) for eps in radii)
     if all_there and not flags.overwrite:
-        print(f"eval_transfer_{subjects[0].norm}.json beside each of them: already done")
+        teller.say(f"eval_transfer_{subjects[0].norm}.json beside each of them: already done")
         return True
     if deadline.over("replay"):  # one piece: it keeps nothing, and takes a forward pass for each image and network
         return False
-    replay(field, radii, BatchSize(flags.batch_size, "--batch_size", tqdm.write))
+    replay(field, radii, BatchSize(flags.batch_size, "--batch_size", tell), teller)
     return True
 
 
-def replay(field: Field, radii: Sequence[float], batch: BatchSize) -> None:
+def replay(field: Field, radii: Sequence[float], batch: BatchSize, teller: Teller) -> None:
     """The same with all images at hand."""
     started = time.monotonic()
-    right = replay_all(field, radii, batch)
+    right = replay_all(field, radii, batch, teller)
     clean = [right_on(subject, subject.test.everything().x, batch) for subject in field.subjects]
     seconds = round((time.monotonic() - started) / len(radii), 1)
     for own, subject in enumerate(field.subjects):
@@ -171,8 +181,8 @@ def replay(field: Field, radii: Sequence[float], batch: BatchSize) -> None:
         add_rows(subject.result_file("transfer"), subject.head("transfer"), rows)
     for eps in radii:
         for line in matrix(field, eps, clean, right[eps]):
-            print(line)
-    print(f"written: eval_transfer_{field.subjects[0].norm}.json beside each of them")
+            teller.say(line)
+    teller.say(f"written: eval_transfer_{field.subjects[0].norm}.json beside each of them")
 
 
 def attack_flags(flags: TransferFlags, run: str, subject: Subject, radii: Sequence[float]) -> EvalConfig:

@@ -80,6 +80,9 @@ PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
 }
 
 
+Flags = dict[str, typing.Any]  # by field name
+CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); flags beside it win"
+
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment",
@@ -111,6 +114,15 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
         return vars(given)
+
+    def parse_with_file(
+        self, argv: Sequence[str] | None, kept: typing.Callable[[Flags, Flags], Flags] = lambda file, flags: file
+    ) -> Flags:
+        """What the command line says, and the file of `--config` where it says nothing. kept: what of that file counts
+        beside the flags."""
+        given = self.parse(argv)
+        name = given.pop("config", None)
+        return given if name is None else kept(self.parse_file(name), given) | given
 
     def parse_file(self, name: str) -> dict[str, typing.Any]:
         """The flags in a TOML file, a config.json or its run folder, by field name.
@@ -149,6 +161,7 @@ def _as_text(value: object) -> str:
 def build_parser(cls: type, description: str, default_text: str, shown: Config | None = None) -> Parser:
     """An argument parser with one flag for each field of the dataclass `cls`. shown: whose values are the defaults."""
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", type=words, help=CONFIG)
     groups = _groups(parser, {f.name for f in dataclasses.fields(cls)})
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
@@ -215,14 +228,7 @@ def _train_flags(argv: Sequence[str]) -> dict[str, typing.Any]:
     shown = _preset_named(argv) if wants_help else None
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
-    if not any("--config" in action.option_strings for action in parser._actions):
-        text = "TOML file of flags, or a run folder or its config.json: the same again; flags beside it win"
-        parser.add_argument("--config", metavar="FILE", type=words, help=text)
-    given = parser.parse(argv)
-    if "config" not in given:
-        return given
-    name = given.pop("config")
-    return what_differs(parser.parse_file(name), given) | given
+    return parser.parse_with_file(argv, what_differs)
 
 
 def _preset_named(argv: Sequence[str]) -> Config | None:
@@ -271,7 +277,8 @@ def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
 
     :raises UserError: for a wrong flag or value.
     """
-    given = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ").parse(argv)
+    parser = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ")
+    given = parser.parse_with_file(argv)
     if "eps" in given:
         given["eps"] = tuple(given["eps"])
         if "grid" in given["eps"] and len(given["eps"]) > 1:

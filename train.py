@@ -26,6 +26,7 @@ from processes.distributed import World, device_of, is_launched, launcher, local
 from processes.signals import StopSignals
 from records import checkpoint, resume
 from records.commands import command
+from records.progress import Teller
 from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
 from trainer import Trainer
@@ -44,17 +45,7 @@ class Place(NamedTuple):
     folder: RunFolder
     world: World
     device: torch.device
-    quiet: bool
-
-    def say(self, line: str) -> None:
-        """Once, of several processes."""
-        if self.world.is_first:
-            print(line)
-
-    def note(self, line: str) -> None:
-        """The same, of what one may want to know while it runs."""
-        if not self.quiet:
-            self.say(line)
+    teller: Teller
 
 
 @exits_on_user_error
@@ -65,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, notes = parse_train(argv)
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
-        place = Place(folder, world, device, config.quiet)
+        place = Place(folder, world, device, Teller(world.is_first, config.quiet))
         for note in notes:
-            place.note(note)
+            place.teller.note(note)
         try:
             deadline = Deadline(config.max_minutes, spent, world.largest, world.is_first)
             return run(config, place, argv, deadline)
@@ -85,13 +76,13 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
     started = time.monotonic()
     found = world.from_first(lambda: resume.open_run(folder, config, warn))
     if found.finished:
-        place.say(f"{folder.path}: already finished, {config.max_steps} steps")
+        place.teller.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
     trainer = new_trainer(config, place, found.state)
     recorder: RunRecorder | Silent = world.from_first_only(
         lambda: resume.prepare(folder, trainer, found.state, environment_of(trainer)), Silent()
     )
-    place.note(opening(trainer, place, going_on=found.state is not None))
+    place.teller.note(opening(trainer, place, going_on=found.state is not None))
     try:
         with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
             finished = trainer.run(recorder, stop, deadline)
@@ -108,9 +99,9 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
         return 4
     if not finished:
         why = "" if stop.agreed else f"--max_minutes {config.max_minutes:g}: "
-        place.say(f"{why}stopped after step {trainer.step}, state saved; go on with: {again}")
+        place.teller.say(f"{why}stopped after step {trainer.step}, state saved; go on with: {again}")
         return 128 + stop.agreed if stop.agreed else AGAIN
-    place.say(closing(trainer, folder, time.monotonic() - started))
+    place.teller.say(closing(trainer, folder, time.monotonic() - started))
     return 0
 
 
@@ -151,7 +142,7 @@ def new_trainer(config: Config, place: Place, state: resume.State | None) -> Tra
     sizes = Sizes(config.train_size, config.val_size, config.test_size)
 
     def build() -> nn.Module:
-        model = new_model(config, data, None if state else config.pretrained, place.note).to(device)
+        model = new_model(config, data, None if state else config.pretrained, place.teller.note).to(device)
         lay_out(model, is_built_in(config.network), layout_of(config, device))
         check_batches(config, model, data, world)
         return model
@@ -159,7 +150,7 @@ def new_trainer(config: Config, place: Place, state: resume.State | None) -> Tra
     data = world.one_a_machine_first(lambda: load_dataset(source, sizes, seed=config.seed, device=device))
     if config.streaming is None and data.streamed:
         gib = data.nbytes / 2**30
-        place.note(
+        place.teller.note(
             f"--streaming: {gib:.3g} GiB of images, more than half of the memory free on {device}: they stay on disk"
         )
     if config.keep_directions and data.streamed:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from config import DATASETS, NORMS, SPLITS, opt
+from config import DATASETS, NORMS, QUIET, SPLITS, opt
 from errors import UserError
-from evaluations.subject import Subject
+from evaluations.subject import Subject, WhatToLoad
 from flags import build_parser
+from processes.distributed import ALONE, World, local_size
+from records.commands import command
 from settings.radii import radius
 from settings.validation import require_positive
 
@@ -34,6 +35,7 @@ class CommonFlags:
     resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
     overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
     max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
+    quiet: bool = opt(False, QUIET)
 
 
 Flags = TypeVar("Flags", bound=CommonFlags)
@@ -44,7 +46,7 @@ def parse_flags(cls: type[Flags], argv: Sequence[str] | None, description: str, 
 
     :raises UserError: for a wrong flag or value.
     """
-    flags = cls(**build_parser(cls, description, "default: ").parse(argv))
+    flags = cls(**build_parser(cls, description, "default: ").parse_with_file(argv))
     if not flags.model:
         raise UserError("--model is missing: name a checkpoint file or a run folder")
     require_positive(flags, ("batch_size", "test_size", "max_minutes", *positive))
@@ -78,7 +80,17 @@ def overrides_said(subject: Subject) -> list[str]:
     return [f"--{name}: {what}" for name, what in subject.overrides.items()]
 
 
-def line_that_goes_on(program: str, argv: Sequence[str] | None, minutes: float | None) -> str:
+def line_that_goes_on(program: str, argv: Sequence[str] | None, minutes: float | None, world: World = ALONE) -> str:
     """What to say when the clock stopped an evaluation."""
-    words = shlex.join(["python", program, *(sys.argv[1:] if argv is None else argv)])
-    return f"stopped by --max_minutes {minutes or 0:g}; what is done is kept; this goes on: {words}"
+    again = command(program, *(sys.argv[1:] if argv is None else argv), processes=local_size() if world.size > 1 else 1)
+    return f"stopped by --max_minutes {minutes or 0:g}; what is done is kept; this goes on: {again}"
+
+
+def what_next(flags: WhatToLoad, subject: Subject) -> str:
+    """The command to run next: the attack whose figure should stand beside, else the page of all figures."""
+    named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "data_root"))
+    given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
+    for attack, program in (("pgd", "evaluate_on_pgd_attacks.py"), ("autoattack", "evaluate_on_autoattack.py")):
+        if not subject.result_file(attack).exists():
+            return f"next: {command(program, '--model', flags.model, *given)}"
+    return f"look at it with: {command('reports/make_report.py', str(subject.path.parent))}"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +21,11 @@ from foolbox import PyTorchModel
 from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfFMNAttack
 from foolbox.attacks.base import MinimizationAttack
 from torch import Tensor
-from tqdm import tqdm
 
 from errors import UserError
 from evaluations.distances import shown, summary
 from evaluations.packages import untouched
 from evaluations.results import Row
-from evaluations.shard_report import duration
 from evaluations.subject import Subject
 from hardware.memory import BatchSize
 from losses import cross_entropy, logit_margin
@@ -36,6 +33,7 @@ from pgd import project_l2
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from records.checkpoint import digest
+from records.progress import Teller, duration
 from records.reading import parse_json
 from utils import EVALUATE, mixed_seed, per_row, row_norms, write_atomically
 
@@ -138,11 +136,11 @@ def attack_all(
     run: Run,
     clean: Tensor,
     size: BatchSize,
-    say: Callable[[str], None],
+    teller: Teller,
     world: World = ALONE,
     deadline: Deadline = NEVER,
 ) -> Found | None:
-    """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits; say: tells the user a line.
+    """Attack what is classified right, batch after batch, and keep each; clean (N, C): logits.
 
     Where memory does not suffice, a batch is attacked in halves, with the same draws for each. Of several processes each
     attacks a batch at a time, and the first one writes. None: the deadline stopped it.
@@ -153,17 +151,15 @@ def attack_all(
     batches = right.split(run.batch_size) if len(right) else ()
     parts = world.from_first(lambda: read_parts(run))
     if parts:
-        say(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
+        teller.note(f"{run.attack}: {len(parts)} of {len(batches)} batches are done, by {parts_file(run).name}")
     left = sum(map(len, batches[len(parts) :]))
     if left and world.is_first:
         longest = size.run(lambda size: forecast(run, batches[len(parts) :], size))
-        say(
+        teller.note(
             f"{run.attack}: at most about {longest} for {left} images; stopped, the same command goes on after the last "
             "whole batch"
         )
-    total = len(right)
-    with tqdm(total=total, initial=total - left, unit="image", dynamic_ncols=True, disable=not world.is_first) as bar:
-        bar.set_description(run.attack)
+    with teller.bar(len(right), "image", done=len(right) - left, warm=True) as bar:
         for first in range(len(parts), len(batches), world.size):
             if deadline.over(f"{run.attack} batch"):
                 return None
@@ -173,20 +169,13 @@ def attack_all(
             if world.is_first:
                 with deadline.saving():
                     write_parts(run, parts)
-            _show(bar, parts, sum(len(part["distances"]) for part in found.values()))
-            if first == 0 and len(parts) < len(batches) and world.is_first:
-                more = parts[0]["seconds"] * (len(batches) - len(parts)) / world.size
-                bar.write(f"{run.attack}: about {duration(more)} more", file=sys.stdout)
+            so_far = summary([distance for part in parts for distance in part["distances"]])
+            bar.note(f"{run.attack}, median so far {shown(so_far['quartiles'][1])}")
+            bar.update(sum(len(part["distances"]) for part in found.values()))
     distances = torch.zeros(len(clean), dtype=torch.float64)
     distances[right.cpu()] = torch.tensor([d for part in parts for d in part["distances"]], dtype=torch.float64)
     smallest = min([size.used, *(part["batch_size"] for part in parts)])
     return Found(distances.tolist(), round(sum(part["seconds"] for part in parts), 1), smallest)
-
-
-def _show(bar: tqdm[Any], parts: Sequence[Part], count: int) -> None:
-    bar.update(count)
-    so_far = [distance for part in parts for distance in part["distances"]]
-    bar.set_postfix_str(f"median so far {shown(summary(so_far)['quartiles'][1])}")
 
 
 def _attack_one(run: Run, number: int, rows: Tensor, clean: Tensor, size: BatchSize) -> Part:

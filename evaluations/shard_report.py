@@ -1,15 +1,12 @@
-"""What an evaluation in shards says: how long it takes, how far it is, the row of its result. N test images."""
+"""What an evaluation in shards says: how far it is, the row of its result. N test images."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from evaluations import sanity
 from evaluations.accuracy import accuracy_of, clean_accuracy, interval
@@ -17,34 +14,45 @@ from evaluations.others import overestimates
 from evaluations.results import Row
 from evaluations.shard_parts import Job, Part
 from hardware.memory import BatchSize
+from records.progress import Progress
 
 
-def duration(seconds: float) -> str:
-    """For people: seconds up to a minute, minutes up to two hours, then hours."""
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+class Shown:
+    """What stands behind a job's bar: the attack that runs, the accuracy so far, the passes over the shard at hand, so
+    that a long shard is seen to move."""
 
+    def __init__(self, job: Job, bar: Progress) -> None:
+        self.job, self.bar, self.attack, self.accuracy, self.passes = job, bar, job.attack, "", 0
 
-@contextmanager
-def passes_shown(model: nn.Module, bar: tqdm[Any]) -> Iterator[None]:
-    """Count the network's passes beside the bar, about once a second, so that a long shard is seen to move."""
-    count, shown = 0, time.monotonic()
-    accuracy = getattr(bar, "postfix", None) or ""  # a disabled bar has none
+    def name(self, attack: str) -> None:
+        """This attack begins."""
+        self.attack = attack
+        self.bar.moving(self._text())
 
-    def count_pass(*_: object) -> None:
-        nonlocal count, shown
-        count += 1
-        if time.monotonic() - shown > 1:
-            shown = time.monotonic()
-            bar.set_postfix_str(f"{accuracy}, {count} passes over this shard".removeprefix(", "))
+    @contextmanager
+    def shard(self) -> Iterator[None]:
+        """Count the network's passes inside."""
 
-    hook = model.register_forward_hook(count_pass)
-    try:
-        yield
-    finally:
-        hook.remove()
-        bar.set_postfix_str(accuracy)
+        def count(*_: object) -> None:
+            self.passes += 1
+            self.bar.moving(self._text())
+
+        hook = self.job.subject.model.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.passes = 0
+
+    def done(self, parts: Mapping[int, Part], images: int) -> None:
+        """So many more images are attacked; parts: the shards so far."""
+        self.accuracy = f", accuracy so far {accuracy_so_far(parts):.2%}"
+        self.bar.note(self._text())
+        self.bar.update(images)
+
+    def _text(self) -> str:
+        passes = f", {self.passes} passes over this shard" if self.passes else ""
+        return f"{self.attack}{self.accuracy}{passes}"
 
 
 def accuracy_so_far(parts: Mapping[int, Part]) -> float:

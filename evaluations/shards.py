@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluations.accuracy import as_flags
 from evaluations.judge import classified_right, judge
 from evaluations.packages import untouched
 from evaluations.results import add_rows
 from evaluations.shard_parts import Job, Part, read_parts, write_parts
-from evaluations.shard_report import accuracy_so_far, duration, lines, make_row, passes_shown
+from evaluations.shard_report import Shown, lines, make_row
 from hardware.memory import BatchSize
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
+from records.progress import Teller, duration
 from utils import EVALUATE, eval_mode, mixed_seed
 
 
@@ -44,9 +44,7 @@ class Attacker(NamedTuple):
     longest: Callable[[Tensor, Tensor], float]  # x, y -> seconds it takes at most, by a short trial
 
 
-def run_job(
-    job: Job, attacker: Attacker, say: Callable[[str], None], world: World = ALONE, deadline: Deadline = NEVER
-) -> bool:
+def run_job(job: Job, attacker: Attacker, teller: Teller, world: World = ALONE, deadline: Deadline = NEVER) -> bool:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
     Where memory does not suffice for a shard at once, its images are attacked in halves, with the same draws for each. Of
@@ -54,13 +52,16 @@ def run_job(
 
     :raises UserError: if the folder cannot be written.
     """
-    batch = BatchSize(job.batch_size, "--batch_size", say)
+    batch = BatchSize(job.batch_size, "--batch_size", teller.say)
     right = batch.run(lambda size: _all_right(job, size))
     parts = world.from_first(lambda: read_parts(job))
     if world.is_first:
         for line in batch.run(lambda size: forecast(job, right, parts, attacker, size, world.size)):
-            say(line)
-    if not _attack_missing(job, attacker, right, parts, batch, world, deadline):
+            teller.note(line)
+    done = sum(len(job.shards[number]) for number in parts)
+    with teller.bar(len(right), "image", done=done, warm=True) as bar:
+        whole = _attack_missing(Shown(job, bar), attacker, right, parts, batch, world, deadline)
+    if not whole:
         return False
     if not world.is_first:
         return True
@@ -69,12 +70,12 @@ def run_job(
     add_rows(job.subject.result_file(job.attack), job.subject.head(job.attack), [row])
     job.parts_file.unlink(missing_ok=True)
     for line in lines(job, row):
-        say(line)
+        teller.say(line)
     return True
 
 
 def _attack_missing(
-    job: Job,
+    shown: Shown,
     attacker: Attacker,
     right: Tensor,
     parts: dict[int, Part],
@@ -83,28 +84,26 @@ def _attack_missing(
     deadline: Deadline,
 ) -> bool:
     """Put the shards that are not done into `parts`, and keep them; False if the deadline came first."""
-    with tqdm(total=len(right), unit="image", dynamic_ncols=True, disable=not world.is_first) as bar:
-        bar.set_description(job.attack)
-        for first in range(0, len(job.shards), world.size):
-            group = range(first, min(first + world.size, len(job.shards)))
-            if any(number not in parts for number in group):
-                if deadline.over(f"{job.attack} shard"):
-                    return False
-                own = first + world.rank
-                missing = own in group and own not in parts
-                found = world.join({own: _attack_with(bar, job, own, right, attacker, batch)} if missing else {})
-                parts |= found
-                if world.is_first:
-                    with deadline.saving():
-                        write_parts(job, parts)
-            bar.set_postfix_str(f"accuracy so far {accuracy_so_far(parts):.2%}")
-            bar.update(sum(len(job.shards[number]) for number in group))
+    job = shown.job
+    for first in range(0, len(job.shards), world.size):
+        group = range(first, min(first + world.size, len(job.shards)))
+        if any(number not in parts for number in group):
+            if deadline.over(f"{job.attack} shard"):
+                return False
+            own = first + world.rank
+            missing = own in group and own not in parts
+            found = world.join({own: _attack_with(shown, own, right, attacker, batch)} if missing else {})
+            parts |= found
+            if world.is_first:
+                with deadline.saving():
+                    write_parts(job, parts)
+            shown.done(parts, sum(len(job.shards[number]) for number in found))
     return True
 
 
-def _attack_with(bar: tqdm[Any], job: Job, number: int, right: Tensor, attacker: Attacker, batch: BatchSize) -> Part:
-    with passes_shown(job.subject.model, bar):
-        return batch.run(lambda size: attack_shard(job, number, right, attacker, bar.set_description, size))
+def _attack_with(shown: Shown, number: int, right: Tensor, attacker: Attacker, batch: BatchSize) -> Part:
+    with shown.shard():
+        return batch.run(lambda size: attack_shard(shown.job, number, right, attacker, shown.name, size))
 
 
 def attack_shard(job: Job, number: int, right: Tensor, attacker: Attacker, show: Show, size: int | None = None) -> Part:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy
 from evaluations.judge import classified_right
@@ -17,6 +16,7 @@ from evaluations.results import Kind, Row, same_eps
 from evaluations.subject import Subject
 from hardware.memory import BatchSize
 from records.checkpoint import digest
+from records.progress import Teller
 
 Images = Mapping[float, Tensor]  # (N, ...) by radius, on the CPU
 
@@ -64,11 +64,13 @@ def right_on(subject: Subject, images: Tensor, batch: BatchSize) -> Tensor:
     return batch.run(in_batches).cpu()
 
 
-def replay_all(field: Field, radii: Sequence[float], batch: BatchSize) -> dict[float, list[list[Tensor]]]:
+def replay_all(
+    field: Field, radii: Sequence[float], batch: BatchSize, teller: Teller
+) -> dict[float, list[list[Tensor]]]:
     """By radius, [network][source] -> (N,) bool: whether the network is right on the images made against the source."""
     subjects = field.subjects
     right: dict[float, list[list[Tensor]]] = {eps: [[] for _ in subjects] for eps in radii}
-    with tqdm(total=len(subjects) ** 2 * len(radii), unit="replay", dynamic_ncols=True) as bar:
+    with teller.bar(len(subjects) ** 2 * len(radii), "replay") as bar:
         for images in field.images:
             for eps in radii:
                 for network, row in zip(subjects, right[eps], strict=True):

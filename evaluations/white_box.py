@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluations import sanity
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy, interval
 from evaluations.adversarial_images import save_images, saved_images
 from evaluations.common_flags import overrides_said
 from evaluations.others import overestimates
-from evaluations.pgd_progress import Progress
+from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Running
 from evaluations.results import Row, add_rows, average_accuracies
 from evaluations.subject import Subject
@@ -21,35 +20,36 @@ from evaluations.white_box_plan import OF_THE_RADIUS, Plan, make_plan
 from hardware.memory import BatchSize
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
+from records.progress import Teller, tell
 from settings.evaluation import EvalConfig
 
-Say = Callable[[str], None]
 
-
-def evaluate(flags: EvalConfig, subject: Subject, say: Say, world: World = ALONE, deadline: Deadline = NEVER) -> bool:
+def evaluate(
+    flags: EvalConfig, subject: Subject, teller: Teller, world: World = ALONE, deadline: Deadline = NEVER
+) -> bool:
     """Of several processes each attacks its share, and the first prints and writes. False: the deadline stopped it.
 
     :raises UserError: if the network has no gradient, or the folder cannot be written.
     """
     plan, notes = world.together(lambda: make_plan(flags, subject))
     for note in notes + overrides_said(subject):
-        say(note)
+        teller.note(note)
     stored = world.from_first(lambda: subject.rows("pgd"))
     missing = world.from_first(lambda: missing_radii(plan, stored))
     if not missing:
-        say(f"{subject.result_file('pgd')}: already done")
+        teller.say(f"{subject.result_file('pgd')}: already done")
         return True
-    progress = Progress(plan, missing)
-    batch = BatchSize(min(flags.batch_size, len(subject.test)), "--batch_size", tqdm.write)
+    partial = Partial(plan, missing)
+    batch = BatchSize(min(flags.batch_size, len(subject.test)), "--batch_size", tell)
     # Images that are saved must break what their flags say is broken.
-    attack = Attack(plan, missing, () if flags.save_adv else stored, progress, batch, world, deadline, say)
+    attack = Attack(plan, missing, () if flags.save_adv else stored, partial, batch, world, deadline, teller)
     reached, whole = attack.run()
     if not whole or deadline.over("sanity checks"):
         attack.keep(reached)
         return False
     if world.is_first:
-        write(plan, reached, batch, world.size, say)
-        progress.path.unlink(missing_ok=True)
+        write(plan, reached, batch, world.size, teller)
+        partial.path.unlink(missing_ok=True)
     return True
 
 
@@ -61,7 +61,7 @@ def missing_radii(plan: Plan, stored: Sequence[Row]) -> list[float]:
     return [eps for eps in plan.radii if plan.stored(stored, eps) is None or eps not in images]
 
 
-def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, say: Say) -> None:
+def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, teller: Teller) -> None:
     """Check, write and say what was found."""
     subject = plan.subject
     rows = [make_row(plan, reached, eps, batch, processes) for eps in reached.courses]
@@ -73,19 +73,21 @@ def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, say: S
     stored = subject.rows("pgd")
     found = [row for row in (plan.stored(stored, eps) for eps in plan.radii) if row]
     for line in lines(plan, found, rows[0], processes):
-        say(line)
+        teller.say(line)
     for line in sanity.lines(checks):
-        say(line)
+        teller.say(line)
     for line in [f"written: {subject.result_file('pgd')}", *overestimates(subject)]:
-        say(line)
+        teller.say(line)
     if plan.flags.save_adv:
-        say(f"written: {save_images(subject, {eps: course.found.x_adv for eps, course in reached.courses.items()})}")
+        teller.say(
+            f"written: {save_images(subject, {eps: course.found.x_adv for eps, course in reached.courses.items()})}"
+        )
 
 
 def check(plan: Plan, reached: Reached, eps: float) -> dict[str, sanity.Finding]:
     """The sanity battery on what was found at one radius."""
     run, found = reached.running or Running(1), reached.courses[eps].found
-    return BatchSize(run.batch_size, "sanity checks", tqdm.write).run(
+    return BatchSize(run.batch_size, "sanity checks", tell).run(
         lambda size: sanity.pgd_battery(plan.subject, plan.protocol(eps), run._replace(batch_size=size), found)
     )
 

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from errors import UserError
-from evaluations.pgd_progress import Progress
+from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Attacked, Course, Images, Listener, Running, clean_attacked, go_on
 from evaluations.results import Row
-from evaluations.shard_report import duration
 from evaluations.white_box_plan import Plan
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
@@ -25,6 +23,7 @@ from losses import cross_entropy
 from pgd import PgdFn
 from processes.deadline import Deadline
 from processes.distributed import World
+from records.progress import Teller, duration
 
 
 @dataclass
@@ -44,11 +43,11 @@ class Attack:
     plan: Plan
     radii: Sequence[float]  # ascending
     stored: Sequence[Row]  # what fell at a smaller radius by these stays fallen
-    progress: Progress
+    partial: Partial
     batch: BatchSize
     world: World
     deadline: Deadline
-    say: Callable[[str], None]
+    teller: Teller
 
     @property
     def images(self) -> Images:
@@ -63,7 +62,7 @@ class Attack:
         # Several processes go on with the same batches; where memory does not suffice, one attacks its own in parts.
         run: Callable[..., Any] = batch.run if world.size == 1 else lambda work: work(batch.asked)
         clean = run(lambda size: clean_attacked(model, images, Running(size, world=world)))
-        courses = {eps: _to(images.x.device, course) for eps, course in world.from_first(self.progress.load).items()}
+        courses = {eps: _to(images.x.device, course) for eps, course in world.from_first(self.partial.load).items()}
         reached = Reached(clean, courses)
         going_on = bool(courses)
         whole = run(lambda size: self._rest(reached, size, going_on))
@@ -76,14 +75,14 @@ class Attack:
         attack = self._made_for(batch_size)
         attack = self.batch.attack(attack) if self.world.size > 1 else attack
         reached.running = Running(batch_size, attack, self.world)
-        bar = _Bar(self, reached)
+        left = _Left(self, reached)
         if self.world.is_first:
-            work = -(-bar.standing // batch_size // self.world.size) * batch_size * bar.restarts
+            work = -(-left.standing // batch_size // self.world.size) * batch_size * left.restarts
             said = "going on with an evaluation that was stopped; " if going_on else ""
-            self.say(said + f"at most about {longest(self.plan, attack, work, batch_size)}")
-        with bar.shown:
+            self.teller.note(said + f"at most about {longest(self.plan, attack, work, batch_size)}")
+        with left.bar:
             for eps in self.radii:
-                listener = Listener(partial(self._note, reached, bar, eps), partial(self.deadline.over, "PGD batch"))
+                listener = Listener(partial(self._note, reached, left, eps), partial(self.deadline.over, "PGD batch"))
                 course = reached.courses.setdefault(eps, self._begin(reached, eps))
                 protocol = self.plan.protocol(eps)
                 if not go_on(self.plan.subject.model, images, protocol, course, reached.running, listener):
@@ -103,10 +102,10 @@ class Attack:
         state = reached.courses[max(smaller)].found if smaller else reached.clean
         return Course.begin(state.fallen(self.plan.fallen(self.stored, eps)))
 
-    def _note(self, reached: Reached, bar: _Bar, eps: float, course: Course, count: int) -> None:
+    def _note(self, reached: Reached, left: _Left, eps: float, course: Course, count: int) -> None:
         reached.attacks += count
-        bar.move(eps, course, count)
-        if self.progress.is_due:
+        left.move(eps, course, count)
+        if self.partial.is_due:
             self.keep(reached)
 
     def keep(self, reached: Reached) -> None:
@@ -116,11 +115,11 @@ class Attack:
         """
         if self.world.is_first:
             with self.deadline.saving():
-                self.progress.save(reached.courses)
+                self.partial.save(reached.courses)
 
 
-class _Bar:
-    """The progress bar: how many attacks on an image are left if none falls."""
+class _Left:
+    """How many attacks on an image are left if none falls, with their bar."""
 
     def __init__(self, attack: Attack, reached: Reached) -> None:
         self.attack = attack
@@ -129,9 +128,7 @@ class _Bar:
         self.standing, self.n = int(state.robust.sum()), len(state.margin)
         nb_restart = attack.plan.flags.nb_restart
         self.restarts = nb_restart * len(attack.radii) - sum(course.restart for course in courses.values())
-        self.shown: tqdm[Any] = tqdm(
-            total=self.standing * self.restarts, unit="attack", dynamic_ncols=True, disable=not attack.world.is_first
-        )
+        self.bar = attack.teller.bar(self.standing * self.restarts, "attack", warm=True)
 
     def move(self, eps: float, course: Course, count: int) -> None:
         """`count` images were attacked at this radius."""
@@ -139,12 +136,10 @@ class _Bar:
         left = nb_restart - course.restart - bool(course.attacked.any())
         later = nb_restart * (len(radii) - 1 - radii.index(eps))
         standing = int(course.found.robust.sum())
-        if self.shown.total is not None:
-            self.shown.total -= (self.standing - standing) * (left + later)
+        self.bar.fewer((self.standing - standing) * (left + later))
         self.standing = standing
-        self.shown.set_description(f"eps {eps:.4g}", refresh=False)
-        self.shown.set_postfix_str(f"accuracy so far {standing / self.n:.2%}", refresh=False)
-        self.shown.update(count)
+        self.bar.note(f"eps {eps:.4g}, accuracy so far {standing / self.n:.2%}")
+        self.bar.update(count)
 
 
 def _to(device: torch.device, course: Course) -> Course:

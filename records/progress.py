@@ -20,20 +20,23 @@ class Progress:
     """A bar over `total` pieces of work, of which `done` are done already; a context.
 
     After some seconds of work it says once how long the rest will take, if that is long. quiet: nothing is shown.
-    beside: what that time does not hold, as "checks not counted".
+    beside: what that time does not hold, as "checks not counted". warm: the first piece is like all others.
     """
 
-    def __init__(self, total: int, unit: str, *, done: int = 0, quiet: bool = False, beside: str = "") -> None:
+    def __init__(
+        self, total: int, unit: str, *, done: int = 0, quiet: bool = False, beside: str = "", warm: bool = False
+    ) -> None:
         self.total, self.unit, self.done, self.quiet, self.beside = total, unit, done, quiet, beside
-        self.measured_from: tuple[float, int] | None = (
-            None  # the time after the first piece, and how many were done then
-        )
+        self.warm = warm
+        self.measured_from: tuple[float, int] | None = None  # since when, and how many were done then
         self.said = False
         self.bar: Bar | None = None
 
     def __enter__(self) -> Self:
         if not self.quiet:
             self.bar = _bar(self.total, self.done, self.unit)
+        if self.warm:
+            self.measured_from = time.monotonic(), self.done
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +58,20 @@ class Progress:
         """Shown behind the bar from its next update on."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
+
+    def moving(self, text: str) -> None:
+        """The same, shown as soon as the next bar or line is due, though no piece is done."""
+        self.note(text)
+        if self.bar is not None and time.time() - self.bar.last_print_t >= self.bar.mininterval:
+            with suppress(OSError):
+                self.bar.refresh()
+            self.bar.last_print_t = time.time()
+
+    def fewer(self, count: int) -> None:
+        """So many pieces need not be done."""
+        self.total -= count
+        if self.bar is not None:
+            self.bar.total = self.total
 
     def _forecast(self, now: float) -> None:
         if self.measured_from is None:  # the first piece also warms up
@@ -108,11 +125,34 @@ def tell(text: str, file: TextIO | None = None) -> None:
     """A line above any bar, on standard output if not to `file`; lost if it goes to a log file on a full disk."""
     with suppress(OSError):
         tqdm.write(text, file=file or sys.stdout)
+        (file or sys.stdout).flush()  # a log is read while it is written
+
+
+class Teller:
+    """What a long command says. speaks: of several processes the first one does. quiet: no bars and no notes."""
+
+    def __init__(self, speaks: bool = True, quiet: bool = False) -> None:
+        self.speaks, self.quiet = speaks, quiet
+
+    def say(self, text: str) -> None:
+        """Warnings and closing lines."""
+        if self.speaks:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """What one may want to know while it works."""
+        if not self.quiet:
+            self.say(text)
+
+    def bar(self, total: int, unit: str, *, done: int = 0, warm: bool = False) -> Progress:
+        """A bar that is as quiet."""
+        return Progress(total, unit, done=done, quiet=self.quiet or not self.speaks, warm=warm)
 
 
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
-        return f"{max(seconds, 0):.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

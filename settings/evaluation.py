@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config import DATASETS, NORMS, PRECISIONS, SPLITS, opt
+from config import DATASETS, NORMS, PRECISIONS, QUIET, SPLITS, opt
 from presets import GRIDS
 
 
@@ -34,6 +34,7 @@ class EvalConfig:
     resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
     overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
     max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
+    quiet: bool = opt(False, QUIET)
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
 
 

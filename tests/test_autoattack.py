@@ -17,6 +17,7 @@ from evaluations.judge import judge
 from evaluations.packages import untouched
 from evaluations.results import quoted
 from folders import images
+from records.commands import command
 from two_way import CPU, TwoWay, arguments, result, worst_margins
 from utils import eval_mode
 
@@ -164,7 +165,7 @@ def test_stopped_by_the_clock_and_started_again_gives_the_same_flags(network, st
     calls = interrupted_after(9, monkeypatch)
     assert main(argv) == 75 and calls == [0] and not list(network.parent.glob("eval_*"))
     out = capsys.readouterr().out
-    assert "stopped by --max_minutes 0.001" in out and f"python evaluate_on_autoattack.py {' '.join(argv)}" in out
+    assert "stopped by --max_minutes 0.001" in out and command("evaluate_on_autoattack.py", *argv) in out
     assert [main(argv), main(argv)] == [75, 0] and calls == [0, 1, 2]
     assert result(network)["results"][0]["flags"] == result(whole)["results"][0]["flags"]
 

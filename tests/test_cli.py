@@ -17,7 +17,7 @@ import train
 from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
 from evaluations import white_box
-from evaluations.pgd_progress import Progress
+from evaluations.pgd_partial import Partial
 from records import checkpoint
 from support import ROOT
 
@@ -231,8 +231,8 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
     (run / "eval_pgd_Linf.json").unlink()
     (run / "adv_pgd_Linf.pt").unlink()
 
-    monkeypatch.setattr(Progress, "EVERY", 0.0)
-    saves, save = [], Progress.save
+    monkeypatch.setattr(Partial, "EVERY", 0.0)
+    saves, save = [], Partial.save
 
     def stopping(self, *given):
         save(self, *given)
@@ -241,11 +241,11 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Progress, "save", stopping)
+        patched.setattr(Partial, "save", stopping)
         assert evaluate_on_pgd_attacks.main(flags) == 130
     assert not (run / "eval_pgd_Linf.json").exists()
     capsys.readouterr()
-    monkeypatch.setattr(Progress, "save", lambda self, *given: saves.append(given[0]))
+    monkeypatch.setattr(Partial, "save", lambda self, *given: saves.append(given[0]))
     assert evaluate_on_pgd_attacks.main(flags) == 0
     assert "going on with an evaluation that was stopped" in capsys.readouterr().out
     assert len(saves) == 4, "no restart is made twice"
@@ -257,7 +257,7 @@ def test_attack_stopped_and_started_again_gives_the_same_flags(run, capsys, monk
 def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, capsys, monkeypatch):
     """What is done is kept until the JSON is there."""
     flags = ["--model", str(run), *ATTACK]
-    monkeypatch.setattr(Progress, "EVERY", 0.0)
+    monkeypatch.setattr(Partial, "EVERY", 0.0)
     with monkeypatch.context() as patched:
         patched.setattr(white_box, "add_rows", lambda *_: (_ for _ in ()).throw(UserError("full: make room")))
         assert evaluate_on_pgd_attacks.main(flags) == 2

@@ -12,6 +12,9 @@ from evaluate_on_gradient_free_attacks import GradientFreeFlags, main, spsa
 from evaluate_on_gradient_free_attacks import square as square_kind
 from evaluations import shard_report, shards
 from evaluations.packages import square_starts
+from evaluations.shard_parts import Part
+from records import progress
+from records.progress import Progress
 from two_way import arguments, result, worst_margins
 
 digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
@@ -104,19 +107,18 @@ def test_what_square_can_start_on():
         assert not square_starts("L2", size, size)
 
 
-def test_progress_is_seen_and_the_hook_removed(capsys, monkeypatch):
-    from tqdm import tqdm
-
-    model, seconds = nn.Flatten(), itertools.count(step=2.0)
-    monkeypatch.setattr(shard_report.time, "monotonic", lambda: next(seconds))
-    with tqdm(total=1) as bar, shard_report.passes_shown(model, bar):
-        model(torch.zeros(1, 2))
-        assert "1 passes" in bar.postfix
-    assert not model._forward_hooks
-
-
-def test_duration():
-    assert [shard_report.duration(s) for s in (0.1, 59, 61, 3600, 9000)] == ["1 s", "59 s", "1 min", "60 min", "2.5 h"]
+def test_a_long_shard_is_seen_to_move_and_the_hook_removed(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    job = type("Job", (), {})()
+    job.attack, job.subject = "square", type("Subject", (), {"model": nn.Flatten()})()
+    with Progress(2, "image") as bar:
+        shown = shard_report.Shown(job, bar)
+        with shown.shard():
+            job.subject.model(torch.zeros(1, 2))
+            assert capsys.readouterr().err.splitlines()[-1].endswith("square, 1 passes over this shard")
+        shown.done({0: Part("10", 0.1, 0, [])}, 2)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("square, accuracy so far 50.00%")
+    assert not job.subject.model._forward_hooks
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
 from config import PRESETS
 from evaluations import white_box_attack
-from evaluations.pgd_progress import Progress
+from evaluations.pgd_partial import Partial
 from evaluations.results import Head, checkpoint_rows, content_of, quoted
 from evaluations.subject import load_subject
 from flags import parse_eval
 from linear_networks import fitted
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
+from records.commands import command
 from reports.results import read_evaluation, read_run
 from settings.validation import stored_config
 
@@ -222,7 +223,7 @@ def test_stopped_by_the_clock_at_any_batch_is_the_same_bit_for_bit(run, tmp_path
         statuses.append(attack(run, *argv, "--max_minutes", "0.001"))
         capsys_out.append(capsys.readouterr().out)
     assert statuses[-1] == 0 and len(statuses) >= 8
-    assert "this goes on: python evaluate_on_pgd_attacks.py --model" in capsys_out[0]
+    assert f"this goes on: {command('evaluate_on_pgd_attacks.py', '--model')}" in capsys_out[0]
     assert all("going on with an evaluation that was stopped" in said for said in capsys_out[1:])
     assert found_in(run) == found_in(whole) and not list(run.glob("partial_*"))
     images = [checkpoint.load(folder / "adv_pgd_Linf.pt")["x_adv"] for folder in (run, whole)]
@@ -240,7 +241,7 @@ def test_progress_is_of_this_very_evaluation(run):
 
     def identity(*flags):
         plan, _ = white_box_attack_plan(parse_eval(["--model", str(run), *SMALL, *flags]), subject)
-        return Progress(plan, plan.radii).identity
+        return Partial(plan, plan.radii).identity
 
     plain = identity()
     assert identity("--resume", "--max_minutes", "3") == plain

@@ -10,7 +10,7 @@ import pytest
 
 from records import progress
 from records.commands import ROOT, command, interpreter
-from records.progress import Progress, duration, tell
+from records.progress import Progress, Teller, duration, tell
 
 
 class Terminal(io.StringIO):
@@ -43,6 +43,39 @@ def test_a_log_gets_a_line_now_and_then_and_not_one_a_step(monkeypatch):
     assert "\r" not in shown.getvalue() and "" not in lines
     assert 2 <= len(lines) <= (time.monotonic() - start) / 0.1 + 1
     assert lines[-1].startswith("400 of 400 steps")
+
+
+def test_a_piece_that_takes_long_is_seen_to_move(monkeypatch):
+    shown = log(monkeypatch)
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.1)
+    start = time.monotonic()
+    with Progress(1, "image") as bar:
+        for number in range(400):
+            bar.moving(f"{number} passes")
+            time.sleep(0.001)
+    lines = shown.getvalue().splitlines()
+    assert 2 <= len(lines) <= (time.monotonic() - start) / 0.1 + 1
+    assert all(line.startswith("0 of 1 images, ") and line.endswith(" passes") for line in lines)
+
+
+def test_pieces_that_fall_away_are_not_waited_for(capsys, monkeypatch):
+    log(monkeypatch)
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(1000, "attack", warm=True) as bar:
+        bar.fewer(400)
+        now[0] = 60.0
+        bar.update(60)
+    assert capsys.readouterr().out.splitlines() == ["about 9 min for the 540 attacks left"]
+
+
+def test_a_teller_says_what_it_should(capsys):
+    for speaks, quiet, heard in ((True, False, ["a", "b"]), (True, True, ["a"]), (False, False, [])):
+        teller = Teller(speaks, quiet)
+        teller.say("a"), teller.note("b")
+        assert capsys.readouterr().out.splitlines() == heard
+        with teller.bar(1, "image") as bar:
+            assert (bar.bar is not None) == (speaks and not quiet)
 
 
 def test_a_short_piece_of_work_leaves_no_line_in_a_log(monkeypatch):
@@ -105,7 +138,7 @@ def test_short_work_is_not_forecast(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0 s"), (45.4, "45 s"), (90, "2 min"), (5400, "1 h 30 min"), (7230, "2 h 00 min")]
+    ("seconds", "text"), [(-1, "1 s"), (45.4, "45 s"), (90, "2 min"), (5400, "1 h 30 min"), (7230, "2 h 00 min")]
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -14,11 +14,11 @@ from evaluations.white_box_plan import Plan
 from records import checkpoint
 
 # What may change between a stop and a start: where files are, and what is done with the result.
-FREE = ("model", "data_root", "eps", "resume", "overwrite", "max_minutes", "save_adv")
+FREE = ("model", "data_root", "eps", "resume", "overwrite", "max_minutes", "save_adv", "quiet")
 STARTS = "seed, restart, radius"  # what random starts depend on
 
 
-class Progress:
+class Partial:
     """The file that keeps whole batches at each radius."""
 
     EVERY = 30.0  # seconds
