@@ -15,7 +15,8 @@ from config import Config
 from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
-from loading.batches import AUGMENT_PAD, first_batch
+from loading.batches import first_batch
+from loading.crops import AUGMENT_PAD
 from loading.datasets import Dataset, Sizes, Source, load_dataset
 from networks.build import build_model
 from networks.keys import our_keys

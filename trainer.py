@@ -31,7 +31,7 @@ from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
 from training import starts
 from training.averaging import WeightAverage
-from training.directions import KeptDirections
+from training.directions import KeptDirections, Stored
 from training.epoch_check import EpochCheck
 from training.exchange import merged
 from training.not_finite import NotFinite, refuse_not_finite
@@ -63,23 +63,12 @@ class Trainer:
         self.config, self.data, self.world = config, data, world
         self.device = data.train.labels.device
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
-        self.batches = TrainBatches(
-            data.train,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            augment=config.augment,
-            rank=world.rank,
-            ranks=world.size,
-        )
+        how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
+        self.batches = TrainBatches(data.train, augment=config.augment, **how)
         self.search_single_row = accepts(model, first_batch(data.train, 1))
         self._place(model)
-        self.optimizer = make_optimizer(
-            config.optimizer,
-            self.model,
-            lr=config.lr_at(0),
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-        )
+        rates = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}
+        self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
         recording = self._record()
         self.step = 0  # optimizer steps done
@@ -173,7 +162,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(step)
         self.guard.remember()
-        result, directions = merged(self.world, self._own_gradient(step), len(index))
+        result, directions = merged(self.world, *self._own_gradient(step), len(index))
         self.world.share_from(0, *self.replica.own_buffers)
         counts = self.guard.step(result.finite, step)
         if self.config.enlarges_margins:
@@ -187,8 +176,9 @@ class Trainer:
         self.step += 1
         return result
 
-    def _own_gradient(self, step: int) -> StepResult:
-        """This process's share of the losses; the gradient of the global batch is left in the parameters."""
+    def _own_gradient(self, step: int) -> tuple[StepResult, Stored | None]:
+        """This process's share of the losses, and its directions to keep; the gradient of the global batch is left in
+        the parameters."""
         config, rank = self.config, self.world.rank
         key = (config.seed, GLOBAL, step, *([rank] if rank else []))
         torch.manual_seed(mixed_seed(*key))  # dropout in people's own networks
@@ -200,7 +190,9 @@ class Trainer:
         result, gradients = StepResult._make(outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        return result
+        if self.directions is None or result.direction is None:
+            return result, None
+        return result, self.directions.to_store(batch.index, result.direction, self.batches.crops(step))
 
     def _starts(self, batch: Batch, step: int) -> tuple[Tensor, ...]:
         """Where the attack starts in each row; see `training.starts`."""
@@ -212,7 +204,8 @@ class Trainer:
         if not config.enlarges_margins:
             return starts.fixed(config, batch, step, noise)
         epoch = step // self.steps_per_epoch
-        return starts.per_example(config, batch, self.eps[batch.index], noise, epoch, self.directions)
+        stored, crops = self.eps[batch.index], self.batches.crops(step)
+        return starts.per_example(config, batch, stored, noise, epoch, self.directions, crops)
 
     def _gradient(
         self, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None, spared: Tensor | None = None

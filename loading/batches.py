@@ -15,10 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loading.crops import Crops, draw_crops
 from loading.streaming import ImagesOnDisk, tells_of_a_worker, worker_failure
 from utils import AUGMENT, ORDER, generator, send
-
-AUGMENT_PAD = 4
 
 
 class Batch(NamedTuple):
@@ -143,11 +142,15 @@ class TrainBatches:
 
     def augmented(self, step: int, batch: Batch) -> Batch:
         """This process's part of the batch of `step` as training sees it."""
+        crops = self.crops(step)
+        return batch if crops is None else batch._replace(x=crops.of(batch.x))
+
+    def crops(self, step: int) -> Crops | None:
+        """How this process's images are cropped in `step`; None: not at all."""
         if not self.augment:
-            return batch
-        shift, flip = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step))
-        shift, flip = (draws.tensor_split(self.ranks)[self.rank] for draws in (shift, flip))
-        return batch._replace(x=crop_and_flip(batch.x, shift, flip))
+            return None
+        drawn = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step))
+        return drawn.of_process(self.rank, self.ranks)
 
     def close(self) -> None:
         """End what reads ahead; the next call starts it again."""
@@ -176,27 +179,3 @@ def first_images(split: Split, count: int | None) -> Split:
     images = split.images
     some = replace(images, paths=images.paths[:count]) if isinstance(images, ImagesOnDisk) else images[:count]
     return replace(split, images=some, labels=split.labels[:count], numbers=split.numbers[:count])
-
-
-def draw_crops(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Shifts (B, 2) down and right, of -4 to 4 pixels, and flips (B,) with probability 1/2."""
-    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)
-    return shift.T, torch.rand(count, generator=draws) < 0.5
-
-
-def crop_and_flip(x: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
-    """(B, C, H, W), (B, 2), (B,) -> (B, C, H, W): reflect-pad 4, crop of the old size, horizontal flip."""
-    count, _, height, width = x.shape
-    rows = _reflect(torch.arange(height) + shift[:, :1], height)
-    columns = _reflect(torch.arange(width) + shift[:, 1:], width)
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    rows, columns = send(rows, x.device), send(columns, x.device)
-    examples = torch.arange(count, device=x.device)
-    # Indexed dimensions come first where a slice stands between them: (B, H, W, C).
-    cropped = x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return cropped.clone(memory_format=torch.contiguous_format)
-
-
-def _reflect(position: Tensor, size: int) -> Tensor:
-    """Positions up to size - 1 outside [0, size) mirrored back, the edge itself not repeated."""
-    return (size - 1) - ((size - 1) - position.abs()).abs()

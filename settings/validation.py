@@ -107,10 +107,6 @@ def _validate_recipe(config: Config) -> None:
         raise UserError(
             f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out"
         )
-    if config.keep_directions and config.augment:
-        raise UserError(
-            "--keep_directions: an image's direction does not fit its next crop: add --no-augment, or leave it out"
-        )
 
 
 def require_positive(config: object, names: Sequence[str]) -> None:

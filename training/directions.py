@@ -1,5 +1,8 @@
 """Kept directions: the last perturbation of each training image, over its radius, in eight bits a pixel.
 
+A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
+flipped along, reflected where the crop is; what is found on the crop is moved back, and only for pixels that it shows.
+
 B batch, N training images, ... any image shape. What training reads is always what was stored, so that a resumed run, which
 reads it from the file, computes the same.
 """
@@ -11,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loading.crops import Crops
 from utils import per_row, row_norms
 
 LEVELS = 127  # of an int8, on either side of 0
@@ -42,7 +46,7 @@ def decode(stored: Stored, norm: str) -> Tensor:
 
 
 class KeptDirections:
-    """The table of all training images."""
+    """The table of all training images. crops: of the batch that is read or written; None: it shows whole images."""
 
     def __init__(self, count: int, shape: tuple[int, ...], norm: str, device: torch.device) -> None:
         self.norm = norm
@@ -52,9 +56,22 @@ class KeptDirections:
             torch.zeros(count, device=device),
         )
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """(B,) -> (B, ...) float32; 0 where none is kept."""
-        return decode(Stored(*(part[index] for part in self.table)), self.norm)
+    def read(self, index: Tensor, crops: Crops | None = None) -> Tensor:
+        """(B,) -> (B, ...) float32, by the crops' pixels; 0 where none is kept."""
+        directions = decode(Stored(*(part[index] for part in self.table)), self.norm)
+        return directions if crops is None else crops.of(directions)
+
+    def to_store(self, index: Tensor, new: Tensor, crops: Crops | None = None) -> Stored:
+        """(B,), (B, ...) by the crops' pixels, 0 where none was found -> their stored form, by the images' pixels.
+
+        A pixel that its crop does not show keeps what is kept of it. So under L2 the whole may be longer than 1, and the
+        attack's start is brought back into the ball (`pgd`).
+        """
+        if crops is None:
+            return encode(new)
+        found = per_row(new.flatten(1).any(1), new)
+        moved, shown = crops.undone(new)
+        return encode(torch.where(found, torch.where(shown, moved, self.read(index).to(new)), 0))
 
     def kept(self, index: Tensor) -> Tensor:
         """(B,) -> (B,) bool: whether there is one."""

@@ -6,14 +6,16 @@ import torch
 
 from objectives import StepResult
 from processes.distributed import World
-from training.directions import Stored, encode
+from training.directions import Stored
 
 SHARES = 4  # fields of `StepResult` that are sums or shares of the whole batch; the rows follow
 
 
-def merged(world: World, own: StepResult, total: int) -> tuple[StepResult, Stored | None]:
-    """The step of the global batch of `total` images, the same on every process; float64 holds every value exactly."""
-    directions = None if own.direction is None else encode(own.direction)
+def merged(world: World, own: StepResult, directions: Stored | None, total: int) -> tuple[StepResult, Stored | None]:
+    """The step of the global batch of `total` images, the same on every process; float64 holds every value exactly.
+
+    directions: to keep of this process's images; those of all come back.
+    """
     if world.size == 1:
         return own, directions
     shares = torch.stack([share.double() for share in (own.clean_loss, own.correct, own.adv_loss, own.passes)])

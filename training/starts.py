@@ -10,6 +10,7 @@ from torch import Tensor
 
 from config import Config
 from loading.batches import Batch
+from loading.crops import Crops
 from pgd import noise_towards
 from training.directions import KeptDirections
 from utils import per_row
@@ -23,7 +24,13 @@ def fixed(config: Config, batch: Batch, step: int, noise: Tensor) -> tuple[Tenso
 
 
 def per_example(
-    config: Config, batch: Batch, stored: Tensor, noise: Tensor, epoch: int, directions: KeptDirections | None
+    config: Config,
+    batch: Batch,
+    stored: Tensor,
+    noise: Tensor,
+    epoch: int,
+    directions: KeptDirections | None,
+    crops: Crops | None,
 ) -> tuple[Tensor, ...]:
     """MMA: (B,) eps, (B, ...) noise and, with `rest_interval`, (B,) bool of those that are spared.
 
@@ -36,7 +43,7 @@ def per_example(
         kept = directions.kept(batch.index)
         if config.refresh_interval:
             kept = kept & (visit % config.refresh_interval != 0)
-        towards = noise_towards(config.norm, batch.x, eps, directions[batch.index].to(batch.x))
+        towards = noise_towards(config.norm, batch.x, eps, directions.read(batch.index, crops).to(batch.x))
         noise = torch.where(per_row(kept, noise), towards, noise)
     if config.rest_interval == 1:
         return eps, noise

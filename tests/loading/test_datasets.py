@@ -15,7 +15,8 @@ from PIL import Image
 
 from errors import UserError
 from folders import images
-from loading.batches import crop_and_flip, draw_crops, steps_per_epoch, train_batch
+from loading.batches import steps_per_epoch, train_batch
+from loading.crops import draw_crops
 from loading.datasets import MNIST_FILES, Sizes, Source, load_dataset, load_test
 from utils import AUGMENT, generator
 
@@ -336,7 +337,7 @@ def explicit_crop(x, top, left, flip):
 
 def test_augmentation_is_reflect_pad_crop_flip():
     x = torch.rand(64, 3, 12, 10)
-    out = crop_and_flip(x, *draw_crops(64, generator(0, AUGMENT, 0)))
+    out = draw_crops(64, generator(0, AUGMENT, 0)).of(x)
     found = []
     for i in range(64):
         matches = [

@@ -182,7 +182,7 @@ def train_slowly(argv, seconds):
     """train.main whose first step takes so long."""
     import trainer
 
-    def slow(world, own, total):
+    def slow(world, own, *_):
         print("in a step", flush=True)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -201,13 +201,13 @@ def train_hanging(argv, patience):
     signals.PATIENCE = patience
     original, steps = trainer.merged, itertools.count(1)
 
-    def hanging(world, own, total):
+    def hanging(world, *own):
         if next(steps) == 3:
             print("in step 3", flush=True)
             while world.rank == 1:
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])  # this thread hears nothing
                 time.sleep(60)
-        return original(world, own, total)
+        return original(world, *own)
 
     trainer.merged = hanging
     return train_alone(argv)

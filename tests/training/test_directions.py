@@ -8,10 +8,12 @@ import torch
 
 from errors import UserError
 from flags import parse_train
+from loading.crops import Crops, draw_crops
 from pgd import GEOMETRY, noise_towards
 from ranks import in_processes
 from tiny_runs import Memory, network, rand, tiny_trainer
 from training.directions import LEVELS, KeptDirections, Stored, decode, encode
+from utils import generator
 
 RECIPE = {"keep_directions": True, "refresh_interval": 3, "search": "secant", "num_search_steps": 4, "rest_interval": 3}
 
@@ -51,11 +53,13 @@ def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_
         table.load_state_dict(KeptDirections(4, (1, 8, 8), "Linf", torch.device("cpu")).state_dict())
 
 
+@pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("average_decay", [None, 0.9])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_recipe_resumes_exactly(norm, average_decay):
+def test_the_recipe_resumes_exactly(norm, average_decay, augment):
     """Directions, rests and average included; the average is what is checked and kept as the best."""
     changes = {**RECIPE, "norm": norm, "average_decay": average_decay, "one_cycle": True, "lr": ((0, 0.02),)}
+    changes |= {"augment": augment}
     changes |= {"attack_mineps": 0.1, "hinge_maxeps": 0.25} if norm == "L2" else {}
     whole, straight = tiny_trainer(12, **changes), Memory()
     whole.run(straight, lambda: False)
@@ -73,8 +77,9 @@ def test_the_recipe_resumes_exactly(norm, average_decay):
     assert straight.lines[-1] == memory.lines[-1]
 
 
-def test_a_step_that_is_taken_back_writes_neither_directions_nor_average():
-    trainer = tiny_trainer(12, **RECIPE, average_decay=0.9)
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_step_that_is_taken_back_writes_neither_directions_nor_average(augment):
+    trainer = tiny_trainer(12, **RECIPE, average_decay=0.9, augment=augment)
     for _ in range(6):
         trainer.train_step()
     before = copy.deepcopy((trainer.directions.table, trainer.average.state_dict()))
@@ -105,7 +110,7 @@ def test_a_rested_image_is_not_attacked_and_keeps_its_radius():
     assert int(result.passes) == 2 * 6 + attacked * (5 + 4)
 
 
-def _two_processes():
+def _two_processes(augment):
     from processes.distributed import device_of
 
     with device_of("cpu", False) as (world, _):
@@ -113,22 +118,131 @@ def _two_processes():
         from trainer import Trainer
 
         torch.manual_seed(0)
-        config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=8, lr=((0, 0.01),)), **RECIPE)
+        config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=8, lr=((0, 0.01),)), **RECIPE, augment=augment)
         trainer = Trainer(config, network(False, 60).float(), tiny_data(), world)
         for _ in range(8):
             trainer.train_step()
         return [part.clone() for part in trainer.directions.table], trainer.eps, float(trainer.passes)
 
 
-def test_two_processes_keep_the_same_table_as_one():
-    one = in_processes(1, _two_processes)[0]
-    both = in_processes(2, _two_processes)
+@pytest.mark.parametrize("augment", [False, True])
+def test_two_processes_keep_the_same_table_as_one(augment):
+    one = in_processes(1, _two_processes, augment)[0]
+    both = in_processes(2, _two_processes, augment)
     for tables, eps, passes in both:
         assert torch.equal(eps > 0, one[1] > 0) and passes == one[2]
         assert torch.equal(tables[1] > 0, one[0][1] > 0)
         torch.testing.assert_close(tables[1], one[0][1], rtol=0, atol=1e-3)
         assert (tables[0] == one[0][0]).float().mean() > 0.98
     assert all(map(torch.equal, both[0][0], both[1][0]))
+
+
+def filled(norm, directions):
+    """A table that holds these."""
+    table = KeptDirections(len(directions), directions.shape[1:], norm, torch.device("cpu"))
+    table.write(torch.arange(len(directions)), encode(directions), torch.tensor(True))
+    return table
+
+
+def cropped(norm, count=40):
+    """Directions, and how their images are cropped."""
+    return some(norm, count), draw_crops(count, generator(3))
+
+
+def half_a_level(directions, norm):
+    """(B, 1, 1, 1): how far a pixel may be from what was stored; under L2 the length adds a little."""
+    return (0.6 if norm == "L2" else 0.5001) * directions.abs().flatten(1).amax(1)[:, None, None, None] / LEVELS
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_written_and_read_under_the_same_crop_is_the_same_where_the_crop_shows_the_image(norm):
+    """And the start beyond the image's edge is the direction, reflected as the image is."""
+    old, crops = cropped(norm)
+    table, index, new = filled(norm, old), torch.arange(40), some(norm, 41)[1:]
+    stored = table.to_store(index, new, crops)
+    table.write(index, stored, torch.tensor(True))
+    back = table.read(index, crops)
+    shown = crops.of(torch.arange(64.0).view(1, 1, 8, 8).expand(40, 1, 8, 8))
+    first = torch.zeros_like(shown, dtype=torch.bool)  # pixels of the crop that are no reflection
+    for one, (down, right), flip in zip(first, crops.shift.tolist(), crops.flip.tolist(), strict=True):
+        for i in range(8):
+            for j in range(8):
+                column = 7 - j if flip else j
+                one[0, i, j] = 0 <= i + down < 8 and 0 <= column + right < 8
+    level = half_a_level(decode(stored, norm), norm)
+    assert ((back - new).abs()[first] <= level.expand_as(back)[first] + 1e-6).all()
+    assert torch.equal(back, crops.of(table.read(index)))
+    assert not first.all() and ((back - new).abs() > level)[~first].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_pixels_that_the_crop_does_not_show_keep_what_is_kept_of_them(norm):
+    """Whatever was found on reflected pixels."""
+    old, crops = cropped(norm)
+    table, index, new = filled(norm, old), torch.arange(40), some(norm, 41)[1:]
+    _, shown = crops.undone(new)
+    before = table.read(index)
+    stored = table.to_store(index, new, crops)
+    after = decode(stored, norm)
+    level = half_a_level(after, norm)
+    assert ((after - before).abs() <= level)[~shown].all() and (~shown).any()
+    first = crops.undone(torch.arange(64.0).view(1, 1, 8, 8).expand(40, 1, 8, 8))[0].long()
+    for row in range(40):
+        reflected = torch.ones(64, dtype=torch.bool)
+        reflected[first[row][shown[row]]] = False
+        new[row].view(-1)[reflected] = 1e3
+    assert all(map(torch.equal, stored, table.to_store(index, new, crops)))
+    if norm == "L2":
+        torch.testing.assert_close(after.flatten(1).norm(dim=1), stored.length)
+
+
+def test_a_crop_that_moves_nothing_is_none():
+    directions, index = some("L2"), torch.arange(7)
+    table, same = filled("L2", some("L2", 8)[1:]), Crops(torch.zeros(7, 2, dtype=torch.long), torch.zeros(7).bool())
+    assert all(map(torch.equal, table.to_store(index, directions, same), encode(directions)))
+    assert torch.equal(table.read(index, same), table.read(index))
+
+
+def test_rows_without_a_new_direction_are_not_written_under_a_crop():
+    """What is found is 0 for them, and what is kept stays, bit for bit."""
+    old, crops = cropped("Linf")
+    table, index, new = filled("Linf", old), torch.arange(40), some("Linf", 41)[1:]
+    new[::2] = 0
+    before = [part.clone() for part in table.table]
+    table.write(index, table.to_store(index, new, crops), torch.tensor(True))
+    for part, was in zip(table.table, before, strict=True):
+        assert torch.equal(part[::2], was[::2])
+    assert (table.table.pixels[1::2] != before[0][1::2]).flatten(1).any(1).all()
+
+
+def test_training_on_crops_reads_and_writes_by_the_image():
+    """The directions that a step finds on its crops are in the table by the image's pixels, and are where its next attack
+    starts, on the next crop."""
+    changes = {**RECIPE, "refresh_interval": 0, "rest_interval": 1, "augment": True, "lr": ((0, 1e-6),)}
+    trainer = tiny_trainer(40, model=network(False, 6).float(), **changes)
+    labels = trainer.data.train.labels
+    labels.copy_(trainer.model(trainer.data.train.everything().x).argmax(1))
+    for _ in range(4):
+        trainer.train_step()
+    before = trainer.directions.read(torch.arange(23))
+    kept = trainer.directions.kept(torch.arange(23))
+    seen, objective = {}, trainer.objective
+
+    def spied(net, step):
+        seen["noise"], seen["result"] = step.noise, objective(net, step)
+        return seen["result"]
+
+    trainer.objective = spied
+    index, crops = trainer.batches.global_rows(4), trainer.batches.crops(4)
+    trainer.train_step()
+    moved = crops.of(before[index])
+    assert kept[index].any()
+    torch.testing.assert_close((2 * seen["noise"] - 1)[kept[index]], moved[kept[index]])
+    found, shown = crops.undone(seen["result"].direction)
+    after, attacked = trainer.directions.read(index), seen["result"].eps > 0
+    assert attacked.any() and (~shown[attacked]).any()
+    wanted = torch.where(shown, found, before[index])[attacked]
+    torch.testing.assert_close(after[attacked], wanted, rtol=0, atol=0.6 / LEVELS)
 
 
 @pytest.mark.parametrize(
