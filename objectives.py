@@ -8,20 +8,20 @@ global batch of `total` images; every loss is then this slice's share of the mea
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from anpgd import AnPgd, Search, Shortest
 from config import Config
 from losses import LOSSES
 from pgd import InnerPgd, LossFn, PgdFn, pgd
 from processes.replica import Replica
-from utils import eval_mode, per_row
+from utils import eval_mode, per_row, statistics_kept
 
 
 class StepInput(NamedTuple):
@@ -70,6 +70,9 @@ class Mma:
     # BatchNorm, and no shape depends on data.
     every_row: bool = False
     keeps_directions: bool = False  # `StepResult.direction` is wanted
+    search_mode: str = (
+        "train"  # BatchNorm in the search: "train", as in the paper; "batch": no running ones move; "eval"
+    )
 
     def __call__(self, network: Replica, step: StepInput) -> StepResult:
         """`step.eps` is where AN-PGD starts in each row."""
@@ -95,7 +98,9 @@ class Mma:
         mma_loss = torch.where(keep, losses, 0).sum() / step.count
         network.backward((1 - self.alpha) * mma_loss)
 
-        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * self.shortest.passes(network.model)
+        with self._searching(network.model):
+            each = self.shortest.passes(network.model)
+        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * each
         direction = torch.where(per_row(attacked, x), found.direction, 0) if self.keeps_directions else None
         finite = _finite(clean_losses, losses)
         return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
@@ -109,9 +114,15 @@ class Mma:
         if not count:
             return nothing
         noise = None if step.noise is None else step.noise[rows]
-        with nullcontext() if self.search_single_row or count > 1 else eval_mode(network.model):
+        with self._searching(network.model, count == 1):
             found = self.shortest(network.model, x[rows], step.y[rows], step.eps[rows], noise, search_losses[rows])
         return Shortest(*(own.index_copy(0, rows, new) for own, new in zip(nothing, found, strict=True)))
+
+    def _searching(self, model: nn.Module, single_row: bool = False) -> AbstractContextManager[None]:
+        """The mode of the search, PGD before it always runs in eval mode. single_row: of one right example."""
+        if self.search_mode == "eval" or (single_row and not self.search_single_row):
+            return eval_mode(model)
+        return statistics_kept(model) if self.search_mode == "batch" else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -204,6 +215,7 @@ def objective_of(
             search_single_row,
             every_row,
             keeps_directions=config.keep_directions,
+            search_mode=config.search_mode,
         )
     if config.objective == "trades":
         return Trades(clean_loss_fn, config.trades_beta, inner)

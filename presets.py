@@ -96,7 +96,7 @@ _CIFAR10: Values = {**_FAST, "keep_directions": False, "refresh_interval": 0, "n
 _CIFAR10 |= {"weight_decay": 5e-4, "max_steps": 5000}
 FAST |= {(dataset, norm): _CIFAR10 for dataset in ("cifar10", "imagefolder") for norm in ("Linf", "L2")}
 TRIED: tuple[Key, ...] = (("mnist", "Linf"), ("digits", "Linf"))  # where the recipe was measured, see docs/results.md
-MMA_ONLY = ("search", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
+MMA_ONLY = ("search", "search_mode", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
 
 
 def fast(dataset: str, norm: str, method: str | None) -> Values:
@@ -113,4 +113,5 @@ USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some met
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
     "clean_loss_coeff": ("mma", "omma", "std"),
+    "search_mode": ("mma", "omma"),
 }

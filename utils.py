@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from errors import UserError
 
@@ -66,6 +67,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """BatchNorm in train mode uses each batch's statistics inside and leaves its running ones as they are."""
+    tracking = [module for module in batchnorms(model) if module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient inside; each gets its own flag back."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -109,9 +123,17 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    """Every BatchNorm of torch's in it, of any rank."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether a forward pass in train mode updates running statistics."""
-    return any(getattr(module, "running_mean", None) is not None for module in model.modules())
+    return any(
+        getattr(module, "running_mean", None) is not None and getattr(module, "track_running_stats", True)
+        for module in model.modules()
+    )
 
 
 def use_device(name: str, deterministic: bool) -> torch.device:
