@@ -278,7 +278,9 @@ class Trainer:
 
         False if stopped on the way: then nothing was handed over.
         """
-        rows = self.epoch_check.rows(self.step, self.epoch, stop)
+        with tf32(self.config.precision != "fp32"):
+            passes = self.average.re_estimate(self.batches, self.step, self.world) if self.average else 0
+        rows = self.epoch_check.rows(self.step, self.epoch, stop, passes)
         if rows is None:
             return False
         if rows[0]["mean_margin"] > self.best_margin:

@@ -130,6 +130,10 @@ class TrainBatches:
         self.next_step = step + 1
         return self.augmented(step, batch)
 
+    def alone(self, step: int) -> Batch:
+        """The same, with nothing read ahead."""
+        return self.augmented(step, self.split.batch(self.rows(step)))
+
     def global_rows(self, step: int) -> Tensor:
         """(B,) the rows of all processes together."""
         count = len(self.split)
@@ -163,8 +167,7 @@ def train_batch(
     split: Split, step: int, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
 ) -> Batch:
     """One batch of `TrainBatches`, nothing read ahead."""
-    batches = TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks)
-    return batches.augmented(step, split.batch(batches.rows(step)))
+    return TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks).alone(step)
 
 
 def first_batch(split: Split, count: int) -> Tensor:

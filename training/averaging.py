@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from loading.batches import TrainBatches
+from processes.distributed import World
+from utils import STATISTICS, batchnorms, mixed_seed
+
+BATCHES = 40  # over which BatchNorm's statistics are estimated
 
 
 class WeightAverage:
-    """The average after n steps moves by 1 - min(decay, (1 + n) / (10 + n)); buffers are averaged like weights."""
+    """The average after n steps moves by 1 - min(decay, (1 + n) / (10 + n)); buffers are averaged like weights.
+
+    Averaged statistics of BatchNorm are not those of the averaged weights: `re_estimate` them before the average is used.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.counts = decay, torch.tensor(True)
@@ -32,6 +41,19 @@ class WeightAverage:
         self.counts = counts
         self.averaged.update_parameters(model)
         self.averaged.n_averaged -= (~counts).to(self.averaged.n_averaged)
+
+    def re_estimate(self, batches: TrainBatches, step: int, world: World) -> int:
+        """BatchNorm's running statistics anew, over the last training batches before `step`, as training sees them; gives
+        how many images went through the network. A function of the average and (seed, step) alone."""
+        norms = batchnorms(self.model)
+        if not norms:
+            return 0
+        steps = range(max(step - BATCHES, 0), step)
+        torch.manual_seed(mixed_seed(batches.seed, STATISTICS, step, world.rank))  # dropout in people's own networks
+        with torch.no_grad():
+            update_bn((batches.alone(each).x for each in steps), self.model)
+        world.share_from(0, *(buffer for norm in norms for buffer in norm.buffers()))
+        return sum(len(batches.global_rows(each)) for each in steps)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averaged.state_dict()
