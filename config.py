@@ -24,6 +24,7 @@ SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision bound
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
 SEARCH_MODES = ("train", "batch", "eval")
+BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
 RECIPES = ("paper", "fast")
 ACTIVATIONS = ("relu", "silu")
 
@@ -106,6 +107,9 @@ class Config:
     test_eps_iter: float = opt(0.01, "step size of the per-epoch check's PGD")
     check_nb_iter: int | None = opt(None, "PGD steps of the check (default: nb_iter)")
     check_interval: int = opt(1, "epochs between checks; one always follows the last step")
+    best_by: str = opt(
+        "mean_margin", "figure of the validation images by which model_best.pt is chosen", tuple(BEST_BY)
+    )
     check_size: int | None = opt(None, "validation images of the check (default: all)")
     test_at_end: bool = opt(False, "check the test images after the last step only")
     train_size: int | None = opt(None, "training images used (default: all that are not validation)")

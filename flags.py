@@ -91,7 +91,7 @@ GROUPS = {
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval square_queries spsa_iter spsa_samples",
     "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps average_decay local_bn",
-    "check": "test_eps test_eps_iter check_nb_iter check_interval check_size test_at_end eval_batch_size",
+    "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume max_minutes save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
 }

@@ -120,10 +120,14 @@ def opening(trainer: Trainer, place: Place, going_on: bool) -> str:
 
 def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     """What came out, where it lies, what to run next."""
+    by_margin = trainer.config.best_by == "mean_margin"
+    best = (
+        f"mean validation margin {trainer.best:.4f}" if by_margin else f"robust validation accuracy {trainer.best:.2%}"
+    )
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
         f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
-        f"best mean validation margin {trainer.best_margin:.4f}\n"
+        f"best {best}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
         f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path))}"

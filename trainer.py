@@ -78,7 +78,7 @@ class Trainer:
         self.directions = KeptDirections(len(data.train), data.train.shape, config.norm, self.device) if keeps else None
         self.average = WeightAverage(self.model, config.average_decay) if config.average_decay else None
         self.epoch_check = EpochCheck(config, self.checked_model, data, world, recording.check_rows)
-        self.best_margin = float("-inf")
+        self.best = float("-inf")  # of `config.best_by` on validation images
         self.sums = Sums(self.device)
         self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
 
@@ -127,7 +127,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "eps": self.eps,
-            "best_margin": self.best_margin,
+            "best_margin": self.best,  # the key's name is older than `best_by`
             "sums": self.sums.values.tolist(),
             "passes": [float(self.passes), self.epoch_check.passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
@@ -138,7 +138,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state of a run with the same network and training set."""
-        self.step, self.checked_step, self.best_margin = state["step"], state["checked_step"], state["best_margin"]
+        self.step, self.checked_step, self.best = state["step"], state["checked_step"], state["best_margin"]
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
@@ -283,8 +283,8 @@ class Trainer:
         rows = self.epoch_check.rows(self.step, self.epoch, stop, passes)
         if rows is None:
             return False
-        if rows[0]["mean_margin"] > self.best_margin:
-            self.best_margin = rows[0]["mean_margin"]
+        if (figure := rows[0][self.config.best_by]) > self.best:
+            self.best = figure
             recorder.best(self, {row["split"]: row for row in rows})
         if self.config.enlarges_margins:
             recorder.margins(self.eps, self.step)

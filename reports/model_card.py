@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import matplotlib.pyplot as plt
 
-from config import PRESETS, Config
+from config import BEST_BY, PRESETS, Config
 from errors import UserError, exits_on_user_error
 from flags import Parser
 from records.checkpoint import load_model_file
@@ -192,6 +192,7 @@ def card(folder: Path) -> str:
         + (f"; the first {config.train_size} training images" if config.train_size else ""),
         "steps": f"{run.steps}" + (f" ({run.partial})" if run.partial else "") if run.steps else "not recorded",
         "passes": f"{passes_text(folder)} (an image once through the network, in training)",
+        "network kept": f"of the check with the largest {BEST_BY[config.best_by]} on validation images",
         "machine": ", ".join(str(environment[key]) for key in ("device", "gpu") if environment.get(key))
         or "not recorded",
         "versions": ", ".join(f"{k} {environment[k]}" for k in ("python", "torch", "git_commit") if k in environment),

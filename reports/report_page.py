@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from config import BEST_BY
 from reports.report_data import Benchmark, Entry, Line
 from reports.report_examples import EACH, GROUPS, Picture, length_text
 from reports.report_table import table
@@ -230,6 +231,7 @@ def facts(entry: Entry) -> str:
         "seed": config.get("seed"),
         "steps": entry.run.steps,
         "batch": config.get("batch_size"),
+        "network kept": BEST_BY.get(str(config.get("best_by") or "mean_margin")),
         "machine": environment.get("device"),
         "commit": str(environment.get("git_commit") or "")[:10] or None,
     }
