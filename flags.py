@@ -103,6 +103,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(message if ": " in message else f"{message}: see --help")
 
+    def _check_value(self, action: argparse.Action, value: typing.Any) -> None:
+        """argparse's refusal of what is none of the choices, with a suggestion."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            near = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+            raise argparse.ArgumentError(
+                action, error.message + (f": did you mean {near[0]}?" if near else "")
+            ) from None
+
     def parse(self, argv: Sequence[str] | None) -> dict[str, typing.Any]:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
@@ -242,12 +252,12 @@ def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], li
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
     if given.get("recipe") != "fast":
         return {}, []
-    key, method = (given["dataset"], given["norm"]), given.get("method")
-    values, notes = fast(*key, method), []
-    if key not in TRIED or "network" in given:
-        what = f"--network {given['network']}" if "network" in given else " ".join(key)
+    key, method, network = (given["dataset"], given["norm"]), given.get("method"), given.get("network")
+    values, notes = fast(*key, method, network), []
+    if (*key, network or PRESETS[key].network) not in TRIED:
+        what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe fast: was never tried with {what}; its figures elsewhere promise nothing here")
-    if left_out := [name for name in fast(*key, None) if name not in values]:
+    if left_out := [name for name in fast(*key, None, network) if name not in values]:
         notes.append(f"--recipe fast: no meaning with --method {method}, left out: {', '.join(left_out)}")
     return {name: value for name, value in values.items() if name not in given}, notes
 

@@ -140,8 +140,10 @@ def restore(trainer: Trainer, state: State, folder: RunFolder) -> None:
             f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
         )
     state = {**state, "model": checkpoint.plain_keys(state["model"])}
-    checkpoint.load_weights(trainer.model, state["model"], folder.last)
     try:
+        if trainer.directions and (wrong := trainer.directions.why_unfit(state["directions"])):
+            raise UserError(f"--resume: {folder.path} {wrong}: restore the data, or choose another --savepath")
+        checkpoint.load_weights(trainer.model, state["model"], folder.last)
         trainer.restore(state)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(

@@ -45,7 +45,7 @@ def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> d
     if preset is not None:
         recipe: dict[str, typing.Any] = {}
         if file.get("recipe") == "fast":
-            recipe = dict(fast(file["dataset"], file["norm"], file.get("method")))
+            recipe = dict(fast(file["dataset"], file["norm"], file.get("method"), file.get("network")))
         usual = replace(preset, **recipe)
         kept = {n: v for n, v in file.items() if n in ("dataset", "norm") or v != getattr(usual, n)}
     method = names.get("method")

@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from flags import parse_train
+from presets import PUBLISHED_MAXEPS
 from support import ROOT
 
 SCRIPT = ROOT / "scripts" / "first_gpu_hour.sh"
@@ -25,6 +27,43 @@ def sh(code, folder, **variables):
     return subprocess.run(
         ["bash", "-c", f"set -u\n{head}\n{functions()}\n{code}"], capture_output=True, text=True, check=False
     )
+
+
+def listed(which, **variables):
+    """(name, minutes of training, of the attack, config) of each run of a list."""
+    text = SCRIPT.read_text()
+    code = text[text.index("# CIFAR-10 by the fast recipe") : text.index("# `limited")] + "\nruns"
+    environment = {**os.environ, "LIST": which, **variables}
+    done = subprocess.run(["bash", "-uc", code], env=environment, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [(name, int(training), int(attack), parse_train(flags)[0]) for name, training, attack, *flags in lines]
+
+
+@pytest.mark.parametrize("jpeg", ["", "/pictures"])
+def test_lists(jpeg):
+    """MMA-32 is the first of the hour; with the list for a day all twelve of the paper's rows, PGD-8 and TRADES-8 are there."""
+    hour, day = listed("hour", JPEG=jpeg), listed("day", JPEG=jpeg)
+    images = "cifar10jpeg" if jpeg else "cifar10"
+    assert [name for name, *_ in hour] == [
+        f"{images}-Linf-MMA-32-sd0-fast",
+        f"{images}-L2-MMA-1.0-sd0-fast",
+        "mnist-Linf-MMA-0.45-sd0",
+    ]
+    for name, training, attack, config in hour + day:
+        assert name == config.run_name.replace("imagefolder", "cifar10jpeg")
+        assert 0 < training <= 15 and 0 < attack <= 10 and config.device == "cuda"
+        if name.endswith("fast"):
+            assert config.network == "wrn28_4" and config.recipe == "fast"
+            assert (config.dataset, config.data_root) == (("imagefolder", jpeg) if jpeg else ("cifar10", "data"))
+    rows = {(norm, method, d) for norm, radii in PAPER.items() for method in ("mma", "omma") for d in radii}
+    cifar = [config for _, *_, config in hour + day if config.recipe == "fast"]
+    margins = [(config.norm, config.method, config.hinge_maxeps) for config in cifar if config.enlarges_margins]
+    assert len(margins) == 12 and set(margins) == rows
+    fixed = [(config.method, config.train_eps) for config in cifar if not config.enlarges_margins]
+    assert fixed == [("pgd", 8 / 255), ("trades", 8 / 255)] and len(cifar) == 14
+
+
+PAPER = {norm: PUBLISHED_MAXEPS["cifar10", norm] for norm in ("Linf", "L2")}
 
 
 @pytest.mark.slow

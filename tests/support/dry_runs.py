@@ -11,7 +11,7 @@ def dry_run(script, folder, *arguments, trained=(), **environment):
     """([program, arguments] of each call, what was said) in a clone at `folder` where the runs `trained` have models."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name in trained:
-        (folder / "trained_models" / name).mkdir(parents=True)
+        (folder / "trained_models" / name).mkdir(parents=True, exist_ok=True)
         (folder / "trained_models" / name / "model_best.pt").write_bytes(b"")
     python = folder / "python"
     python.write_text('#!/bin/bash\nprintf "%s\\t" "$@" >> calls.txt; echo >> calls.txt\n')

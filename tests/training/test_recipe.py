@@ -1,11 +1,14 @@
 """`--recipe fast`: what it sets, under which name, and that nothing of it is on in the published settings."""
 
 import dataclasses
+import json
 import re
 import subprocess
 
 import pytest
 
+import train
+from command_lines import fails
 from config import PRESETS, Config, one_cycle
 from flags import parse_train
 from presets import FAST, MMA_ONLY
@@ -57,7 +60,84 @@ def test_where_it_was_never_tried_it_says_so_and_goes_on():
     config, notes = parse_train(["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1", "--recipe", "fast"])
     assert config.recipe == "fast" and "never tried with imagefolder L2" in notes[0]
     _, notes = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--network", "wrn28_4"])
-    assert "never tried with --network wrn28_4" in notes[0]
+    assert "never tried with mnist Linf --network wrn28_4" in notes[0]
+
+
+CIFAR = ["--dataset", "imagefolder", "--norm", "Linf", "--recipe", "fast"]
+
+
+@pytest.mark.parametrize("network", ["small_resnet", "wrn28_4"])
+def test_cifar_10_methods_have_about_the_same_passes(network):
+    """An image goes twice through the network in MMA and, where p_y > 1/2, N + 4 times more; N + 1 times in PGD; N + 3 in TRADES."""
+    found = {}
+    for method in ("mma", "omma", "pgd", "pgdls", "trades", "std"):
+        eps = ["--hinge_maxeps", "20/255"] if "mma" in method else []
+        config, notes = parse_train([*CIFAR, "--method", method, "--network", network, *eps])
+        each = {
+            "mma": 2 + SHARE[network] * (config.nb_iter + 4),
+            "pgd": config.nb_iter + 1,
+            "trades": config.nb_iter + 3,
+        }
+        like = {"omma": "mma", "pgdls": "pgd"}.get(method, method)
+        found[method] = config.max_steps * config.batch_size * each.get(like, 1)
+        assert config.weight_decay == 5e-4 and config.one_cycle and config.optimizer == "sgd" and config.augment
+        assert config.best_by == ("mean_margin" if method == "std" else "robust_acc")
+        assert any("was never tried" in note for note in notes) == (network != "small_resnet")
+        steps = config.max_steps
+    assert steps == parse_train([*CIFAR, "--hinge_maxeps", "8/255", "--network", network])[0].max_steps
+    passes = [value for method, value in found.items() if method != "std"]
+    assert max(passes) < 1.1 * min(passes)
+
+
+SHARE = {
+    "small_resnet": 0.5,
+    "wrn28_4": 0.8,
+}  # of images with p_y > 1/2 over a run: measured, see docs/speed.md; assumed
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "imagefolder"])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_every_part_on_cifar_10_can_be_switched_off(dataset, norm):
+    off = "--no-one_cycle --lr 0:0.3 --weight_decay 2e-4 --nb_iter 10 --no-keep_directions --refresh_interval 0 --search bisection"
+    off += " --search_mode train --num_search_steps 10 --rest_interval 1 --best_by mean_margin --precision fp32 --batch_size 128"
+    given = ["--dataset", dataset, "--norm", norm, "--hinge_maxeps", "0.6", "--max_steps", "99"]
+    config, _ = parse_train([*given, "--recipe", "fast", *off.split()])
+    paper, _ = parse_train([*given, "--lr", "0.3"])
+    checks = {"recipe", "check_nb_iter", "check_interval", "check_size", "test_size", "test_at_end"}
+    differ = {name for name, value in config.to_dict().items() if value != getattr(paper, name)}
+    assert differ == checks
+
+
+def test_a_config_of_a_run_by_the_recipe_says_nothing_that_the_recipe_says(tmp_path):
+    """`--config FOLDER --method pgd`: PGD's steps and nb_iter, not MMA's."""
+    config, _ = parse_train([*CIFAR, "--network", "small_resnet", "--hinge_maxeps", "20/255"])
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    again, _ = parse_train(["--config", str(tmp_path)])
+    assert again == config
+    other, _ = parse_train(["--config", str(tmp_path), "--method", "pgd"])
+    assert (other.nb_iter, other.max_steps, other.search_mode) == (3, *_pgd_steps(), "train")
+
+
+def _pgd_steps():
+    return (parse_train([*CIFAR, "--network", "small_resnet", "--method", "pgd"])[0].max_steps,)
+
+
+def test_an_unknown_recipe_suggests_the_nearest(capsys, tmp_path):
+    given = [*MNIST, "--hinge_maxeps", "0.45", "--savepath", tmp_path / "no"]
+    fails(capsys, train.main, [*given, "--recipe", "fats"], "'fats'", "choose from", "did you mean fast?")
+    fails(capsys, train.main, [*given, "--search_mode", "evil"], "did you mean eval?")
+    fails(capsys, train.main, [*given, "--recipe", "xxxxx"], "choose from")
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_command_says_which_parts_mean_nothing_to_ordinary_training(capsys, tmp_path):
+    given = ["--dataset", "digits", "--norm", "Linf", "--recipe", "fast", "--method", "std", "--device", "cpu"]
+    argv = [*given, "--max_steps", "2", "--test_size", "0", "--check_size", "9", "--savepath", str(tmp_path / "run")]
+    assert train.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "--recipe fast: no meaning with --method std, left out: " in said
+    assert "search, num_search_steps, keep_directions, refresh_interval, rest_interval" in said
+    assert "best_by" in parse_train([*CIFAR, "--method", "std"])[1][-1]
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_towards_nothing():

@@ -1,0 +1,96 @@
+"""How many passes a second a network makes, of each kind that training has, and what each costs in FLOP.
+
+python benchmarks/pass_rates.py [--network small_resnet] [--batch 128] [--device cpu] [--threads 1]
+
+Random images of 3x32x32; the median of several. A pass is one image once forward, or once forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hardware.fast_pgd import FastPgd
+from losses import cross_entropy, soft_logit_margin
+from networks.build import build_model
+
+STEPS = 3  # of PGD, whose start and end are in its time
+Passes = tuple[str, int, Callable[[], object]]  # name, passes an image, what makes them
+
+
+def passes(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> list[Passes]:
+    """The kinds, in float32 or with bfloat16 in all of them."""
+    attack = FastPgd(model, precision, rows=len(x) if x.is_cuda else None)
+    how = {"loss_fn": soft_logit_margin, "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": STEPS}
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits: torch.Tensor = model(x)
+        return logits.float()
+
+    def search() -> None:
+        with torch.no_grad():
+            forward()
+
+    def gradient() -> None:
+        cross_entropy(forward(), y).mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    step = ("a step of PGD", STEPS, lambda: attack(model, x, y, **how))
+    return [step, ("forward, train mode", 1, search), ("forward and backward to the weights", 1, gradient)]
+
+
+def rate(count: int, each: int, run: Callable[[], object], cuda: bool, repeats: int) -> float:
+    """Passes a second: the median of `repeats`, after two that do not count."""
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return count * each / statistics.median(seconds[2:])
+
+
+def multiply_adds(network: str) -> float:
+    """Of a forward pass."""
+    model = build_model(network, 3, 32, 32, 10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.rand(1, 3, 32, 32))
+    return counter.get_total_flops() / 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="small_resnet")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=8)
+    flags = parser.parse_args(argv)
+    torch.set_num_threads(flags.threads)
+    device = torch.device(flags.device)
+    print(f"{flags.network}: {multiply_adds(flags.network) / 1e6:.4g} million multiply-adds forward")
+    torch.manual_seed(0)
+    model = build_model(flags.network, 3, 32, 32, 10).to(device, memory_format=torch.channels_last).train()
+    x, y = torch.rand(flags.batch, 3, 32, 32, device=device), torch.randint(0, 10, (flags.batch,), device=device)
+    for precision in ("fp32", "bf16"):
+        for name, each, run in passes(model, x, y, precision):
+            found = rate(len(x), each, run, device.type == "cuda", flags.repeats)
+            print(f"{precision} {name}: {found:.4g} passes a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
