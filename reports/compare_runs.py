@@ -9,7 +9,6 @@ difference is over the images: of each image's difference, averaged over the see
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from reports.plotting import read_config
 from reports.report_compare import difference_interval
 from reports.report_figures import NORMAL, bits
 from reports.report_training import Cost, cost, rows_of
-from reports.results import NONE, spread
+from reports.results import NONE, Run, spread
 from reports.tables import show_or_write, table_lines
 
 
@@ -43,10 +42,9 @@ class Measured:
     stands: np.ndarray  # (N,) of 0 and 1: the images that no attack broke
 
 
-def measured(folder: Path, eps: float, split: str) -> Measured:
+def measured(run: Run, eps: float, split: str) -> Measured:
     """:raises UserError: if it was not attacked so, or the file is damaged."""
-    config = read_config(folder)
-    path = folder / f"eval_pgd_{config.get('norm')}.json"
+    folder, path = run.folder, run.folder / f"eval_pgd_{run.norm}.json"
     try:
         rows = [row for content in read_file(path)[:1] for row in quoted(all_rows(content), split)]
         row: Any = next((row for row in rows if same_eps(row.get("eps"), eps) and row.get("flags")), None)
@@ -56,15 +54,8 @@ def measured(folder: Path, eps: float, split: str) -> Measured:
         command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {eps:g} --split {split}"
         raise UserError(f"{folder}: not attacked at {eps:g} on {split} images: run {command}")
     return Measured(
-        cost(config, rows_of(folder)), (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])
+        cost(run.config, rows_of(folder)), (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])
     )
-
-
-def group_of(folder: Path) -> tuple[str, str]:
-    """(name without the seed, seed) of a run folder."""
-    name = folder.resolve().name
-    seed = re.search(r"-(sd\d+)(?=-|$)", name)
-    return (name.replace(seed[0], "", 1), seed[1]) if seed else (name, "")
 
 
 Seeds = dict[str, Measured]
@@ -112,8 +103,8 @@ def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
     """
     groups: dict[str, Seeds] = {}
     for folder in folders:
-        name, seed = group_of(folder)
-        groups.setdefault(name, {})[seed] = measured(folder, eps, split)
+        run = Run(folder, read_config(folder), [], [])
+        groups.setdefault(run.name_without_seed, {})[run.seed] = measured(run, eps, split)
     baseline = next(iter(groups.values()))
     header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {eps:g}", "against the first"]
     n = baseline[next(iter(baseline))].images[1]

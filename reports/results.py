@@ -15,10 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from config import METHODS as TRAINED_BY
 from config import PRESETS
 from errors import UserError
 from evaluations.results import Head, all_rows, content_of, quoted, read_file
-from presets import FAST
+from presets import fast
 from records.reading import is_number, parse_json
 from reports import published
 
@@ -181,11 +182,12 @@ class Run:
         key = (str(self.config.get("dataset")), str(self.norm))
         if key not in PRESETS or self.steps is None:
             return None
-        fast = self.config.get("recipe") == "fast"
-        whole = FAST[key]["max_steps"] if fast else PRESETS[key].max_steps
+        quick, method = self.config.get("recipe") == "fast", self.config.get("method")
+        recipe = fast(*key, method if method in TRAINED_BY else None, self.config.get("network"))
+        whole = recipe["max_steps"] if quick else PRESETS[key].max_steps
         if not isinstance(whole, int) or self.steps >= whole:
             return None
-        return f"{self.steps} of the {'recipe' if fast else 'preset'}'s {whole} steps"
+        return f"{self.steps} of the {'recipe' if quick else 'preset'}'s {whole} steps"
 
     @cached_property
     def hashes(self) -> dict[str, str]:

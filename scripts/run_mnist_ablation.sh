@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What each part of `--recipe fast` is worth: MMA-0.45 on MNIST at about 3 million passes, with the recipe, without each of its
 # parts, and by the paper's recipe stopped there; PGD on 1 000 validation images. Run folders and the table go to
-# benchmarks/mnist_ablation. About 20 minutes of one core a run, 17 runs. Started again, it skips what is done and goes on with
-# what is not. DATA names the folder of the data set, SEEDS those of the four that run more than once.
+# benchmarks/mnist_ablation. 20 runs of about 3 million passes. Started again, it skips what is done and goes on with
+# what is not. DATA names the folder of the data set, SEEDS the further seeds of the five that have some.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 data=${DATA:-$root/data}

@@ -57,8 +57,8 @@ def test_the_interval_covers():
 
 
 def test_what_cannot_be_compared_is_refused(attacked, tmp_path, capsys):
-    run, other = attacked("a-sd0", "1100"), attacked("b-sd0", "1100", images="j")
-    test, seed = attacked("c-sd0", "11", split="test"), attacked("d-sd1", "1100")
+    run, other = attacked("digits-Linf-A-sd0", "1100"), attacked("digits-Linf-B-sd0", "1100", images="j")
+    test, seed = attacked("digits-Linf-C-sd0", "11", split="test"), attacked("digits-Linf-D-sd1", "1100")
     val = ["--split", "val"]
     fails(capsys, compare_runs.main, [run, other, *val], "not attacked on the same images")
     command = f"evaluate_on_pgd_attacks.py --model {test} --eps 0.3 --split val"

@@ -155,6 +155,22 @@ def test_a_partial_run_is_called_by_its_full_name(run):
     assert f"{full}` (1000 of the preset's 100000 steps)" in page
 
 
+def test_what_a_recipe_s_whole_run_is_depends_on_method_and_network(run):
+    """`--recipe fast` has steps of its own for each; an odd config is no reason to end."""
+    folder = run("cifar10jpeg-Linf-PGD-8-sd0-fast", 100, dataset="imagefolder", pgd_Linf=accuracies())
+    for method, network, steps in (
+        ("pgd", "small_resnet", 15_900),
+        ("mma", "small_resnet", 11_400),
+        ("pgd", None, 9000),
+    ):
+        config = {"dataset": "imagefolder", "norm": "Linf", "recipe": "fast", "method": method, "network": network}
+        (folder / "config.json").write_text(json.dumps(config))
+        assert results.read_run(folder).partial == f"100 of the recipe's {steps} steps"
+    for odd in (7, [], "nothing"):
+        (folder / "config.json").write_text(json.dumps({**config, "method": odd, "network": odd}))
+        assert results.read_run(folder).partial == "100 of the recipe's 5300 steps"
+
+
 def test_seeds_are_one_row_with_mean_and_spread(run):
     values = [0.80, 0.82, 0.87]
     folders = [
