@@ -2,8 +2,8 @@
 
 python reports/compare_runs.py BASELINE RUN RUN ... [--eps 0.3] [--split val] [--out FILE]
 
-Runs that differ in their seed alone are one row, and are paired with the baseline's run of the same seed. The interval of a
-difference is over the images: of each image's difference, averaged over the seeds that both have.
+Runs that differ in their seed alone are one row. The difference is over the seeds that a row and the baseline both have, and
+its interval over the images: of each image's difference, averaged over those seeds.
 """
 
 from __future__ import annotations
