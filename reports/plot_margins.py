@@ -22,10 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from errors import UserError, exits_on_user_error
-from flags import Parser
 from records import reading
 from records.reading import parse_json
-from reports.plotting import HATCHES, common, labels, read_config, save, style
+from reports.plotting import HATCHES, common, labels, picture_command, read_config, style
 from reports.results import NORMS, image_name, in_255ths, title
 
 BINS = 40
@@ -137,13 +136,7 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and write. Returns the exit status."""
-    parser = Parser(description="Draw the margins that MMA runs recorded.", allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders with a margins.npy")
-    parser.add_argument("--out", metavar="PATH", help="file without .png (default: runs/margins-<dataset>-<norm>)")
-    given = parser.parse(argv)
-    figure, name = draw([Path(run) for run in given["runs"]])
-    print("\n".join(str(path) for path in save(figure, given["out"], name)))
-    return 0
+    return picture_command(argv, "Draw the margins that MMA runs recorded.", "margins.npy", "margins", draw)
 
 
 if __name__ == "__main__":

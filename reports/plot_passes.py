@@ -22,8 +22,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from errors import UserError, exits_on_user_error
 from evaluations.accuracy import wilson
-from flags import Parser
-from reports.plotting import common, labels, read_config, save, style
+from reports.plotting import common, labels, picture_command, read_config, style
 from reports.report_training import curves, rows_of
 from reports.results import NORMS, title
 
@@ -81,13 +80,9 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw and write. Returns the exit status."""
-    parser = Parser(description="Draw robust accuracy against passes for several runs.", allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders with a metrics.jsonl")
-    parser.add_argument("--out", metavar="PATH", help="file without .png (default: runs/passes-<dataset>-<norm>)")
-    given = parser.parse(argv)
-    figure, name = draw([Path(run) for run in given["runs"]])
-    print("\n".join(str(path) for path in save(figure, given["out"], name)))
-    return 0
+    return picture_command(
+        argv, "Draw robust accuracy against passes for several runs.", "metrics.jsonl", "passes", draw
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError
+from flags import Parser
 from reports.results import checked_config
 
 # Grey levels, lines and markers have periods of 3, 4 and 7, so that no two of 84 runs look alike.
@@ -94,3 +95,19 @@ def save(figure: Figure, out: str | None, default: str) -> list[Path]:
         raise UserError(f"--out {base}: cannot be written ({error.strerror}): choose another place") from None
     plt.close(figure)
     return paths
+
+
+def picture_command(
+    argv: Sequence[str] | None, what: str, needs: str, name: str, draw: Callable[[list[Path]], tuple[Figure, str]]
+) -> int:
+    """The command line of a picture of several runs: RUN … and --out. Returns the exit status.
+
+    what: it does; needs: what the run folders must hold; name: what the file is called, before data set and norm.
+    """
+    parser = Parser(description=what, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"run folders with a {needs}")
+    parser.add_argument("--out", metavar="PATH", help=f"file without .png (default: runs/{name}-<dataset>-<norm>)")
+    given = parser.parse(argv)
+    figure, own_name = draw([Path(run) for run in given["runs"]])
+    print("\n".join(str(path) for path in save(figure, given["out"], own_name)))
+    return 0
