@@ -101,7 +101,9 @@ class Config:
     local_bn: bool = opt(False, "with several processes: BatchNorm statistics of each one's slice, not of the batch")
     momentum: float = opt(0.9, "momentum of sgd")
     weight_decay: float = opt(0.0, "L2 penalty of the optimizer")
-    augment: bool = opt(False, "reflect-pad 4, random crop, horizontal flip of the training images")
+    augment: bool = opt(False, "random crop of the training images out of a reflected border, and horizontal flip")
+    crop_pad: int = opt(4, "width of --augment's border, pixels")
+    flip: bool = opt(True, "--augment flips half of the images")
 
     test_eps: float = opt(0.3, "radius of the per-epoch check's PGD, and the evaluator's default")
     test_eps_iter: float = opt(0.01, "step size of the per-epoch check's PGD")

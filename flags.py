@@ -85,7 +85,7 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
-    "data": "dataset data_root split streaming num_workers train_size val_size test_size augment",
+    "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
     "method": "model network activation recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "

@@ -16,7 +16,6 @@ from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import first_batch
-from loading.crops import AUGMENT_PAD
 from loading.datasets import Dataset, Sizes, Source, load_dataset
 from networks.build import build_model
 from networks.keys import our_keys
@@ -219,8 +218,10 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:
         raise UserError(f"--network {config.network}: its {odd[0]} is not finite from the start: mend it")
-    if config.augment and min(data.train.shape[1:]) <= AUGMENT_PAD:
-        raise UserError(f"--augment: images must be larger than {AUGMENT_PAD} pixels: give --no-augment")
+    if config.augment and min(data.train.shape[1:]) <= config.crop_pad:
+        raise UserError(
+            f"--augment: images must be larger than {config.crop_pad} pixels: give --no-augment, or --crop_pad"
+        )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
         checkpoint.load_weights(model, our_keys(source.weights, model.state_dict()), source.path)

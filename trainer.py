@@ -22,6 +22,7 @@ from hardware.optimizer import make_optimizer, restore_optimizer
 from hardware.precision import tf32, training_arithmetic
 from hardware.recording import NOTHING, Recording, recording_of
 from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
+from loading.crops import Augment
 from loading.datasets import Dataset
 from networks.probes import accepts, uses_all
 from objectives import StepInput, StepResult, objective_of
@@ -64,7 +65,8 @@ class Trainer:
         self.device = data.train.labels.device
         self.steps_per_epoch = steps_per_epoch(len(data.train), config.batch_size)
         how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
-        self.batches = TrainBatches(data.train, augment=config.augment, **how)
+        augment = Augment(config.crop_pad, config.flip) if config.augment else None
+        self.batches = TrainBatches(data.train, augment=augment, **how)
         self.search_single_row = accepts(model, first_batch(data.train, 1))
         self._place(model)
         rates = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loading.crops import Crops, draw_crops
+from loading.crops import Augment, Crops, draw_crops
 from loading.streaming import ImagesOnDisk, tells_of_a_worker, worker_failure
 from utils import AUGMENT, ORDER, generator, send
 
@@ -107,7 +107,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, split: Split, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+        self, split: Split, *, batch_size: int, seed: int, augment: Augment | None, rank: int = 0, ranks: int = 1
     ) -> None:
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         self.rank, self.ranks = rank, ranks
@@ -151,9 +151,9 @@ class TrainBatches:
 
     def crops(self, step: int) -> Crops | None:
         """How this process's images are cropped in `step`; None: not at all."""
-        if not self.augment:
+        if self.augment is None:
             return None
-        drawn = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step))
+        drawn = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step), self.augment)
         return drawn.of_process(self.rank, self.ranks)
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class TrainBatches:
 
 
 def train_batch(
-    split: Split, step: int, *, batch_size: int, seed: int, augment: bool, rank: int = 0, ranks: int = 1
+    split: Split, step: int, *, batch_size: int, seed: int, augment: Augment | None, rank: int = 0, ranks: int = 1
 ) -> Batch:
     """One batch of `TrainBatches`, nothing read ahead."""
     return TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks).alone(step)

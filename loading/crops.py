@@ -12,13 +12,18 @@ from torch import Tensor
 
 from utils import send
 
-AUGMENT_PAD = 4
+
+class Augment(NamedTuple):
+    """What training images are drawn from: a crop of the image's size after reflecting `pad` pixels around it, and a flip."""
+
+    pad: int = 4
+    flip: bool = True  # horizontally, half of them
 
 
 class Crops(NamedTuple):
-    """How each image of a batch is cropped and flipped: reflect-pad 4, a crop of the old size, horizontal flip."""
+    """How each image of a batch is cropped and flipped: a crop of the old size out of the reflected image, a horizontal flip."""
 
-    shift: Tensor  # (B, 2) int64: pixels down and right, each of -4 to 4
+    shift: Tensor  # (B, 2) int64: pixels down and right, each of -pad to pad
     flip: Tensor  # (B,) bool
 
     def of_process(self, rank: int, ranks: int) -> Crops:
@@ -46,10 +51,10 @@ class Crops(NamedTuple):
         return found, send(shown[:, None], cropped.device)
 
 
-def draw_crops(count: int, draws: torch.Generator) -> Crops:
-    """Shifts of -4 to 4 pixels, and flips with probability 1/2."""
-    shift = torch.randint(-AUGMENT_PAD, AUGMENT_PAD + 1, (2, count), generator=draws)
-    return Crops(shift.T, torch.rand(count, generator=draws) < 0.5)
+def draw_crops(count: int, draws: torch.Generator, how: Augment) -> Crops:
+    """Shifts of -pad to pad pixels and, if images are flipped, flips with probability 1/2."""
+    shift = torch.randint(-how.pad, how.pad + 1, (2, count), generator=draws)
+    return Crops(shift.T, torch.rand(count, generator=draws) < (0.5 if how.flip else 0.0))
 
 
 def _picked(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -26,7 +26,16 @@ POSITIVE = (
         "save_interval",
         "max_minutes",
     ),
-    *("train_eps", "ramp_steps", "cycle_steps", "check_nb_iter", "check_size", "check_interval", "rest_interval"),
+    *(
+        "crop_pad",
+        "train_eps",
+        "ramp_steps",
+        "cycle_steps",
+        "check_nb_iter",
+        "check_size",
+        "check_interval",
+        "rest_interval",
+    ),
 )
 RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
 
@@ -103,6 +112,8 @@ def _validate_recipe(config: Config) -> None:
         raise UserError(f"--average_decay {config.average_decay:g}: between 0 and 1, as 0.999")
     if config.refresh_interval and not config.keep_directions:
         raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
+    if not config.augment and (config.crop_pad != 4 or not config.flip):
+        raise UserError("--crop_pad, --flip: are about augmentation: add --augment, or leave them out")
     if config.keep_directions and not config.enlarges_margins:
         raise UserError(
             f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out"

@@ -219,7 +219,7 @@ def test_every_example_is_visited_once_an_epoch():
     assert seen == [0, 1, 2, 3]
     from loading.batches import train_batch
 
-    index = torch.cat([train_batch(trainer.data.train, s, batch_size=6, seed=0, augment=False).index for s in range(4)])
+    index = torch.cat([train_batch(trainer.data.train, s, batch_size=6, seed=0, augment=None).index for s in range(4)])
     assert torch.equal(index.sort().values, torch.arange(23))
     assert not torch.equal(index, torch.arange(23))
 
@@ -275,7 +275,7 @@ def test_per_example_radii_start_the_next_attack():
     trainer.objective = spied
     before = trainer.eps.clone()
     split, size = trainer.data.train, trainer.config.batch_size
-    index = train_batch(split, trainer.step, batch_size=size, seed=trainer.config.seed, augment=False).index
+    index = train_batch(split, trainer.step, batch_size=size, seed=trainer.config.seed, augment=None).index
     trainer.train_step()
     torch.testing.assert_close(starts[0], before[index].clamp(min=trainer.config.attack_mineps))
 

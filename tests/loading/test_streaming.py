@@ -21,6 +21,7 @@ from errors import UserError
 from flags import parse_train
 from loading import batches, datasets, streaming
 from loading.batches import TrainBatches, train_batch
+from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
@@ -114,7 +115,7 @@ def test_batches_are_those_in_memory(folder, num_workers, start, monkeypatch):
     """Bit for bit, from the start and from the middle of an epoch, over two epochs' ends, after a leap, and in parts."""
     here, there = load(folder, streaming=False).train, load(folder, num_workers).train
     assert there.shape == here.shape and len(there) == len(here) == 30 and torch.equal(there.numbers, here.numbers)
-    settings = {"batch_size": 8, "seed": 0, "augment": True}
+    settings = {"batch_size": 8, "seed": 0, "augment": Augment()}
     if num_workers:
         monkeypatch.setattr(streaming.ImagesOnDisk, "batch", None, raising=False)
     random_state = torch.get_rng_state()
@@ -138,7 +139,7 @@ def test_batches_on_a_gpu_are_those_in_memory(folder):
     """Through page-locked memory, which is given back before the copy is done."""
     cuda = torch.device("cuda")
     here = load(folder, streaming=False, device=cuda).train
-    settings = {"batch_size": 8, "seed": 0, "augment": True}
+    settings = {"batch_size": 8, "seed": 0, "augment": Augment()}
     with TrainBatches(load(folder, 2, device=cuda).train, **settings) as batches:
         got = [batches(step) for step in range(20)]
     assert all(same(batch, train_batch(here, step, **settings)) for step, batch in enumerate(got))
@@ -153,7 +154,7 @@ def test_the_workers_read_and_the_main_process_does_not(folder, monkeypatch):
         return workers(*given)
 
     monkeypatch.setattr(streaming, "read_image", read_image)
-    with TrainBatches(split, batch_size=8, seed=0, augment=True) as batches:
+    with TrainBatches(split, batch_size=8, seed=0, augment=Augment()) as batches:
         batches(0), batches(1)
     with closing(split.batches(torch.arange(30).split(7))) as batches:
         assert [len(batch.y) for batch in batches] == [7, 7, 7, 7, 2]
@@ -325,7 +326,7 @@ def test_a_killed_worker_is_named_in_one_line(folder, pause):
     split = load(folder, 2).train
     with (
         pytest.raises(UserError, match="--num_workers: a process that reads images was lost"),
-        TrainBatches(split, batch_size=8, seed=0, augment=False) as batches,
+        TrainBatches(split, batch_size=8, seed=0, augment=None) as batches,
     ):
         batches(0)
         os.kill(int(children()[0]), signal.SIGKILL)

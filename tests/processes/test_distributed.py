@@ -17,6 +17,7 @@ import ranks
 from check import checker_of
 from config import PRESETS
 from loading.batches import Split, train_batch
+from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from networks.lenet import LeNet5Madry
 from networks.standardisation import PerImageStandardize
@@ -152,10 +153,11 @@ def test_steps_in_float32(trained, name):
 def test_slices_and_starts_do_not_depend_on_the_number_of_processes():
     split = digits(torch.float32).train
     for step in (0, 23, 24):  # 23: the last, smaller batch of the first epoch is step 23 at 52 images a batch
-        whole = train_batch(split, step, batch_size=52, seed=3, augment=True)
+        whole = train_batch(split, step, batch_size=52, seed=3, augment=Augment())
         for size in (2, 3, 60):
             parts = [
-                train_batch(split, step, batch_size=52, seed=3, augment=True, rank=r, ranks=size) for r in range(size)
+                train_batch(split, step, batch_size=52, seed=3, augment=Augment(), rank=r, ranks=size)
+                for r in range(size)
             ]
             for name in ("x", "y", "index"):
                 assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

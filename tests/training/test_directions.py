@@ -11,7 +11,7 @@ import train
 from command_lines import fails
 from errors import UserError
 from flags import parse_train
-from loading.crops import Crops, draw_crops
+from loading.crops import Augment, Crops, draw_crops
 from pgd import GEOMETRY, noise_towards
 from ranks import in_processes
 from tiny_runs import Memory, network, rand, tiny_trainer
@@ -172,7 +172,7 @@ def filled(norm, directions):
 
 def cropped(norm, count=40):
     """Directions, and how their images are cropped."""
-    return some(norm, count), draw_crops(count, generator(3))
+    return some(norm, count), draw_crops(count, generator(3), Augment())
 
 
 def half_a_level(directions, norm):
@@ -276,6 +276,8 @@ def test_training_on_crops_reads_and_writes_by_the_image():
     [
         (["--keep_directions", "--method", "pgd"], "--keep_directions: has no meaning with --method pgd"),
         (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about kept directions"),
+        (["--crop_pad", "2", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
+        (["--no-flip", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
         (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),
         (["--one_cycle", "--lr", "0:0.1,5:0.01", "--hinge_maxeps", "0.3"], "--lr: with --one_cycle it is the highest"),
         (["--average_decay", "1.5", "--hinge_maxeps", "0.3"], "--average_decay 1.5: between 0 and 1"),
