@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from networks.names import FORMS
-from presets import PUBLISHED_MAXEPS, SETTINGS
+from presets import PUBLISHED_MAXEPS, RECIPES, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
@@ -25,7 +25,6 @@ PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
 SEARCH_MODES = ("train", "batch", "eval")
 BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
-RECIPES = ("paper", "fast")
 ACTIVATIONS = ("relu", "silu")
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
@@ -68,7 +67,9 @@ class Config:
     )
     num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process")
 
-    recipe: str = opt("paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", RECIPES)
+    recipe: str = opt(
+        "paper", "paper: the published settings; fast, fast2: far fewer passes (docs/recipes.md)", tuple(RECIPES)
+    )
     method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
     clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 ordinary training")

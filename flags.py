@@ -20,7 +20,7 @@ from fractions import Fraction
 
 from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule
 from errors import UserError
-from presets import TRIED, USES, fast
+from presets import TRIED, USES, recipe_values
 from records.settings import read_settings, what_differs
 from settings.evaluation import EvalConfig
 from settings.radii import radius
@@ -250,15 +250,14 @@ def _preset_named(argv: Sequence[str]) -> Config | None:
 
 def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
-    if given.get("recipe") != "fast":
-        return {}, []
-    key, method, network = (given["dataset"], given["norm"]), given.get("method"), given.get("network")
-    values, notes = fast(*key, method, network), []
-    if (*key, network or PRESETS[key].network) not in TRIED:
+    recipe, key = given.get("recipe", "paper"), (given["dataset"], given["norm"])
+    method, network = given.get("method"), given.get("network")
+    values, notes = recipe_values(recipe, key, method, network), []
+    if values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
-        notes.append(f"--recipe fast: was never tried with {what}; its figures elsewhere promise nothing here")
-    if left_out := [name for name in fast(*key, None, network) if name not in values]:
-        notes.append(f"--recipe fast: no meaning with --method {method}, left out: {', '.join(left_out)}")
+        notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
+    if left_out := [name for name in recipe_values(recipe, key, None, network) if name not in values]:
+        notes.append(f"--recipe {recipe}: no meaning with --method {method}, left out: {', '.join(left_out)}")
     return {name: value for name, value in values.items() if name not in given}, notes
 
 

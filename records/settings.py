@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config import PRESETS
 from errors import UserError
-from presets import USES, fast
+from presets import USES, recipe_values
 from records.reading import parse_json
 
 OF_ONE_RUN = ("savepath", "resume", "environment")  # in a config.json
@@ -43,9 +43,8 @@ def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> d
     preset = PRESETS.get((file.get("dataset", ""), file.get("norm", "")))
     kept = dict(file)
     if preset is not None:
-        recipe: dict[str, typing.Any] = {}
-        if file.get("recipe") == "fast":
-            recipe = dict(fast(file["dataset"], file["norm"], file.get("method"), file.get("network")))
+        key = (file["dataset"], file["norm"])
+        recipe: dict[str, typing.Any] = recipe_values(file.get("recipe"), key, file.get("method"), file.get("network"))
         usual = replace(preset, **recipe)
         kept = {n: v for n, v in file.items() if n in ("dataset", "norm") or v != getattr(usual, n)}
     method = names.get("method")

@@ -19,7 +19,7 @@ from config import METHODS as TRAINED_BY
 from config import PRESETS
 from errors import UserError
 from evaluations.results import Head, all_rows, content_of, quoted, read_file
-from presets import fast
+from presets import recipe_values
 from records.reading import is_number, parse_json
 from reports import published
 
@@ -182,12 +182,12 @@ class Run:
         key = (str(self.config.get("dataset")), str(self.norm))
         if key not in PRESETS or self.steps is None:
             return None
-        quick, method = self.config.get("recipe") == "fast", self.config.get("method")
-        recipe = fast(*key, method if method in TRAINED_BY else None, self.config.get("network"))
-        whole = recipe["max_steps"] if quick else PRESETS[key].max_steps
+        method = self.config.get("method") if self.config.get("method") in TRAINED_BY else None
+        recipe = recipe_values(self.config.get("recipe"), key, method, self.config.get("network"))
+        whole = recipe.get("max_steps", PRESETS[key].max_steps)
         if not isinstance(whole, int) or self.steps >= whole:
             return None
-        return f"{self.steps} of the {'recipe' if quick else 'preset'}'s {whole} steps"
+        return f"{self.steps} of the {'recipe' if recipe else 'preset'}'s {whole} steps"
 
     @cached_property
     def hashes(self) -> dict[str, str]:
