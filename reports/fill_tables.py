@@ -5,6 +5,8 @@ python reports/fill_tables.py [RUN ...]     run folders, by default all in train
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,14 +17,28 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
+from evaluations.distances import summary
 from flags import Parser
 from reports import published
 from reports.accuracy_rows import accuracy_at, eps_text
-from reports.results import NONE, NORMS, TEST_IMAGES, WARNING, Run, eps_key, read_run, strongest, table_key, title
+from reports.results import (
+    ATTACKS,
+    NONE,
+    NORMS,
+    TEST_IMAGES,
+    WARNING,
+    Run,
+    eps_key,
+    read_run,
+    strongest,
+    table_key,
+    title,
+)
 from utils import write_atomically
 
 PAGES = ("README.md", "docs/results.md")
 NOT_RUN = "not run yet"
+NEAREST = ("cw", "ddn", "fmn")
 Key = tuple[str, str]  # data set and norm
 
 
@@ -122,7 +138,7 @@ def _by_eps_row(one: Ours, method: str, radii: Sequence[float]) -> list[str]:
 
 
 def distances(runs: Sequence[Run]) -> list[str]:
-    """Smallest distances by Carlini-Wagner, a table for each data set."""
+    """Smallest distances, published by Carlini-Wagner and ours, a table for each data set."""
     lines: list[str] = []
     for (dataset, norm), methods in published.DISTANCES.items():
         rows = []
@@ -130,13 +146,23 @@ def distances(runs: Sequence[Run]) -> list[str]:
             figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
             rows.append([f"{method}, published", f"{said.clean:.1f}", *figures])
             for one in ours(runs, (dataset, norm), method):
-                cw = one.found.get("cw")
-                if cw and one.run.name and one.run.name["method"] == method:
-                    values = [NONE if v is None else f"{v:.2f}" for v in (cw["mean"], *cw["quartiles"])]
-                    label = f"{method}, {one.label}, n {cw['n']}"
-                    rows.append([label, f"{100 * cw['clean_acc']:.1f}", *values])
+                if one.run.name and one.run.name["method"] == method and (row := _distance_row(one, method)):
+                    rows.append(row)
         lines += [*table([f"{title(dataset)} {NORMS[norm]}", "clean", "mean", "25 %", "median", "75 %"], rows), ""]
     return lines[:-1]
+
+
+def _distance_row(one: Ours, method: str) -> list[str] | None:
+    """Of each image the nearest that the attacks found; None if there was none."""
+    found = {name: one.found[name] for name in NEAREST if (one.found.get(name) or {}).get("distances")}
+    if not found:
+        return None
+    most = max(found.values(), key=lambda evaluation: evaluation["n"])
+    columns = ([math.inf if d is None else d for d in e["distances"]] for e in found.values())
+    best = summary([min(of_image) for of_image in itertools.zip_longest(*columns, fillvalue=math.inf)])
+    values = [NONE if value is None else f"{value:.2f}" for value in (best["mean"], *best["quartiles"])]
+    names = ", ".join(f"{ATTACKS[name]} n {evaluation['n']}" for name, evaluation in found.items())
+    return [f"{method}, {one.label}, {names}", f"{100 * most['clean_acc']:.1f}", *values]
 
 
 def _said(attack: str) -> list[tuple[Key, published.Accuracies]]:

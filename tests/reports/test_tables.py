@@ -1,6 +1,7 @@
 """Tables and pictures of run folders: the figures by hand, what is published beside them, what is missing or damaged."""
 
 import json
+import math
 import statistics
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from config import PRESETS
+from evaluations.distances import summary
 from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model
@@ -350,10 +352,15 @@ def test_by_eps_and_distances_beside_ours(run):
     folder = run("mnist-Linf-TRADES-0.3-sd0", pgd_Linf=pgd, transfer_Linf=transfer)
     mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("TRADES, ours")]
     assert mine[0] == ["TRADES, ours", "98.0 (n 10)", "80.0 (n 10)", "–", "50.0 (n 10)", "–"]
-    cw = {"n": 1000, "clean_acc": 0.99, "mean": 2.1, "quartiles": [1.7, 2.2, None], "not_found": 3, "distances": []}
-    folder = run("mnist-L2-MMA-2.0-sd0", cw_L2=cw)
+
+
+def test_distances_beside_ours_are_the_nearest_of_each_image(run):
+    """Carlini-Wagner saw two images, DDN five; it found nothing for the last."""
+    cw = {"n": 2, "clean_acc": 1.0, **summary([3.0, 1.0]), "not_found": 0, "distances": [3.0, 1.0]}
+    ddn = {"n": 5, "clean_acc": 0.8, **summary([2.0, 2.0, 0.0, 4.0, math.inf]), "not_found": 1}
+    folder = run("mnist-L2-MMA-2.0-sd0", cw_L2=cw, ddn_L2=ddn | {"distances": [2.0, 2.0, 0.0, 4.0, None]})
     (mine,) = [row for row in filled_rows("", [folder], "distances") if "ours" in row[0]]
-    assert mine == ["MMA-2.0, ours, n 1000", "99.0", "2.10", "1.70", "2.20", "–"]
+    assert mine == ["MMA-2.0, ours, Carlini-Wagner ℓ2 n 2, DDN n 5", "80.0", "–", "1.00", "2.00", "4.00"]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
