@@ -68,7 +68,7 @@ class Config:
     num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process")
 
     recipe: str = opt(
-        "paper", "paper: the published settings; fast, fast2: far fewer passes (docs/recipes.md)", tuple(RECIPES)
+        "paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", tuple(RECIPES)
     )
     method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")

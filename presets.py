@@ -109,12 +109,7 @@ FAST |= {(dataset, norm): _CIFAR10 for dataset in ("cifar10", "imagefolder") for
 SMALL = "small_resnet"  # for CPUs: smaller batches, of which it needs more
 _STEPS = {SMALL: {"mma": 11_400, "pgd": 15_900, "trades": 10_600}, "": {"mma": 5300, "pgd": 9000, "trades": 6000}}
 # A retuned recipe gets a new name, so that a run by the old values can be resumed.
-_AWAKE: Values = {**_MNIST, "rest_interval": 1}
-RECIPES: dict[str, dict[Key, Values]] = {
-    "paper": {},
-    "fast": FAST,
-    "fast2": FAST | {("mnist", "Linf"): _AWAKE, ("mnist", "L2"): _AWAKE},
-}
+RECIPES: dict[str, dict[Key, Values]] = {"paper": {}, "fast": FAST}
 TRIED = tuple(  # docs/results.md has a run
     ("fast", dataset, norm, "lenet5") for dataset, norm in (("mnist", "Linf"), ("mnist", "L2"), ("digits", "Linf"))
 )

@@ -41,15 +41,6 @@ def test_it_stands_in_the_name_and_each_part_is_a_flag():
     assert set(wanted) <= {f.name for f in dataclasses.fields(Config)}
 
 
-def test_the_retuned_recipe_has_a_name_of_its_own():
-    """So that a run by the old values is still theirs, and is resumed by them."""
-    given = [*MNIST, "--hinge_maxeps", "0.45", "--recipe"]
-    old, new = parse_train([*given, "fast"])[0], parse_train([*given, "fast2"])[0]
-    assert new.run_name == "mnist-Linf-MMA-0.45-sd0-fast2"
-    differ = {name for name, value in old.to_dict().items() if value != getattr(new, name)}
-    assert differ == {"recipe", "rest_interval"} and new.rest_interval == 1
-
-
 def test_old_configs_read_as_paper():
     stored = {
         name: value for name, value in PRESETS["mnist", "Linf"].to_dict().items() if name not in FAST["mnist", "Linf"]
