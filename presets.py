@@ -110,8 +110,11 @@ SMALL = "small_resnet"  # for CPUs: smaller batches, of which it needs more
 _STEPS = {SMALL: {"mma": 11_400, "pgd": 15_900, "trades": 10_600}, "": {"mma": 5300, "pgd": 9000, "trades": 6000}}
 # A retuned recipe gets a new name, so that a run by the old values can be resumed.
 RECIPES: dict[str, dict[Key, Values]] = {"paper": {}, "fast": FAST}
-TRIED = tuple(  # docs/results.md has a run
-    ("fast", dataset, norm, "lenet5") for dataset, norm in (("mnist", "Linf"), ("mnist", "L2"), ("digits", "Linf"))
+TRIED = (  # docs/results.md has a run
+    ("fast", "mnist", "Linf", "lenet5"),
+    ("fast", "mnist", "L2", "lenet5"),
+    ("fast", "digits", "Linf", "lenet5"),
+    ("fast", "imagefolder", "Linf", SMALL),
 )
 MMA_ONLY = ("search", "search_mode", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
 

@@ -82,7 +82,7 @@ def test_cifar_10_methods_have_about_the_same_passes(network):
         found[method] = config.max_steps * config.batch_size * each.get(like, 1)
         assert config.weight_decay == 5e-4 and config.one_cycle and config.optimizer == "sgd" and config.augment
         assert config.best_by == ("mean_margin" if method == "std" else "robust_acc")
-        assert any("was never tried" in note for note in notes)
+        assert any("was never tried" in note for note in notes) == (network == "wrn28_4")
         steps = config.max_steps
     assert steps == parse_train([*CIFAR, "--hinge_maxeps", "8/255", "--network", network])[0].max_steps
     passes = [value for method, value in found.items() if method != "std"]
