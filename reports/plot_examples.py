@@ -60,14 +60,14 @@ def find(subject: Subject, count: int) -> Examples:
         norm=subject.norm,
         start_eps=min(config.test_eps, config.search_maxeps),
         max_eps=config.search_maxeps,
-        steps=config.nb_iter,
+        steps=config.check_nb_iter or config.nb_iter,
         step_scale=config.eps_iter_scale,
-        search_steps=config.num_search_steps,
+        search_steps=config.check_search_steps,
         attack_loss_fn=LOSSES[config.attack_loss_fn],
         search_loss_fn=logit_margin,
         noise=noise,
     )
-    bracket = config.search_maxeps / 2**config.num_search_steps
+    bracket = config.search_maxeps / 2**config.check_search_steps
     x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():
         for factor in (

@@ -448,9 +448,10 @@ def test_examples_picture(run, tmp_path, capsys):
     fails(capsys, plot_examples.main, [folder, "--count", "0"], "--count 0")
 
 
-def test_examples_have_the_length_of_the_margin():
+@pytest.mark.parametrize("recipe", [{}, {"search": "secant", "num_search_steps": 4, "nb_iter": 1, "check_nb_iter": 10}])
+def test_examples_have_the_length_of_the_margin(recipe):
     """A linear classifier: |w (x - 1/2)| / ||w||_1 under Linf; 0 for a misclassified image, inf beyond the search."""
-    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.2)
+    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.2, **recipe)
     weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
     margins = torch.tensor([0.01, -0.03, 0.1, -0.15, 0.19, 0.24, 0.05])  # signed: which side the image lies on
     pixels = 0.5 + margins[:, None] * weight.sign()
@@ -464,7 +465,7 @@ def test_examples_have_the_length_of_the_margin():
     found = plot_examples.find(subject, 7)
     exact = ((found.x - 0.5).flatten(1) @ weight).abs() / weight.abs().sum()
     within = exact[:5]
-    bracket = config.search_maxeps / 2**config.num_search_steps
+    bracket = config.search_maxeps / 2**10
     assert ((found.length[:5] >= within - 1e-5) & (found.length[:5] <= within + 2.1 * bracket)).all()
     assert found.length[5] == torch.inf and found.length[6] == 0
     assert (found.predicted[:5] != labels[:5]).all() and found.predicted[5] == labels[5]
