@@ -291,3 +291,9 @@ def test_parts_that_contradict_each_other(flags, part):
 
 def test_stored_form_is_eight_bits():
     assert encode(some("L2")).pixels.dtype == torch.int8 and Stored._fields == ("pixels", "scale", "length")
+
+
+def test_training_draws_the_crops_that_the_flags_ask_for():
+    trainer = tiny_trainer(12, augment=True, crop_pad=1, flip=False)
+    assert trainer.batches.augment == Augment(1, False)
+    assert tiny_trainer(12).batches.augment is None
