@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from errors import UserError, exits_on_user_error
 from records import reading
 from records.reading import parse_json
-from reports.plotting import HATCHES, common, labels, picture_command, read_config, style
-from reports.results import NORMS, image_name, in_255ths, title
+from reports.plotting import HATCHES, common, common_images, labels, picture_command, read_config, style
+from reports.results import NORMS, in_255ths, title
 
 BINS = 40
 
@@ -109,9 +109,7 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
     """
     configs = {run: read_config(run) for run in runs}
     names = labels(runs)
-    dataset = common(
-        "data set", {run: image_name(str(c.get("dataset")), run.resolve().name) for run, c in configs.items()}
-    )
+    dataset = common_images(configs)
     norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
     found = {name: read_margins(run, configs[run]) for name, run in zip(names, runs, strict=True)}
     scale = 255 if in_255ths(dataset, norm) else 1

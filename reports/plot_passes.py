@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from errors import UserError, exits_on_user_error
 from evaluations.accuracy import wilson
-from reports.plotting import common, labels, picture_command, read_config, style
+from reports.plotting import common, common_images, labels, picture_command, read_config, style
 from reports.report_training import curves, rows_of
-from reports.results import NORMS, title
+from reports.results import NORMS, in_255ths, title
 
 
 def checked_images(config: dict[str, object]) -> int:
@@ -54,9 +54,10 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
     :raises UserError: if a run has no such figures, or they do not go together.
     """
     configs = {run: read_config(run) for run in runs}
-    dataset = common("data set", {run: str(config.get("dataset")) for run, config in configs.items()})
+    dataset = common_images(configs)
     norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
     eps = common("test radius", {run: config.get("test_eps") for run, config in configs.items()})
+    radius = f"{eps * 255:.3g}/255" if in_255ths(dataset, norm) and isinstance(eps, float) else f"{eps}"
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         passes, robust, low, high = curve(run, configs[run])
@@ -65,16 +66,17 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
         axes.fill_between(passes, low, high, color=look["color"], alpha=0.12, linewidth=0)
     axes.set(
         xlabel="passes in training [millions], an image once through the network each",
-        ylabel=f"accuracy under the check's PGD at ε = {eps} [%]",
+        ylabel=f"accuracy under PGD at ε = {radius} [%]",
         xscale="log",
         ylim=(-3, 103),
         title=f"{title(dataset)}, {NORMS.get(norm, norm)}: robust accuracy on validation images against cost",
     )
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", fontsize="small", ncols=1 if len(runs) < 5 else 2, handlelength=4)
-    return figure, f"passes-{dataset}-{norm}"
+    return figure, f"passes-{dataset}-{norm}".replace(" ", "-")
 
 
 @exits_on_user_error

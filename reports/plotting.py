@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from errors import UserError
 from flags import Parser
-from reports.results import checked_config
+from reports.results import checked_config, image_name
 
 # Grey levels, lines and markers have periods of 3, 4 and 7, so that no two of 84 runs look alike.
 GREYS = ("0.0", "0.35", "0.6")
@@ -64,6 +64,15 @@ def common(what: str, values: dict[Path, T]) -> T:
                 f"run folder {run}: its {what} is {other}, that of {first} is {value}: draw them in two pictures"
             )
     return value
+
+
+def common_images(configs: dict[Path, dict[str, Any]]) -> str:
+    """What the images of all runs are called (`reports.results.image_name`).
+
+    :raises UserError: if they differ.
+    """
+    names = {run: image_name(str(config.get("dataset")), run.resolve().name) for run, config in configs.items()}
+    return common("data set", names)
 
 
 def labels(runs: Sequence[Path]) -> list[str]:

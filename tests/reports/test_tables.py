@@ -412,6 +412,12 @@ def test_passes_picture(run, capsys, tmp_path):
     assert (low[1], high[1]) == pytest.approx((71.1, 86.7), abs=0.1)
     assert plot_passes.main([str(folder), "--out", "passes.png"]) == 0
     assert is_picture(tmp_path / "passes")
+    pictures = run("cifar10jpeg-Linf-PGD-8-sd0-fast", dataset="imagefolder")
+    config = json.loads((pictures / "config.json").read_text())
+    (pictures / "config.json").write_text(json.dumps(config | {"test_eps": 8 / 255}))
+    (pictures / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text())
+    axes = plot_passes.draw([pictures])[0].axes[0]
+    assert axes.get_title().startswith("CIFAR-10 (JPEG)") and "ε = 8/255 " in axes.get_ylabel()
     fails(capsys, plot_passes.main, [folder, bare], "no check with counted passes")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row | {"robust_acc": 7}) + "\n" for row in rows))
     fails(capsys, plot_passes.main, [folder], "not between 0 and 1")
