@@ -74,6 +74,7 @@ case ${TIERS:-123} in *3*)
   part fast-search_batch --max_steps 2850 --search_mode batch
   part fast-averaged --max_steps 2850 --average_decay 0.999
   part fast-weight_decay_2e-4 --max_steps 2850 --weight_decay 2e-4
+  part fast-peak_0.1 --max_steps 2850 --lr 0.1
   part fast-constant_rate --max_steps 2850 --no-one_cycle --lr 0.1
   part fast-bisection --max_steps 1725 --search bisection --num_search_steps 10
   part fast-bf16 --max_steps 2850 --precision bf16
