@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from reports import published
 from reports.groups import Group
-from reports.results import ATTACKS, NONE, TEST_IMAGES, WARNING, Run, averages, eps_key, in_255ths, strongest
+from reports.results import ATTACKS, NONE, TEST_IMAGES, WARNING, Run, averages, eps_key, eps_text, strongest
 
 
 class Row(NamedTuple):
@@ -110,8 +110,3 @@ def published_row(group: Group, said: published.Accuracies) -> Row:
         avg_robust,
         autoattack=NONE if said.autoattack is None else f"{said.autoattack:{percent}}{at}",
     )
-
-
-def eps_text(eps: float, dataset: str, norm: str) -> str:
-    """`8/255` or `0.3`."""
-    return f"{255 * eps:.4g}/255" if in_255ths(dataset, norm) else f"{eps:.4g}"

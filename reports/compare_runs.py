@@ -28,7 +28,7 @@ from reports.plotting import read_config
 from reports.report_compare import difference_interval
 from reports.report_figures import NORMAL, bits
 from reports.report_training import Cost, cost, rows_of
-from reports.results import NONE, Run, spread
+from reports.results import NONE, Run, eps_text, spread
 from reports.tables import show_or_write, table_lines
 
 
@@ -51,8 +51,9 @@ def measured(run: Run, eps: float, split: str) -> Measured:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}): delete it and attack the run again") from None
     if row is None:
-        command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {eps:g} --split {split}"
-        raise UserError(f"{folder}: not attacked at {eps:g} on {split} images: run {command}")
+        radius = eps_text(eps, str(run.config.get("dataset")), str(run.norm))
+        command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {radius} --split {split}"
+        raise UserError(f"{folder}: not attacked at {radius} on {split} images: run {command}")
     return Measured(
         cost(run.config, rows_of(folder)), (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])
     )
@@ -106,7 +107,8 @@ def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
         run = Run(folder, read_config(folder), [], [])
         groups.setdefault(run.name_without_seed, {})[run.seed] = measured(run, eps, split)
     baseline = next(iter(groups.values()))
-    header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {eps:g}", "against the first"]
+    radius = eps_text(eps, str(run.config.get("dataset")), str(run.norm))
+    header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {radius}", "against the first"]
     n = baseline[next(iter(baseline))].images[1]
     lines = table_lines(header, [row(name, runs, baseline) for name, runs in groups.items()])
     return "\n".join([f"{n} {'validation' if split == 'val' else 'test'} images, accuracy in %:", "", *lines]) + "\n"

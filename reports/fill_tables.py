@@ -20,7 +20,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.distances import summary
 from flags import Parser
 from reports import published
-from reports.accuracy_rows import accuracy_at, eps_text
+from reports.accuracy_rows import accuracy_at
 from reports.results import (
     ATTACKS,
     NONE,
@@ -29,6 +29,7 @@ from reports.results import (
     WARNING,
     Run,
     eps_key,
+    eps_text,
     read_run,
     strongest,
     table_key,

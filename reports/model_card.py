@@ -27,7 +27,7 @@ from records.checkpoint import load_model_file
 from records.reading import parse_json
 from reports import plot_margins
 from reports.plotting import read_config
-from reports.results import ATTACKS, NORMS, Run, image_name, in_255ths, read_run, title
+from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
 from settings.validation import stored_config
 from utils import write_atomically
 
@@ -98,10 +98,6 @@ def accuracy(value: float, interval: Sequence[float] | None) -> str:
     return f"{100 * value:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
 
 
-def radius_text(eps: float, dataset: str, norm: str) -> str:
-    return f"{255 * eps:.4g}/255" if in_255ths(dataset, norm) else f"{eps:.4g}"
-
-
 def how(row: dict[str, Any]) -> str:
     """`100 steps, 10 restarts`, or whatever its settings say of the effort."""
     names = {"nb_iter": "steps", "nb_restart": "restarts"}
@@ -128,7 +124,7 @@ def evaluations_table(run: Run, sha256: str | None) -> list[str]:
             images = f"{row['n']} {row.get('split') or 'test'}"
             if "eps" in row:
                 figure = accuracy(row["robust_acc"], row.get("ci95"))
-                radius = radius_text(row["eps"], evaluation["dataset"], norm)
+                radius = eps_text(row["eps"], evaluation["dataset"], norm)
             else:
                 quartiles = [row["quartiles"][0], row["quartiles"][1], row["quartiles"][2]]
                 figure, radius = "distances: " + ", ".join("–" if q is None else f"{q:.3g}" for q in quartiles), "–"

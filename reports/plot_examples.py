@@ -28,7 +28,7 @@ from evaluations.subject import Subject, load_subject
 from flags import Parser, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
-from reports.results import NORMS, image_name, in_255ths, title
+from reports.results import NORMS, eps_text, image_name, title
 from settings.evaluation import EvalConfig
 from utils import CHECK, per_row, row_noise, row_norms
 
@@ -97,7 +97,7 @@ def draw(subject: Subject, found: Examples, name: str) -> Figure:
         show(top, found.x[column], f"label {int(found.labels[column])}")
         show(middle, delta[column] / (2 * largest) + 0.5, length_text(length, dataset, norm, subject))
         show(bottom, found.x_adv[column], f"predicted {int(found.predicted[column])}")
-    scale = f"{255 * largest:.3g}/255" if in_255ths(dataset, norm) else f"{largest:.3g}"
+    scale = eps_text(largest, dataset, norm, 3)
     for panel, text in zip(
         panels[:, 0],
         ("image", f"perturbation\n(grey 0, white +{scale},\nblack −{scale})", "image +\nperturbation"),
@@ -116,10 +116,9 @@ def length_text(length: float, dataset: str, norm: str, subject: Subject) -> str
     """`ℓ∞ 0.123`, or why there is no perturbation."""
     if length == 0:
         return "misclassified\nas it is"
-    scale, unit = (255, "/255") if in_255ths(dataset, norm) else (1, "")
     if length == torch.inf:
-        return f"none up to\n{scale * subject.training.search_maxeps:.3g}{unit}"
-    return f"{NORMS[norm]} {scale * length:.3g}{unit}"
+        return f"none up to\n{eps_text(subject.training.search_maxeps, dataset, norm, 3)}"
+    return f"{NORMS[norm]} {eps_text(length, dataset, norm, 3)}"
 
 
 def show(panel: Axes, image: Tensor, caption: str) -> None:

@@ -24,7 +24,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.accuracy import wilson
 from reports.plotting import common, common_images, labels, picture_command, read_config, style
 from reports.report_training import curves, rows_of
-from reports.results import NORMS, in_255ths, title
+from reports.results import NORMS, eps_text, title
 
 
 def checked_images(config: dict[str, object]) -> int:
@@ -57,7 +57,7 @@ def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
     dataset = common_images(configs)
     norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
     eps = common("test radius", {run: config.get("test_eps") for run, config in configs.items()})
-    radius = f"{eps * 255:.3g}/255" if in_255ths(dataset, norm) and isinstance(eps, float) else f"{eps}"
+    radius = eps_text(eps, dataset, norm) if isinstance(eps, int | float) else str(eps)
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         passes, robust, low, high = curve(run, configs[run])

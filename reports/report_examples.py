@@ -14,7 +14,7 @@ from torch import Tensor
 from errors import UserError
 from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
-from reports.results import NORMS, Run, in_255ths
+from reports.results import NORMS, Run, eps_text
 from settings.evaluation import EvalConfig
 
 EACH = 3  # images a group
@@ -106,7 +106,7 @@ def class_name(number: int, dataset: str) -> str:
 
 def length_text(length: float, dataset: str, norm: str) -> str:
     """`ℓ∞ 0.123`, `ℓ∞ 8/255`."""
-    return f"{NORMS[norm]} {255 * length:.3g}/255" if in_255ths(dataset, norm) else f"{NORMS[norm]} {length:.3g}"
+    return f"{NORMS[norm]} {eps_text(length, dataset, norm, 3)}"
 
 
 def png(image: Tensor) -> str:

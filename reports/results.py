@@ -289,3 +289,8 @@ def title(dataset: str) -> str:
 def in_255ths(dataset: str, norm: str) -> bool:
     """Whether radii are said in 255ths: colour images under Linf."""
     return norm == "Linf" and dataset not in ("digits", "mnist")
+
+
+def eps_text(eps: float, dataset: str, norm: str, digits: int = 4) -> str:
+    """`8/255` or `0.3`."""
+    return f"{255 * eps:.{digits}g}/255" if in_255ths(dataset, norm) else f"{eps:.{digits}g}"

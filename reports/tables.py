@@ -8,9 +8,9 @@ from typing import Any
 
 from errors import UserError
 from reports import published
-from reports.accuracy_rows import Row, accuracy_rows, count, eps_text, published_row
+from reports.accuracy_rows import Row, accuracy_rows, count, published_row
 from reports.groups import Group
-from reports.results import ATTACKS, NONE, NORMS, UNIMPORTANT, WARNING, Run
+from reports.results import ATTACKS, NONE, NORMS, UNIMPORTANT, WARNING, Run, eps_text
 
 
 class Footnotes:
