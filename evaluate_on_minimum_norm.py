@@ -47,7 +47,8 @@ class MinimumNormFlags(CommonFlags):
 
     attacks: str | None = opt(None, "some of cw,ddn,fmn (default: all of them under L2, fmn under Linf)")
     test_size: int | None = opt(
-        None, "the first so many images of the split (default: 1000, the paper's; 100 for cw on a CPU)"
+        None,
+        "so many images of the split: the first; by class from a folder of pictures (default: 1000, the paper's; 100 for cw on a CPU)",
     )
     steps: int | None = opt(
         None, "steps of every attack (default: 1000; cw 10000 in each of its 9 searches, on a CPU 1000)"

@@ -42,7 +42,9 @@ class TransferFlags:
 
     eps: Radii | None = opt(None, "one or more radii, or grid (default: the test radius of the runs' training)")
     split: str = opt("test", "test images, or the validation images of their training", SPLITS)
-    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
+    test_size: int | None = opt(
+        None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
+    )
     nb_iter: int | None = opt(None, "PGD steps, where images must be made (default: as in their JSON, else 100)")
     nb_restart: int | None = opt(None, "restarts, where images must be made (default: as in their JSON, else 10)")
     batch_size: int = opt(200, "images a batch")

@@ -110,7 +110,7 @@ SMALL = "small_resnet"  # for CPUs: smaller batches, of which it needs more
 _STEPS = {SMALL: {"mma": 11_400, "pgd": 15_900, "trades": 10_600}, "": {"mma": 5300, "pgd": 9000, "trades": 6000}}
 # A retuned recipe gets a new name, so that a run by the old values can be resumed.
 RECIPES: dict[str, dict[Key, Values]] = {"paper": {}, "fast": FAST}
-TRIED = (  # docs/results.md has a run
+TRIED = (  # of which there has been a whole run
     ("fast", "mnist", "Linf", "lenet5"),
     ("fast", "mnist", "L2", "lenet5"),
     ("fast", "digits", "Linf", "lenet5"),

@@ -28,7 +28,9 @@ class CommonFlags:
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
     split: str = opt("test", "test images, or the validation images of its training", SPLITS)
-    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
+    test_size: int | None = opt(
+        None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
+    )
     batch_size: int | None = opt(200, "images attacked together, then written down for a later start")
     seed: int = opt(0, "seed of the attack's random draws")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")

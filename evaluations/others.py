@@ -62,10 +62,10 @@ def gaps(attack: str, dataset: str, pgd: Sequence[Row], others: Sequence[Row]) -
 
 
 def overestimates(subject: Subject) -> list[str]:
-    """By how much PGD overestimates this network's robust accuracy, a line for each stronger attack and radius."""
+    """By how much PGD overestimates this network's robust accuracy, a line for each stronger attack and radius where it does."""
     pgd = _rows(subject, "pgd")
     found = [gap for attack in STRONGER for gap in gaps(attack, subject.dataset, pgd, _rows(subject, attack))]
-    return [gap.text() for gap in found]
+    return [gap.text() for gap in found if gap.points > 0]
 
 
 def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:

@@ -42,9 +42,9 @@ def other_attacks(group: Group) -> list[str]:
         for attack in (*STRONGER, *GRADIENT_FREE):
             others = [row for e in same if e["attack"] == attack for row in e["results"]]
             for gap in gaps(attack, pgd["dataset"], pgd["results"], others):
-                if attack in STRONGER:
+                if attack in STRONGER and gap.points > 0:
                     lines.append(f"- {group.label}: `{run.shown}`: {gap.text()}")
-                elif gap.beyond_chance:
+                elif attack in GRADIENT_FREE and gap.beyond_chance:
                     lines.append(f"- {WARNING} {group.label}: `{run.shown}`: masked gradients: {gap.text()}")
     return lines
 

@@ -184,7 +184,7 @@ def card(folder: Path) -> str:
     what = f"{config.network}, trained on {images} by {METHODS[config.objective]} under {NORMS[config.norm]}, seed {config.seed}"
     facts = {
         "trained by": f"`{training_command(config, str(run.shown))}`",
-        "data": DATA.get(config.dataset, "a folder of pictures")
+        "data": DATA.get(config.dataset, "a folder of pictures, given as `--data_root`")
         + (f"; the first {config.train_size} training images" if config.train_size else ""),
         "steps": f"{run.steps}" + (f" ({run.partial})" if run.partial else "") if run.steps else "not recorded",
         "passes": f"{passes_text(folder)} (an image once through the network, in training)",

@@ -27,7 +27,9 @@ class EvalConfig:
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
     split: str = opt("test", "test images, or the validation images of its training", SPLITS)
-    test_size: int | None = opt(None, "the first so many images of the split (default: all)")
+    test_size: int | None = opt(
+        None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
+    )
     batch_size: int = opt(200, "images a batch")
     seed: int = opt(0, "seed of the random starts")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")

@@ -296,6 +296,8 @@ def test_by_how_much_pgd_overestimates_whichever_came_first(order, tmp_path):
         write(s, attack, flags[attack])
     (said,) = overestimates(s)
     assert "PGD overestimates by 55.0 points at 0.05" in said and "AutoAttack leaves 45.0%" in said and "20" in said
+    write(s, "autoattack", flags["pgd"])
+    assert overestimates(s) == [], "as strong"
     write(s, "autoattack", flags["autoattack"], eps=0.1)
     assert overestimates(s) == []
     s.result_file("autoattack").write_text("{")

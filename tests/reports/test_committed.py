@@ -14,7 +14,7 @@ from reports.results import read_evaluation
 from settings.validation import stored_config
 from support import ROOT
 
-ROOMS = ("trained_models", "benchmarks/digits")
+ROOMS = ("trained_models", "benchmarks/digits", "benchmarks/cifar10_ablation")
 TRACKED = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=False).stdout
 # Where there is no git, every folder: one would have to be added by hand to be missed.
 CONFIGS = [path for path in TRACKED.splitlines() if path.endswith("/config.json")] or [
@@ -48,10 +48,10 @@ def remade(folder, config):
     text = "".join(
         (place / "README.md").read_text() for place in (folder, folder.parent) if (place / "README.md").exists()
     )
-    commands = [line for line in text.splitlines() if line.startswith(("python train.py", "bash scripts/"))]
+    commands = [line for line in text.splitlines() if re.match(r"(\w+=\S+ )*(python train.py|bash scripts/)", line)]
     assert (commands and "minutes" in text) or "hour" in text
     for command in commands:
-        program, script, *argv = shlex.split(command)
+        program, script, *argv = (word for word in shlex.split(command) if not re.match(r"\w+=", word))
         assert (ROOT / script).exists()
         if program == "python":
             wanted, _ = parse_train(argv)
@@ -62,8 +62,9 @@ def remade(folder, config):
                 config.norm,
             )
         else:
-            method = re.fullmatch(r"\w+-\w+-(.+)-sd\d", folder.name)[1]
-            assert re.search(rf"^{re.escape(method)} ", (ROOT / script).read_text(), flags=re.MULTILINE)
+            method, part = re.fullmatch(r"\w+-\w+-(.+)-sd\d(?:-(.+))?", folder.name).groups()
+            words = re.escape(f"part {part}" if part else method)
+            assert re.search(rf"^ *{words} ", (ROOT / script).read_text(), flags=re.MULTILINE)
 
 
 def test_the_sums_name_what_is_there():

@@ -251,9 +251,10 @@ def test_by_how_much_pgd_overestimates(run):
     assert "⚠" not in page
     _, page = tables(run("mnist-Linf-MMA-0.45-sd1", pgd_Linf=pgd, square_Linf=other))
     assert "⚠ MMA-0.45: " in page and "masked gradients: PGD overestimates by 50.0 points" in page
-    stale = {**other, "model_sha256": "another"}
-    _, page = tables(run("mnist-Linf-MMA-0.45-sd2", pgd_Linf=pgd, autoattack_Linf=stale))
-    assert "overestimates" not in page
+    stale, as_strong = {**other, "model_sha256": "another"}, accuracies(n=100, robust={0.3: 1.0})
+    for seed, nothing in ((2, stale), (3, as_strong)):
+        _, page = tables(run(f"mnist-Linf-MMA-0.45-sd{seed}", pgd_Linf=pgd, autoattack_Linf=nothing))
+        assert "overestimates" not in page
 
 
 def test_doubtful_figures_are_marked(run):

@@ -9,6 +9,8 @@ from programs import PARSERS
 SCRIPT = "run_cifar10_small_study.sh"
 OTHERS = ("scripts/round_weights.py", "reports/make_tables.py", "reports/compare_runs.py")
 SEVEN = ("STD", "PGD-8", "PGD-16", "TRADES-8", "MMA-12", "MMA-20", "MMA-32")
+# Flags that have a meaning together.
+TOGETHER = ({"keep_directions", "refresh_interval"}, {"one_cycle", "lr"}, {"method", "clean_loss_coeff"})
 GRID = [f"{4 * k}/255" for k in range(1, 9)]
 
 
@@ -36,7 +38,7 @@ def test_every_command_parses(tier, tmp_path):
         else:
             assert program in OTHERS
         assert "--data_root" not in argv or values(argv, "--data_root") == ["data"]
-    assert len(trainings(calls)) == {"1": 7, "2": 2, "3": 11, "123": 20}[tier]
+    assert len(trainings(calls)) == {"1": 7, "2": 2, "3": 13, "123": 22}[tier]
 
 
 def test_runs_stand_under_their_names_and_are_rounded_before_they_are_attacked(tmp_path):
@@ -77,12 +79,12 @@ def test_attacks(tmp_path):
 def test_each_run_of_the_ablation_leaves_out_one_part(tmp_path):
     calls, _ = dry_run(SCRIPT, tmp_path, TIERS="3")
     runs = {folder.split("-sd0-")[1]: config.to_dict() for folder, config in trainings(calls).items()}
-    free = {"savepath", "max_steps", "cycle_steps", "num_search_steps", "lr"}
+    free = {"savepath", "max_steps", "cycle_steps", "num_search_steps"}
     for name, config in runs.items():
         parts = {key for key, value in config.items() if value != runs["fast"][key]} - free
         if name.startswith("fast-"):
-            assert len(parts) == 1 or parts == {"keep_directions", "refresh_interval"}, (name, parts)
+            assert len(parts) == 1 or parts in TOGETHER, (name, parts)
         assert config["seed"] == 0 and config["hinge_maxeps"] == 20 / 255
     assert runs["paper"]["recipe"] == "paper" and runs["paper"]["search_mode"] == "train"
     attacks = [argv for program, *argv in calls if program.startswith("evaluate")]
-    assert len(attacks) == 11 and all(values(argv, "--split") == ["val"] for argv in attacks)
+    assert len(attacks) == 13 and all(values(argv, "--split") == ["val"] for argv in attacks)
