@@ -65,7 +65,7 @@ part() {
 }
 
 case ${TIERS:-123} in *3*)
-  # A quarter of the study's passes, so that thirteen runs are an afternoon. Steps: those that give the passes of the first, by
+  # A quarter of the study's passes, so that twelve runs are an afternoon. Steps: those that give the passes of the first, by
   # the share of images that it attacks (docs/speed.md).
   part fast --max_steps 2850
   part fast-random_starts --max_steps 2850 --no-keep_directions --refresh_interval 0
@@ -78,7 +78,6 @@ case ${TIERS:-123} in *3*)
   part fast-constant_rate --max_steps 2850 --no-one_cycle --lr 0.1
   part fast-bisection --max_steps 1725 --search bisection --num_search_steps 10
   part fast-bf16 --max_steps 2850 --precision bf16
-  part fast-omma --max_steps 2850 --method omma
   part paper --recipe paper --max_steps 1100 --check_nb_iter 10 --check_size 1000
   runs=("$ablation"/cifar10jpeg-Linf-MMA-20-sd0-{fast,fast-*,paper})
   python reports/compare_runs.py "${runs[@]}" --eps 8/255 --split val --out benchmarks/cifar10_ablation.md ;;
