@@ -9,12 +9,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 cd "$root"
 data=${DATA:-data}
 models=trained_models
+norm=Linf
 ablation=benchmarks/cifar10_ablation
 radii=(4/255 8/255 12/255 16/255 20/255 24/255 28/255 32/255)
 
 # `train FOLDER FLAGS…`: all images in memory, as kept directions want it.
 train() {
-  python train.py --dataset imagefolder --norm Linf --network small_resnet --recipe fast --no-streaming \
+  python train.py --dataset imagefolder --norm "$norm" --network small_resnet --recipe fast --no-streaming \
     --data_root "$data" --savepath "$1" --resume "${@:2}"
 }
 
@@ -56,19 +57,24 @@ case ${TIERS:-123} in *2*)
   for method in PGD-8 MMA-20; do attack "$(name "$method" 1)"; done ;;
 esac
 
-# `part NAME FLAGS…`: MMA-20 with the recipe, but for these flags, on validation images.
-part() {
-  local folder=$ablation/cifar10jpeg-Linf-MMA-20-sd0-$1
-  train "$folder" --hinge_maxeps 20/255 --test_size 0 --check_interval 1000 "${@:2}"
-  python evaluate_on_pgd_attacks.py --model "$folder" --split val --eps 4/255 8/255 16/255 --test_size 1000 \
+# `attacked FOLDER EPS FLAGS…`: trained by these flags, then attacked at these radii on validation images.
+attacked() {
+  train "$1" --test_size 0 --check_interval 1000 "${@:3}"
+  # shellcheck disable=SC2086  # several radii
+  python evaluate_on_pgd_attacks.py --model "$1" --split val --eps $2 --test_size 1000 \
     --nb_restart 5 --nb_iter 50 --precision bf16 --data_root "$data"
 }
 
+# `part NAME FLAGS…`: MMA-20 with the recipe, but for these flags; `l2_part` the same of MMA-1 under L2.
+part() { attacked "$ablation/cifar10jpeg-Linf-MMA-20-sd0-$1" "4/255 8/255 16/255" --hinge_maxeps 20/255 "${@:2}"; }
+l2_part() { norm=L2 attacked "$ablation/cifar10jpeg-L2-MMA-1.0-sd0-$1" "0.25 0.5 1.0" --hinge_maxeps 1.0 "${@:2}"; }
+
 case ${TIERS:-123} in *3*)
-  # A quarter of the study's passes, so that twelve runs are an afternoon. Steps: those that give the passes of the first, by
+  # A quarter of the study's passes, so that sixteen runs are an afternoon. Steps: those that give the passes of the first, by
   # the share of images that it attacks (docs/speed.md).
   part fast --max_steps 2850
   part fast-random_starts --max_steps 2850 --no-keep_directions --refresh_interval 0
+  part fast-one_step --max_steps 3200 --nb_iter 1
   part fast-three_steps --max_steps 2575 --nb_iter 3
   part fast-search_train --max_steps 2850 --search_mode train
   part fast-search_batch --max_steps 2850 --search_mode batch
@@ -80,7 +86,12 @@ case ${TIERS:-123} in *3*)
   part fast-bf16 --max_steps 2850 --precision bf16
   part paper --recipe paper --max_steps 1100 --check_nb_iter 10 --check_size 1000
   runs=("$ablation"/cifar10jpeg-Linf-MMA-20-sd0-{fast,fast-*,paper})
-  python reports/compare_runs.py "${runs[@]}" --eps 8/255 --split val --out benchmarks/cifar10_ablation.md ;;
+  python reports/compare_runs.py "${runs[@]}" --eps 8/255 --split val --out benchmarks/cifar10_ablation.md
+  l2_part fast --max_steps 2850
+  l2_part fast-random_starts --max_steps 2850 --no-keep_directions --refresh_interval 0
+  l2_part fast-one_random_step --max_steps 3200 --nb_iter 1 --no-keep_directions --refresh_interval 0
+  runs=("$ablation"/cifar10jpeg-L2-MMA-1.0-sd0-{fast,fast-*})
+  python reports/compare_runs.py "${runs[@]}" --eps 0.5 --split val --out benchmarks/cifar10_ablation_L2.md ;;
 esac
 
 case ${TIERS:-123} in *[12]*)

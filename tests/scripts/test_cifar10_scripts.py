@@ -38,7 +38,7 @@ def test_every_command_parses(tier, tmp_path):
         else:
             assert program in OTHERS
         assert "--data_root" not in argv or values(argv, "--data_root") == ["data"]
-    assert len(trainings(calls)) == {"1": 7, "2": 2, "3": 12, "123": 21}[tier]
+    assert len(trainings(calls)) == {"1": 7, "2": 2, "3": 16, "123": 25}[tier]
 
 
 def test_runs_stand_under_their_names_and_are_rounded_before_they_are_attacked(tmp_path):
@@ -78,13 +78,13 @@ def test_attacks(tmp_path):
 
 def test_each_run_of_the_ablation_leaves_out_one_part(tmp_path):
     calls, _ = dry_run(SCRIPT, tmp_path, TIERS="3")
-    runs = {folder.split("-sd0-")[1]: config.to_dict() for folder, config in trainings(calls).items()}
+    runs = {(config.norm, folder.split("-sd0-")[1]): config.to_dict() for folder, config in trainings(calls).items()}
     free = {"savepath", "max_steps", "cycle_steps", "num_search_steps"}
-    for name, config in runs.items():
-        parts = {key for key, value in config.items() if value != runs["fast"][key]} - free
+    for (norm, name), config in runs.items():
+        parts = {key for key, value in config.items() if value != runs[norm, "fast"][key]} - free
         if name.startswith("fast-"):
-            assert len(parts) == 1 or parts in TOGETHER, (name, parts)
-        assert config["seed"] == 0 and config["hinge_maxeps"] == 20 / 255
-    assert runs["paper"]["recipe"] == "paper" and runs["paper"]["search_mode"] == "train"
+            assert len(parts) == 1 or parts - {"nb_iter"} in TOGETHER, (name, parts)
+        assert config["seed"] == 0 and config["hinge_maxeps"] == {"Linf": 20 / 255, "L2": 1.0}[norm]
+    assert runs["Linf", "paper"]["recipe"] == "paper" and runs["Linf", "paper"]["search_mode"] == "train"
     attacks = [argv for program, *argv in calls if program.startswith("evaluate")]
-    assert len(attacks) == 12 and all(values(argv, "--split") == ["val"] for argv in attacks)
+    assert len(attacks) == 16 and all(values(argv, "--split") == ["val"] for argv in attacks)
