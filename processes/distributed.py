@@ -6,6 +6,7 @@ Alone (`ALONE`), every method is what it would be without other processes, and n
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -179,7 +180,10 @@ def joined(device: str) -> Iterator[World]:
     except UserError as error:
         error.alone = True
         raise
-    dist.destroy_process_group()  # not after an error: the others may never come
+    # Not after an error: the others may never come. DistributedDataParallel's cycles would keep gloo's threads alive, and one
+    # that frees a tensor while the interpreter ends aborts the process (pytorch pull request 179291).
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def device_name(name: str) -> str:

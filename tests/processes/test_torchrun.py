@@ -11,7 +11,7 @@ import time
 import pytest
 
 import ranks
-from ranks import Started
+from ranks import Started, in_processes
 from records import checkpoint
 from support import ROOT
 
@@ -92,6 +92,11 @@ def test_a_process_killed_in_an_attack_is_started_again_and_the_run_goes_on(tmp_
         if '"train"' in line
     ]
     assert steps == list(range(2, 17, 2)), "no row doubled or missing"
+
+
+def test_when_training_returns_no_thread_of_gloo_is_left_that_could_abort_the_process_as_it_ends(tmp_path):
+    left = in_processes(2, ranks.threads_after_training, [*FLAGS, "--max_steps", "2", "--savepath", tmp_path / "run"])
+    assert all(names and not [name for name in names if "gloo" in name] for names in left), left
 
 
 def test_a_process_that_raises_in_a_check_ends_all_with_its_cause(tmp_path):
