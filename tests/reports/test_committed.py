@@ -63,7 +63,8 @@ def remade(folder, config):
             )
         else:
             method, part = re.fullmatch(r"\w+-\w+-(.+)-sd\d(?:-(.+))?", folder.name).groups()
-            words = re.escape(f"part {part}" if part else method)
+            call = "l2_part" if config.norm == "L2" else "part"
+            words = re.escape(f"{call} {part}" if part else method)
             assert re.search(rf"^ *{words} ", (ROOT / script).read_text(), flags=re.MULTILINE)
 
 
