@@ -1,6 +1,6 @@
 """Draw test images, the shortest perturbation of each that AN-PGD finds, its length, and what the network then says.
 
-python reports/plot_examples.py RUN [--count 8] [--data_root FOLDER] [--out PATH]
+python reports/plot_examples.py RUN [--count 8] [--max_eps EPS] [--data_root FOLDER] [--out PATH]
 
 The images are spread evenly over the test set, not chosen. Writes PATH.png and PATH.pdf.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from anpgd import anpgd
 from config import DATASETS
 from errors import UserError, exits_on_user_error
 from evaluations.subject import Subject, load_subject
-from flags import Parser, whole
+from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
 from reports.results import NORMS, eps_text, image_name, title
@@ -41,15 +42,19 @@ class Examples(NamedTuple):
     x_adv: Tensor  # (K, C, H, W) in [0, 1]
     predicted: Tensor  # (K,) of x_adv
     length: Tensor  # (K,) in the run's norm
+    max_eps: float  # where the search ended, in input units
 
 
-def find(subject: Subject, count: int) -> Examples:
+def find(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
     """AN-PGD on `count` test images, with the settings of the run's own check; then the nearest point that is misclassified.
+
+    max_eps: radius of the largest attack, in input units; None: the check's own, 1.05 d_max.
 
     The bisection ends on one side of the boundary or the other; where it ended on the right one, it is followed by one
     more bracket, eps_max / 2^K, outwards.
     """
     config, test = subject.training, subject.test
+    max_eps = max_eps or config.search_maxeps
     rows = torch.linspace(0, len(test) - 1, min(count, len(test))).long()
     x, labels, _ = test.batch(rows)
     noise = row_noise(test.numbers[rows], x.shape[1:], config.seed, CHECK).to(x)
@@ -58,8 +63,8 @@ def find(subject: Subject, count: int) -> Examples:
         x,
         labels,
         norm=subject.norm,
-        start_eps=min(config.test_eps, config.search_maxeps),
-        max_eps=config.search_maxeps,
+        start_eps=min(config.test_eps, max_eps),
+        max_eps=max_eps,
         steps=config.check_nb_iter or config.nb_iter,
         step_scale=config.eps_iter_scale,
         search_steps=config.check_search_steps,
@@ -67,7 +72,7 @@ def find(subject: Subject, count: int) -> Examples:
         search_loss_fn=logit_margin,
         noise=noise,
     )
-    bracket = config.search_maxeps / 2**config.check_search_steps
+    bracket = max_eps / 2**config.check_search_steps
     x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():
         for factor in (
@@ -81,7 +86,7 @@ def find(subject: Subject, count: int) -> Examples:
         predicted = subject.model(x_adv).argmax(1)
     delta = x_adv - x
     length = delta.flatten(1).abs().amax(1) if subject.norm == "Linf" else row_norms(delta)
-    return Examples(x, labels, x_adv, predicted, torch.where(found, length, torch.inf))
+    return Examples(x, labels, x_adv, predicted, torch.where(found, length, torch.inf), max_eps)
 
 
 def draw(subject: Subject, found: Examples, name: str) -> Figure:
@@ -95,7 +100,7 @@ def draw(subject: Subject, found: Examples, name: str) -> Figure:
         top, middle, bottom = panels[:, column]
         length = float(found.length[column])
         show(top, found.x[column], f"label {int(found.labels[column])}")
-        show(middle, delta[column] / (2 * largest) + 0.5, length_text(length, dataset, norm, subject))
+        show(middle, delta[column] / (2 * largest) + 0.5, length_text(length, dataset, norm, found.max_eps))
         show(bottom, found.x_adv[column], f"predicted {int(found.predicted[column])}")
     scale = eps_text(largest, dataset, norm, 3)
     for panel, text in zip(
@@ -112,12 +117,12 @@ def draw(subject: Subject, found: Examples, name: str) -> Figure:
     return figure
 
 
-def length_text(length: float, dataset: str, norm: str, subject: Subject) -> str:
+def length_text(length: float, dataset: str, norm: str, max_eps: float) -> str:
     """`ℓ∞ 0.123`, or why there is no perturbation."""
     if length == 0:
         return "misclassified\nas it is"
     if length == torch.inf:
-        return f"none up to\n{eps_text(subject.training.search_maxeps, dataset, norm, 3)}"
+        return f"none up to\n{eps_text(max_eps, dataset, norm, 3)}"
     return f"{NORMS[norm]} {eps_text(length, dataset, norm, 3)}"
 
 
@@ -137,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Draw images with their shortest adversarial perturbation.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint file")
     parser.add_argument("--count", type=whole, default=8, help="images (default: 8)")
+    parser.add_argument(
+        "--max_eps", type=number, metavar="EPS", help="how far to search, in input units (default: 1.05 d_max)"
+    )
     parser.add_argument("--out", metavar="PATH", help="file without .png (default: runs/examples-<run>)")
     choices = {"data_root": None, "dataset": DATASETS, "norm": NORMS, "network": None}
     for flag, known in choices.items():
@@ -146,11 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse(argv)
     if not 1 <= given["count"] <= 40:
         raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
+    if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
+        raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
     flags = EvalConfig(given["run"], device="cpu", **{flag: given[flag] for flag in choices})
     subject = load_subject(flags, torch.device("cpu"))
     path = Path(given["run"]).resolve()
     name = path.parent.name if path.is_file() else path.name
-    figure = draw(subject, find(subject, given["count"]), name)
+    figure = draw(subject, find(subject, given["count"], given["max_eps"]), name)
     print("\n".join(str(path) for path in save(figure, given["out"], f"examples-{name}")))
     return 0
 

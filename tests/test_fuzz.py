@@ -330,7 +330,11 @@ PROGRAMS = {
     "gradient_free": (evaluate_on_gradient_free_attacks, ["--model", "nowhere"], fields(SHARDS[1])),
     "minimum_norm": (evaluate_on_minimum_norm, ["--model", "nowhere"], fields(SHARDS[2])),
     "transfer": (transfer, ["nowhere", "elsewhere"], fields(transfer.TransferFlags)),
-    "plot_examples": (plot_examples, ["nowhere"], ["count", "out", "data_root", "dataset", "norm", "network"]),
+    "plot_examples": (
+        plot_examples,
+        ["nowhere"],
+        ["count", "max_eps", "out", "data_root", "dataset", "norm", "network"],
+    ),
 }
 
 

@@ -453,6 +453,7 @@ def test_examples_picture(run, tmp_path, capsys):
     assert is_picture(tmp_path / "runs" / "examples-digits-Linf-STD-sd0")
     fails(capsys, plot_examples.main, [tmp_path / "none"], "cannot be read")
     fails(capsys, plot_examples.main, [folder, "--count", "0"], "--count 0")
+    fails(capsys, plot_examples.main, [folder, "--max_eps", "0"], "--max_eps 0: a radius")
 
 
 @pytest.mark.parametrize("recipe", [{}, {"search": "secant", "num_search_steps": 4, "nb_iter": 1, "check_nb_iter": 10}])
@@ -477,3 +478,5 @@ def test_examples_have_the_length_of_the_margin(recipe):
     assert found.length[5] == torch.inf and found.length[6] == 0
     assert (found.predicted[:5] != labels[:5]).all() and found.predicted[5] == labels[5]
     assert torch.equal(found.x_adv[5:], found.x[5:])
+    further = plot_examples.find(subject, 7, max_eps=0.3)  # where one more has its margin
+    assert exact[5] - 1e-5 <= further.length[5] <= exact[5] + 2.1 * 0.3 / 2**10 and further.predicted[5] != labels[5]
