@@ -251,8 +251,11 @@ def _preset_named(argv: Sequence[str]) -> Config | None:
 def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
     recipe, key = given.get("recipe", "paper"), (given["dataset"], given["norm"])
-    method, network = given.get("method"), given.get("network")
+    told = {name: given[name] for name in ("method", "clean_loss_coeff") if name in given}
+    method, network = replace(PRESETS[key], **told).objective, given.get("network")
     values, notes = recipe_values(recipe, key, method, network), []
+    if not given.get("keep_directions", True):
+        values.pop("refresh_interval", None)  # without them every start is a fresh one
     if values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
@@ -274,6 +277,8 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
             )
     if config.method == "pgdls" and config.ramp_steps is None:  # of these max_steps, also when a resumed run has more
         config = replace(config, ramp_steps=max(config.max_steps // 2, 1))
+    if config.one_cycle and "lr" not in given:  # the published rates fall by steps
+        config = replace(config, lr=((0, max(rate for _, rate in config.lr)),))
     if config.one_cycle and config.cycle_steps is None:  # likewise
         config = replace(config, cycle_steps=config.max_steps)
     if config.method in ALPHA and "clean_loss_coeff" not in given:

@@ -140,5 +140,7 @@ USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some met
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
     "clean_loss_coeff": ("mma", "omma", "std"),
+    "search": ("mma", "omma"),
     "search_mode": ("mma", "omma"),
+    "rest_interval": ("mma", "omma"),
 }

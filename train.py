@@ -18,7 +18,7 @@ from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import first_batch
 from loading.datasets import Dataset, Sizes, Source, load_dataset
 from networks.build import build_model
-from networks.keys import our_keys
+from networks.keys import INPUT, our_keys
 from networks.names import is_built_in
 from networks.probes import accepts
 from processes.deadline import AGAIN, Deadline, since_start
@@ -224,7 +224,10 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        checkpoint.load_weights(model, our_keys(source.weights, model.state_dict()), source.path)
+        weights = our_keys(source.weights, model.state_dict())
+        checkpoint.load_weights(model, weights, source.path)
+        if weights.keys() != source.weights.keys():
+            say(f"--pretrained: {INPUT}")
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):
                 say(

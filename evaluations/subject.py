@@ -18,7 +18,7 @@ from hardware.layout import lay_out, layout_for
 from loading.batches import Split
 from loading.datasets import TestSplit, Validation, load_test, load_validation
 from networks.build import build_model
-from networks.keys import our_keys
+from networks.keys import INPUT, our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
 from settings.validation import stored_config
@@ -110,7 +110,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
     model = build_model(network, *images.shape, images.num_classes, stored.activation if stored else "relu")
-    load_weights(model, our_keys(file.weights, model.state_dict()), file.path)
+    weights = our_keys(file.weights, model.state_dict())
+    load_weights(model, weights, file.path)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
     overrides = {
@@ -118,6 +119,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
         for name, value in (("dataset", dataset), ("norm", norm))
         if stored and getattr(stored, name) != value
     }
+    if weights.keys() != file.weights.keys():
+        overrides["model"] = INPUT
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
 
 

@@ -43,6 +43,8 @@ def why_unknown(network: str) -> str | None:
             )
         return None if 1 <= width <= WIDEST else f"no such width: choose one from 1 to {WIDEST}"
     near_name = _nearest(network)
+    if near_name and (wrong := why_unknown(near_name)):  # WRN-27-4
+        return wrong
     return (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}"
 
 
@@ -52,4 +54,5 @@ def _nearest(network: str) -> str | None:
         return f"wrn_{found[1]}_{found[2]}"
     near = [name for name in BUILT_IN_NETWORKS if len(plain) > 4 and plain in name]
     near += difflib.get_close_matches(plain, BUILT_IN_NETWORKS, n=1)
+    near += [name for name in BUILT_IN_NETWORKS if sorted(name.split("_")) == sorted(plain.split("_"))]
     return near[0] if near else None

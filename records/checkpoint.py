@@ -152,7 +152,8 @@ class ModelFile(NamedTuple):
 
 
 def load_model_file(name: str) -> ModelFile:
-    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, and a bare state dict.
+    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, and a state dict, bare or
+    under `state_dict`.
 
     :raises UserError: as `load`, and if no weights are in it.
     """
@@ -161,7 +162,7 @@ def load_model_file(name: str) -> ModelFile:
         path = path / "model_best.pt" if path.is_dir() else path
     raw = _read(path)
     content = _parse(raw, path)
-    weights = content.get("model", content)
+    weights = content.get("model", content.get("state_dict", content))
     if (
         not isinstance(weights, dict)
         or not weights

@@ -31,7 +31,7 @@ class RunRecorder:
         self.tensorboard = TensorBoard(folder.path, trainer.step) if trainer.config.tensorboard else None
         self.reads_are_free = device.type == "cpu"
         self.shown_at = 0.0
-        self.alarm = Alarm()
+        self.alarm = Alarm(min(len(trainer.data.val), trainer.config.check_size or len(trainer.data.val)))
         self.total, self.quiet = trainer.config.max_steps, trainer.config.quiet
         self.bar = Progress(self.total, "step", done=trainer.step, quiet=self.quiet, beside="checks not counted")
         self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order

@@ -168,6 +168,7 @@ def prepare(folder: RunFolder, trainer: Trainer, state: State | None, environmen
         )
     try:
         folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
+        recorder.alarm.look(folder.rows())  # what it said of them it said before
         folder.write_config(trainer.config.to_dict(), trainer.device, environment)
     except OSError as error:
         raise UserError(

@@ -8,29 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-FALL = 0.02  # of robust accuracy on validation images: more than a check of a thousand images wavers
+FALL = 0.02  # of robust accuracy on a thousand validation images: more than such a check wavers; by 1/sqrt for others
 
 
 class Alarm:
-    """Looks at the rows of metrics as they come."""
+    """Looks at the rows of metrics as they come, and at those of the run so far if it is resumed.
 
-    def __init__(self) -> None:
+    images: validation images of a check.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.fall = FALL * (1000 / max(images, 1)) ** 0.5
         self.mean_eps: float | None = None
-        self.checked: tuple[float, float] | None = None  # mean eps and robust accuracy at the check before
+        self.best: tuple[float, float] | None = None  # mean eps and robust accuracy at the check of the largest
 
     def look(self, rows: Iterable[dict[str, Any]]) -> str | None:
-        """A warning, if these rows end a stretch in which mean eps rose and robust accuracy fell."""
+        """A warning, if since the best check mean eps rose and robust accuracy fell."""
         warning = None
         for row in rows:
             if row["kind"] == "train":
                 self.mean_eps = row["mean_eps"]
             elif row["split"] == "val" and self.mean_eps is not None:
                 eps, robust = self.mean_eps, row["robust_acc"]
-                if self.checked and eps > self.checked[0] and robust < self.checked[1] - FALL:
+                if self.best and eps > self.best[0] and robust < self.best[1] - self.fall:
                     warning = (
-                        f"step {row['step']}: training's mean eps rose from {self.checked[0]:.4f} to {eps:.4f} while robust "
-                        f"accuracy on validation images fell from {self.checked[1]:.1%} to {robust:.1%}: its attacks no "
+                        f"step {row['step']}: training's mean eps rose from {self.best[0]:.4f} to {eps:.4f} while robust "
+                        f"accuracy on validation images fell from {self.best[1]:.1%} to {robust:.1%}: its attacks no "
                         "longer find what the check finds; raise --nb_iter, or lower --lr or --refresh_interval"
                     )
-                self.checked = eps, robust
+                if not self.best or robust > self.best[1]:
+                    self.best = eps, robust
         return warning

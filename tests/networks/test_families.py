@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from networks.build import build_model
 from networks.keys import our_keys
 from networks.shapes import shape_of
 from networks.standardisation import PerImageStandardize
+from records import checkpoint
 
 CIFAR = (3, 32, 32, 10)
 
@@ -123,6 +125,8 @@ def test_lenet_with_silu_pools_what_it_has_activated():
         ("wrn_4_1", ["10, 16, 22, 28"]),
         ("wrn_28_0", ["no such width"]),
         ("wrn-34-10", ["did you mean wrn_34_10?"]),
+        ("WRN-27-4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
+        ("resnet_small", ["did you mean small_resnet?"]),
         ("WideResNet-28-10", ["did you mean wrn_28_10?"]),
         ("resnet18", ["did you mean preact_resnet18?"]),
         ("preactresnet18", ["did you mean preact_resnet18?"]),
@@ -247,6 +251,20 @@ def test_keys_that_fit_or_fit_in_no_way_stay():
     assert list(our_keys(lenet, own)) == list(lenet) and list(our_keys(lenet, lenet)) == list(lenet)
 
 
+def test_state_dicts_of_others_with_a_prefix_and_a_group_that_no_image_passes():
+    """TRADES' WideResNet, which many of RobustBench's are, has `sub_block1`; others lie in a wrapper as `model`."""
+    reference, ours = trained(TheirWideResNet(10, 1)), build_model("wrn_10_1", *CIFAR).eval()
+    theirs = reference.state_dict()
+    more = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
+    assert more
+    found = our_keys({f"model.{key}": value for key, value in (theirs | more).items()}, ours.state_dict())
+    assert all(torch.equal(value, expected) for value, expected in zip(found.values(), theirs.values(), strict=True))
+    ours.load_state_dict(found)
+    normalised = {"mu": torch.zeros(1, 3, 1, 1), **theirs}  # which ours would leave out
+    with pytest.raises(UserError, match="mu is"):
+        checkpoint.load_weights(ours, our_keys(normalised, ours.state_dict()), Path("theirs.pt"))
+
+
 def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     """Digits have one channel: their WideResNet with another stem, attacked and taken as a start."""
     torch.manual_seed(0)
@@ -257,9 +275,13 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     digits = ["--dataset", "digits", "--norm", "Linf", "--eps", "0.1"]
     attack = [*ATTACK, "--model", str(tmp_path / "theirs.pt"), *digits]
     assert evaluate_on_pgd_attacks.main([*attack, *named]) == 0
+    assert "another program's" in capsys.readouterr().out
     fails(capsys, evaluate_on_pgd_attacks.main, [*attack, "--network", "preact_resnet18"], "of another network")
     start = ["--pretrained", str(tmp_path / "theirs.pt"), "--max_steps", "1", "--savepath", str(tmp_path / "run")]
     assert train.main([*SMALL, *start, *named]) == 0
+    assert "another program's" in "".join(capsys.readouterr())
+    torch.save({"state_dict": reference.state_dict(), "epoch": 3}, tmp_path / "theirs.pt")
+    assert evaluate_on_pgd_attacks.main([*attack, *named, "--overwrite"]) == 0
 
 
 def test_the_activation_is_the_checkpoints(tmp_path, capsys):

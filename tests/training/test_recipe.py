@@ -10,6 +10,7 @@ import pytest
 import train
 from command_lines import fails
 from config import PRESETS, Config, one_cycle
+from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
 from settings.validation import stored_config
@@ -54,6 +55,19 @@ def test_what_has_no_meaning_is_left_out_and_said():
     config, notes = parse_train([*MNIST, "--method", "std", "--recipe", "fast"])
     assert config.one_cycle and not config.keep_directions and config.run_name == "mnist-Linf-STD-sd0-fast"
     assert len(notes) == 1 and all(name in notes[0] for name in MMA_ONLY if name in FAST["mnist", "Linf"])
+
+
+def test_what_belongs_together_goes_together():
+    """Without kept directions none is refreshed; alpha = 1 is ordinary training; the one-cycle peak is the largest published rate."""
+    config, _ = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--no-keep_directions"])
+    assert not config.keep_directions and config.refresh_interval == 0
+    config, notes = parse_train([*MNIST, "--clean_loss_coeff", "1", "--recipe", "fast"])
+    assert config.objective == "std" and not config.keep_directions and "no meaning with --method std" in notes[0]
+    given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255", "--one_cycle"]
+    assert parse_train(given)[0].lr == ((0, 0.3),) and parse_train([*given, "--lr", "0.1"])[0].lr == ((0, 0.1),)
+    for flag in (["--rest_interval", "3"], ["--search", "secant"]):
+        with pytest.raises(UserError, match="has no meaning with --method pgd"):
+            parse_train([*MNIST, "--method", "pgd", *flag])
 
 
 def test_where_it_was_never_tried_it_says_so_and_goes_on():
