@@ -63,6 +63,13 @@ def test_lists(jpeg):
     assert fixed == [("pgd", 8 / 255), ("trades", 8 / 255)] and len(cifar) == 14
 
 
+def test_an_unknown_list_is_refused(tmp_path):
+    done = subprocess.run(
+        ["bash", SCRIPT, tmp_path / "out"], env={**os.environ, "LIST": "days"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr == "error: LIST=days: there are the lists hour and day\n"
+
+
 PAPER = {norm: PUBLISHED_MAXEPS["cifar10", norm] for norm in ("Linf", "L2")}
 
 
@@ -87,7 +94,7 @@ def test_dry_run_keeps_figures_weights_and_logs(tmp_path):
     ]
     assert kept == {"benchmark.json", "benchmark.log", "tests.log", "steps.txt", *(f"{name}.{part}" for part in wanted)}
     steps = [line.split(",")[0] for line in (tmp_path / "out" / "steps.txt").read_text().splitlines()]
-    assert steps == [f"{part}: status 0" for part in ("tests", "benchmark", f"{name}.train", f"{name}.attack")]
+    assert steps == [f"{part}: status 0" for part in ("tests", f"{name}.train", f"{name}.attack", "benchmark")]
     assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]
 
 
