@@ -57,9 +57,11 @@ case ${TIERS:-123} in *2*)
   for method in PGD-8 MMA-20; do attack "$(name "$method" 1)"; done ;;
 esac
 
-# `attacked FOLDER EPS FLAGS…`: trained by these flags, then attacked at these radii on validation images.
+# `attacked FOLDER EPS FLAGS…`: trained by these flags, then attacked at these radii on validation images. Of the committed runs
+# the networks are not kept: they have been attacked, and are made again once their folders have been moved away.
 attacked() {
   train "$1" --test_size 0 --check_interval 1000 "${@:3}"
+  [ -e "$1/model_best.pt" ] || return 0
   # shellcheck disable=SC2086  # several radii
   python evaluate_on_pgd_attacks.py --model "$1" --split val --eps $2 --test_size 1000 \
     --nb_restart 5 --nb_iter 50 --precision bf16 --data_root "$data"

@@ -99,7 +99,8 @@ def test_every_network_on_other_images_with_either_activation(network, shape, ac
     model = build_model(network, *shape, activation)
     x = torch.rand(4, *shape[:-1], requires_grad=True)
     logits = model(x)
-    assert logits.shape == (4, shape[-1])
+    assert logits.shape == (4, shape[-1]) and model.eval()(x[:0]).shape == (0, shape[-1])
+    model.train()
     assert torch.autograd.grad(logits.sum(), x)[0].abs().sum() > 0
     assert torch.equal(copy.deepcopy(model).eval()(x), model.eval()(x))
     torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)

@@ -284,14 +284,24 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, first, then):
     assert len(margins) == 3  # after the first epoch (24 steps), at 30 and at 34
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size):
+# What `--recipe fast` sets for CIFAR-10, with averaged weights beside it.
+RECIPE = (
+    "--network small_resnet --augment --keep_directions --refresh_interval 3 --rest_interval 3 --search secant --num_search_steps 4 "
+    "--search_mode eval --nb_iter 2 --one_cycle --cycle_steps 34 --lr 0.01 --average_decay 0.9 --best_by robust_acc "
+    "--precision bf16_all --check_nb_iter 4"
+).split()
+
+
+@pytest.mark.parametrize(("size", "flags"), [(2, []), (3, []), (1, RECIPE), (2, RECIPE)])
+def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size, flags):
     """In mid-epoch, at step 30 of 24 a epoch."""
-    whole = run(size, tmp_path / "whole", steps=34)
-    run(size, tmp_path / "parts", steps=30)
-    parts = run(size, tmp_path / "parts", "--resume", steps=34)
-    for key in ("model", "optimizer", "eps"):
+    whole = run(size, tmp_path / "whole", *flags, steps=34)
+    run(size, tmp_path / "parts", *flags, steps=30)
+    parts = run(size, tmp_path / "parts", *flags, "--resume", steps=34)
+    for key in ("model", "optimizer", "eps", *(("average", "directions") if flags else ())):
         assert checkpoint.digest(parts[key]) == checkpoint.digest(whole[key]), key
+    if flags:
+        assert whole["directions"]["scale"].gt(0).any() and whole["eps"].gt(0).any()
 
 
 def test_local_batchnorm_ends_alike_everywhere(trained):

@@ -65,7 +65,11 @@ def test_lists(jpeg):
 
 def test_an_unknown_list_is_refused(tmp_path):
     done = subprocess.run(
-        ["bash", SCRIPT, tmp_path / "out"], env={**os.environ, "LIST": "days"}, capture_output=True, text=True, check=False
+        ["bash", SCRIPT, tmp_path / "out"],
+        env={**os.environ, "LIST": "days"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2 and done.stderr == "error: LIST=days: there are the lists hour and day\n"
 
