@@ -61,7 +61,7 @@ esac
 # the networks are not kept: they have been attacked, and are made again once their folders have been moved away.
 attacked() {
   train "$1" --test_size 0 --check_interval 1000 "${@:3}"
-  [ -e "$1/model_best.pt" ] || return 0
+  if [ -e "$1/config.json" ] && [ ! -e "$1/model_best.pt" ]; then return 0; fi
   # shellcheck disable=SC2086  # several radii
   python evaluate_on_pgd_attacks.py --model "$1" --split val --eps $2 --test_size 1000 \
     --nb_restart 5 --nb_iter 50 --precision bf16 --data_root "$data"

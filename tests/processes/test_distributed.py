@@ -285,16 +285,17 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, first, then):
 
 
 # What `--recipe fast` sets for CIFAR-10, with averaged weights beside it.
-RECIPE = (
-    "--network small_resnet --augment --keep_directions --refresh_interval 3 --rest_interval 3 --search secant --num_search_steps 4 "
-    "--search_mode eval --nb_iter 2 --one_cycle --cycle_steps 34 --lr 0.01 --average_decay 0.9 --best_by robust_acc "
-    "--precision bf16_all --check_nb_iter 4"
-).split()
+RECIPE = """
+    --network small_resnet --augment --keep_directions --refresh_interval 3 --rest_interval 3 --search secant
+    --num_search_steps 4 --search_mode eval --nb_iter 2 --one_cycle --cycle_steps 34 --lr 0.01 --average_decay 0.9
+    --best_by robust_acc --precision bf16_all --check_nb_iter 4
+"""
 
 
-@pytest.mark.parametrize(("size", "flags"), [(2, []), (3, []), (1, RECIPE), (2, RECIPE)])
+@pytest.mark.parametrize(("size", "flags"), [(2, ""), (3, ""), (1, RECIPE), (2, RECIPE)])
 def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size, flags):
     """In mid-epoch, at step 30 of 24 a epoch."""
+    flags = flags.split()
     whole = run(size, tmp_path / "whole", *flags, steps=34)
     run(size, tmp_path / "parts", *flags, steps=30)
     parts = run(size, tmp_path / "parts", *flags, "--resume", steps=34)
