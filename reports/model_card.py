@@ -24,9 +24,9 @@ from config import BEST_BY, PRESETS, Config
 from errors import UserError, exits_on_user_error
 from flags import Parser
 from records.checkpoint import load_model_file
-from records.reading import parse_json
 from reports import plot_margins
 from reports.plotting import read_config
+from reports.report_training import cost, rows_of
 from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
 from settings.validation import stored_config
 from utils import write_atomically
@@ -134,7 +134,7 @@ def evaluations_table(run: Run, sha256: str | None) -> list[str]:
         lines += [f"| | | | {doubt} | | |" for doubt in run.doubts(evaluation)]
     if len(lines) == 2:
         lines = ["Not evaluated."]
-    if not any(e["attack"] == "autoattack" and e.get("model_sha256") == sha256 for e in run.evaluations):
+    if not any(e["attack"] == "autoattack" and sha256 in (None, e.get("model_sha256")) for e in run.evaluations):
         lines += [
             "",
             f"AutoAttack: not evaluated; `python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}` does.",
@@ -142,17 +142,13 @@ def evaluations_table(run: Run, sha256: str | None) -> list[str]:
     return [*lines, "", *stale] if stale else lines
 
 
-def passes_text(folder: Path) -> str:
-    """How often an image went through the network in training, if its rows say."""
-    path = folder / "metrics.jsonl"
-    for line in reversed(path.read_text(errors="replace").splitlines() if path.exists() else []):
-        try:
-            row = parse_json(line)
-            if row.get("kind") == "train":
-                return f"{int(row['passes']):,}".replace(",", " ")
-        except (ValueError, TypeError, AttributeError, KeyError):
-            continue
-    return "not recorded"
+def passes_text(config: dict[str, Any], folder: Path) -> str:
+    """How often an image went through the network in training and how long that took, if its rows say."""
+    found = cost(config, rows_of(folder))
+    if not found.recorded or found.passes is None:
+        return "not recorded"
+    minutes = f"; {found.minutes:.3g} minutes" if found.minutes else ""
+    return f"{int(found.passes):,}".replace(",", " ") + f" (an image once through the network, in training){minutes}"
 
 
 def margins_picture(folder: Path) -> list[str]:
@@ -187,7 +183,7 @@ def card(folder: Path) -> str:
         "data": DATA.get(config.dataset, "a folder of pictures, given as `--data_root`")
         + (f"; the first {config.train_size} training images" if config.train_size else ""),
         "steps": f"{run.steps}" + (f" ({run.partial})" if run.partial else "") if run.steps else "not recorded",
-        "passes": f"{passes_text(folder)} (an image once through the network, in training)",
+        "passes": passes_text(stored, folder),
         "network kept": f"of the check with the largest {BEST_BY[config.best_by]} on validation images",
         "machine": ", ".join(str(environment[key]) for key in ("device", "gpu") if environment.get(key))
         or "not recorded",
@@ -196,6 +192,12 @@ def card(folder: Path) -> str:
         "sha256": f"`{file.sha256}` of model_best.pt" if file else "the weights are not in this folder",
         "licence": "MIT, as the code; the data keep their own",
     }
+    load = [
+        "```python",
+        f'model = torch.hub.load("path/of/the/clone", "mma", name="{name}", source="local")',
+        "```",
+        "",
+    ]
     lines = [
         f"# {name}",
         "",
@@ -203,10 +205,7 @@ def card(folder: Path) -> str:
         "",
         f"{what}. A network of this re-implementation, not of the paper's authors.",
         "",
-        "```python",
-        f'model = torch.hub.load("path/of/the/clone", "mma", name="{name}", source="local")',
-        "```",
-        "",
+        *(load if file else []),
         "| | |",
         "| --- | --- |",
         *(f"| {key} | {value} |" for key, value in facts.items()),

@@ -49,6 +49,7 @@ def remade(folder, config):
         (place / "README.md").read_text() for place in (folder, folder.parent) if (place / "README.md").exists()
     )
     commands = [line for line in text.splitlines() if re.match(r"(\w+=\S+ )*(python train.py|bash scripts/)", line)]
+    commands += re.findall(r"^\| trained by \| `(.*)` \|$", text, flags=re.MULTILINE)  # a model card
     assert (commands and "minutes" in text) or "hour" in text
     for command in commands:
         program, script, *argv = (word for word in shlex.split(command) if not re.match(r"\w+=", word))

@@ -62,6 +62,12 @@ def test_what_is_missing_is_said(folder, capsys):
     page = (folder / "README.md").read_text()
     assert "Not evaluated." in page and "AutoAttack: not evaluated" in page
     assert "the weights are not in this folder" in page and "margins.npy is not at hand" in page
+    assert "torch.hub.load" not in page
+
+
+def test_evaluations_of_weights_that_are_not_kept_are_shown(folder):
+    (folder / "model_best.pt").unlink()
+    assert "AutoAttack, ℓ∞" in card(folder) and "AutoAttack: not evaluated" not in card(folder)
 
 
 def test_figures_stand_with_their_intervals_and_images(folder):
