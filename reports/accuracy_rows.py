@@ -48,9 +48,11 @@ def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str,
         text = group.cell([None if v is None else 100 * v for v in values])
         return f"{WARNING} {text}" if doubted else text
 
-    robust = {eps: cell(partial(accuracy_at, eps=eps)) for eps in radii}
+    robust = {eps: cell(partial(accuracy_at, eps=eps)) + other_images(found, eps) for eps in radii}
     title = ATTACKS.get(attack, attack) if is_standard(found) else f"not standard {ATTACKS[attack]}"
-    same_radii = all(len(e["results"]) == len(radii) for _, e in found)
+    same_radii = all(len(e["results"]) == len(radii) for _, e in found) and not any(
+        other_images(found, r) for r in radii
+    )
     return Row(
         group.label,
         title,
@@ -63,8 +65,22 @@ def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str,
     )
 
 
+def row_at(evaluation: dict[str, Any], eps: float) -> dict[str, Any] | None:
+    """Its figures at one radius, with the number of images `n`."""
+    found = (row for row in evaluation["results"] if eps_key(row["eps"]) == eps)
+    return next(({"n": evaluation["n"], **row} for row in found), None)
+
+
 def accuracy_at(evaluation: dict[str, Any], eps: float) -> float | None:
-    return next((row["robust_acc"] for row in evaluation["results"] if eps_key(row["eps"]) == eps), None)
+    row = row_at(evaluation, eps)
+    return None if row is None else row["robust_acc"]
+
+
+def other_images(found: Sequence[tuple[Run, dict[str, Any]]], eps: float) -> str:
+    """` (n 1000)` where this radius was attacked on another number of images than the line says."""
+    rows = [(e["n"], row_at(e, eps)) for _, e in found]
+    counts = sorted({row["n"] for n, row in rows if row and row["n"] != n})
+    return f" (n {', '.join(map(str, counts))})" if counts else ""
 
 
 def autoattack_cell(group: Group, n: str) -> str:

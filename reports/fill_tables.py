@@ -20,7 +20,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.distances import summary
 from flags import Parser
 from reports import published
-from reports.accuracy_rows import accuracy_at
+from reports.accuracy_rows import row_at
 from reports.results import (
     ATTACKS,
     NONE,
@@ -56,13 +56,18 @@ class Ours(NamedTuple):
         name = f"ours, `{self.run.folder.name}`" if rest else "ours"
         return name + (f" ({self.run.partial})" if self.run.partial else "")
 
-    def percent(self, evaluation: dict[str, Any] | None, value: float | None, decimals: int = 2) -> str:
+    def clean(self, evaluation: dict[str, Any] | None, decimals: int = 2) -> str:
+        return NOT_RUN if evaluation is None else self._percent(evaluation, evaluation, "clean_acc", decimals)
+
+    def robust(self, evaluation: dict[str, Any] | None, eps: float, decimals: int = 2) -> str:
+        row = None if evaluation is None else row_at(evaluation, eps_key(eps))
+        return NOT_RUN if evaluation is None or row is None else self._percent(evaluation, row, "robust_acc", decimals)
+
+    def _percent(self, evaluation: dict[str, Any], row: dict[str, Any], name: str, decimals: int) -> str:
         """An accuracy; marked where it is doubted, with the number of images where not all were attacked."""
-        if evaluation is None or value is None:
-            return NOT_RUN
         mark = f"{WARNING} " if self.run.doubts(evaluation) else ""
-        part = f" (n {evaluation['n']})" if evaluation["n"] != TEST_IMAGES[evaluation["dataset"]] else ""
-        return f"{mark}{100 * value:.{decimals}f}{part}"
+        part = f" (n {row['n']})" if row["n"] != TEST_IMAGES[evaluation["dataset"]] else ""
+        return f"{mark}{100 * row[name]:.{decimals}f}{part}"
 
 
 def ours(runs: Sequence[Run], key: Key, method: str) -> list[Ours]:
@@ -104,9 +109,7 @@ def released(runs: Sequence[Run]) -> list[str]:
 def _figures(one: Ours, eps: float) -> list[str]:
     """Clean, PGD, AutoAttack."""
     pgd, autoattack = one.found.get("pgd"), one.found.get("autoattack")
-    robust = [None if e is None else accuracy_at(e, eps_key(eps)) for e in (pgd, autoattack)]
-    clean = None if pgd is None else pgd["clean_acc"]
-    return [one.percent(pgd, clean), one.percent(pgd, robust[0]), one.percent(autoattack, robust[1])]
+    return [one.clean(pgd), one.robust(pgd, eps), one.robust(autoattack, eps)]
 
 
 def by_eps(runs: Sequence[Run]) -> list[str]:
@@ -132,10 +135,8 @@ def _by_eps_row(one: Ours, method: str, radii: Sequence[float]) -> list[str]:
     pgd, transfer = one.found.get("pgd"), one.found.get("transfer")
     used = strongest(transfer, pgd) if transfer else pgd
     only = "" if transfer else ", white-box only"
-    figures = [None if used is None else accuracy_at(used, eps) for eps in radii]
-    clean = one.percent(used, used["clean_acc"] if used else None, 1)
-    cells = [NONE if value is None else one.percent(used, value, 1) for value in figures]
-    return [f"{method}, {one.label}{only}", clean, *cells]
+    cells = [text if (text := one.robust(used, eps, 1)) != NOT_RUN else NONE for eps in radii]
+    return [f"{method}, {one.label}{only}", one.clean(used, 1), *cells]
 
 
 def distances(runs: Sequence[Run]) -> list[str]:

@@ -350,6 +350,11 @@ def test_by_eps_and_distances_beside_ours(run):
     folder = run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=pgd)
     mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("MMA-0.45, ours")]
     assert mine == [["MMA-0.45, ours, white-box only", "98.0 (n 10)", "90.0 (n 10)", "–", "60.0 (n 10)", "–"]]
+    pgd["results"][1]["n"] = 5
+    folder = run("mnist-Linf-MMA-0.45-sd1", pgd_Linf=pgd)
+    mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("MMA-0.45, ours")]
+    assert mine[0][4] == "60.0 (n 5)" and mine[0][2] == "90.0 (n 10)"
+    del pgd["results"][1]["n"]
     folder = run("mnist-Linf-TRADES-0.3-sd0", pgd_Linf=pgd, transfer_Linf=transfer)
     mine = [row for row in filled_rows("", [folder], "by-eps") if row[0].startswith("TRADES, ours")]
     assert mine[0] == ["TRADES, ours", "98.0 (n 10)", "80.0 (n 10)", "–", "50.0 (n 10)", "–"]
