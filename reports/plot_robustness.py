@@ -48,6 +48,11 @@ def curve(evaluation: dict[str, Any]) -> list[tuple[float, float, float, float]]
     ]
 
 
+def images(evaluation: dict[str, Any]) -> str:
+    """How many test images were attacked: `1000`, or `1000, 10000` where that differs by radius."""
+    return ", ".join(map(str, sorted({row.get("n", evaluation["n"]) for row in evaluation["results"]})))
+
+
 def draw(runs: Sequence[Run], norm: str | None) -> tuple[Figure, str]:
     """The picture, and what to call it.
 
@@ -74,7 +79,7 @@ def draw(runs: Sequence[Run], norm: str | None) -> tuple[Figure, str]:
             elinewidth=1,
             linewidth=1.6,
             markersize=5,
-            label=f"{name} (n {e['n']}){doubted}",
+            label=f"{name} (n {images(e)}){doubted}",
             **style(number),
         )
     unit = "in 1/255 of the range of pixel values" if scale == 255 else "images in [0, 1]"
