@@ -31,32 +31,39 @@ from reports.report_training import Cost, cost, rows_of
 from reports.results import NONE, Run, eps_text, spread
 from reports.tables import show_or_write, table_lines
 
+Images = tuple[str | None, int]  # a digest of them, and how many
+
 
 @dataclass(frozen=True)
 class Measured:
     """One run, attacked at one radius."""
 
     cost: Cost
-    images: tuple[str | None, int]  # a digest of them, and how many
+    images: Images
     clean: float
     stands: np.ndarray  # (N,) of 0 and 1: the images that no attack broke
 
 
-def measured(run: Run, eps: float, split: str) -> Measured:
-    """:raises UserError: if it was not attacked so, or the file is damaged."""
+def measured(run: Run, eps: float, split: str) -> dict[Images, Measured]:
+    """Its evaluations at this radius by the images that were attacked, most of them first.
+
+    :raises UserError: if it was not attacked so, or the file is damaged.
+    """
     folder, path = run.folder, run.folder / f"eval_pgd_{run.norm}.json"
     try:
-        rows = [row for content in read_file(path)[:1] for row in quoted(all_rows(content), split)]
-        row: Any = next((row for row in rows if same_eps(row.get("eps"), eps) and row.get("flags")), None)
+        every = [row for content in read_file(path)[:1] for row in all_rows(content)]
+        counts = sorted({row["n"] for row in every}, reverse=True)
+        quotable = [row for n in counts for row in quoted([row for row in every if row["n"] == n], split)]
+        rows: list[Any] = [row for row in quotable if same_eps(row.get("eps"), eps) and row.get("flags")]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}): delete it and attack the run again") from None
-    if row is None:
+    if not rows:
         radius = eps_text(eps, str(run.config.get("dataset")), str(run.norm))
         command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {radius} --split {split}"
         raise UserError(f"{folder}: not attacked at {radius} on {split} images: run {command}")
-    return Measured(
-        cost(run.config, rows_of(folder)), (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])
-    )
+    spent = cost(run.config, rows_of(folder))
+    found = [Measured(spent, (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])) for row in rows]
+    return {one.images: one for one in found}
 
 
 Seeds = dict[str, Measured]
@@ -102,15 +109,17 @@ def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
 
     :raises UserError: if a run cannot be compared.
     """
+    runs = [Run(folder, read_config(folder), [], []) for folder in folders]
+    found = [measured(run, eps, split) for run in runs]
+    shared = [images for images in found[0] if all(images in one for one in found)]
     groups: dict[str, Seeds] = {}
-    for folder in folders:
-        run = Run(folder, read_config(folder), [], [])
-        groups.setdefault(run.name_without_seed, {})[run.seed] = measured(run, eps, split)
+    for run, one in zip(runs, found, strict=True):
+        groups.setdefault(run.name_without_seed, {})[run.seed] = one[shared[0]] if shared else next(iter(one.values()))
     baseline = next(iter(groups.values()))
-    radius = eps_text(eps, str(run.config.get("dataset")), str(run.norm))
+    radius = eps_text(eps, str(runs[0].config.get("dataset")), str(runs[0].norm))
     header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {radius}", "against the first"]
     n = baseline[next(iter(baseline))].images[1]
-    lines = table_lines(header, [row(name, runs, baseline) for name, runs in groups.items()])
+    lines = table_lines(header, [row(name, seeds, baseline) for name, seeds in groups.items()])
     return "\n".join([f"{n} {'validation' if split == 'val' else 'test'} images, accuracy in %:", "", *lines]) + "\n"
 
 

@@ -41,6 +41,19 @@ def test_the_seeds_that_both_have_are_compared_image_by_image(attacked, capsys):
     assert second[-1] == f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}], 2 seeds"
 
 
+def test_of_several_evaluations_the_largest_that_all_have_counts(attacked, capsys):
+    """One run on 6 and on 4 images, the other on 4."""
+    both, one = attacked("digits-Linf-A-sd0", "110000", images="all"), attacked("digits-Linf-B-sd0", "1111")
+    path = both / "eval_pgd_Linf.json"
+    content = json.loads(path.read_text())
+    more = {"eps": 0.3, "robust_acc": 0.25, "flags": "1000", "images": "i", "n": 4, "clean_acc": 0.5, "split": "val"}
+    content["results"].append({**content["results"][0], **more})
+    path.write_text(json.dumps(content))
+    assert compare_runs.main([str(both), str(one), "--split", "val"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4 validation images") and [row[5] for row in rows_of(out)] == ["25.0", "100.0"]
+
+
 def test_the_interval_covers():
     """Of 400 draws of three seeds over 300 images about 95 % enclose the true difference."""
     rng, inside = np.random.default_rng(0), 0
