@@ -279,7 +279,7 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
         config = replace(config, ramp_steps=max(config.max_steps // 2, 1))
     if config.one_cycle and "lr" not in given:  # the published rates fall by steps
         config = replace(config, lr=((0, max(rate for _, rate in config.lr)),))
-    if config.one_cycle and config.cycle_steps is None:  # likewise
+    if config.one_cycle and config.cycle_steps is None:  # of these max_steps, as above
         config = replace(config, cycle_steps=config.max_steps)
     if config.method in ALPHA and "clean_loss_coeff" not in given:
         config = replace(config, clean_loss_coeff=ALPHA[config.method])
