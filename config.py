@@ -16,7 +16,7 @@ from presets import PUBLISHED_MAXEPS, RECIPES, SETTINGS
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
-SPLITS = ("test", "val")  # that can be attacked
+SPLITS = {"test": "test", "val": "validation", "train": "training"}  # images that can be attacked, in words
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
 METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method

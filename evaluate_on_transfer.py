@@ -41,7 +41,7 @@ class TransferFlags:
     """The flags, which are passed on where adversarial images have to be made."""
 
     eps: Radii | None = opt(None, "one or more radii, or grid (default: the test radius of the runs' training)")
-    split: str = opt("test", "test images, or the validation images of their training", SPLITS)
+    split: str = opt("test", "test images, or the validation or training images of their training", tuple(SPLITS))
     test_size: int | None = opt(
         None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
     )

@@ -27,7 +27,7 @@ class CommonFlags:
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
-    split: str = opt("test", "test images, or the validation images of its training", SPLITS)
+    split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
     test_size: int | None = opt(
         None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
     )

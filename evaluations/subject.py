@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from config import PRESETS, Config
+from config import PRESETS, SPLITS, Config
 from errors import UserError
 from evaluations.results import PORTIONS, Head, Kind, Row, checkpoint_rows
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split
-from loading.datasets import TestSplit, Validation, load_test, load_validation
+from loading.datasets import Own, TestSplit, load_own, load_test
 from networks.build import build_model
 from networks.keys import INPUT, our_keys
 from networks.names import is_built_in, is_own
@@ -26,7 +26,7 @@ from settings.validation import stored_config
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in eval mode, and what it is tested on: test images, or the validation images of its training."""
+    """A trained network in eval mode, and what it is tested on: test images, or the validation or training images of its training."""
 
     model: nn.Module
     path: Path
@@ -61,7 +61,7 @@ class Subject:
     @property
     def images_named(self) -> str:
         """`60 test images`."""
-        return f"{len(self.test)} {'test' if self.split == 'test' else 'validation'} images"
+        return f"{len(self.test)} {SPLITS[self.split]} images"
 
     def kind(self, seed: int, settings: Mapping[str, Any], sources: Sequence[Mapping[str, Any]] | None = None) -> Kind:
         """What results on these images must share to be of the same kind."""
@@ -135,7 +135,7 @@ def _named(name: str, given: str | None, stored: Config | None, path: Path) -> s
 
 
 def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> TestSplit:
-    """Test images, or the validation images of the training run.
+    """Test images, or images of the training run.
 
     :raises UserError: if the checkpoint does not say which images those are.
     """
@@ -143,14 +143,16 @@ def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: s
         return load_test(dataset, data_root, test_size=flags.test_size, device=device)
     if stored is not None and stored.dataset != dataset:
         raise UserError(
-            f"--split val: {flags.model} was trained on {stored.dataset}, so {dataset} has no validation images of "
-            "its training: leave --split out"
+            f"--split {flags.split}: {flags.model} was trained on {stored.dataset}, so {dataset} has no "
+            f"{SPLITS[flags.split]} images of its training: leave --split out"
         )
     if stored is None and dataset == "imagefolder":
-        raise UserError(f"--split val: {flags.model} does not say which images were kept for validation: leave it out")
+        raise UserError(
+            f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
+        )
     training = stored or PRESETS[dataset, "Linf"]
-    kept = Validation(training.val_size, training.seed)
-    return load_validation(dataset, data_root, kept, size=flags.test_size, device=device)
+    own = Own(flags.split, training.val_size, training.train_size, training.seed)
+    return load_own(dataset, data_root, own, size=flags.test_size, device=device)
 
 
 def _is_folder(name: str) -> bool:

@@ -93,7 +93,7 @@ def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.devic
     """
     name, root, train_size, val_size = source.name, source.root, sizes.train, sizes.val
     raw = READERS[name](_folder(root), "train")
-    val, rest = _validation_rows(name, raw.labels, Validation(val_size, seed))
+    val, rest = _parts(name, raw.labels, val_size, seed)
     if train_size is not None and train_size > len(rest):
         raise UserError(f"--train_size {train_size}: {name} has {len(rest)} training images beside validation")
     if train_size is not None:
@@ -110,23 +110,16 @@ def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.devic
     return data.each(Split.in_memory)
 
 
-class Validation(NamedTuple):
-    """What says which training images are kept for validation."""
-
-    size: int | None  # None: a tenth
-    seed: int  # of the training run
-
-
-def _validation_rows(name: str, labels: np.ndarray, kept: Validation) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training images that are kept for validation, and the rows left."""
+def _parts(name: str, labels: np.ndarray, val_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the images that are kept for validation, a tenth by default, and the rows left to train on."""
     count = len(labels)
-    size = round(count / 10) if kept.size is None else kept.size
+    size = round(count / 10) if val_size is None else val_size
     if size >= count:
         raise UserError(f"--val_size {size}: {name} has {count} training images: leave some to train on")
     if name in ("mnist", "cifar10"):
         val, rest = np.split(np.arange(count), [size])
         return val, rest
-    return _stratified(labels, size, "val_size", 0 if name == "digits" else mixed_seed(kept.seed, SPLIT))
+    return _stratified(labels, size, "val_size", 0 if name == "digits" else mixed_seed(seed, SPLIT))
 
 
 class TestSplit(NamedTuple):
@@ -147,15 +140,27 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
     return test._replace(split=test.split.in_memory())
 
 
-def load_validation(name: str, root: str, kept: Validation, *, size: int | None, device: torch.device) -> TestSplit:
-    """The first `size` validation images of a training run; of an image folder, a fixed stratified selection of them.
+class Own(NamedTuple):
+    """Images that a training run had."""
+
+    split: str  # "val" or "train"
+    val_size: int | None
+    train_size: int | None
+    seed: int
+
+
+def load_own(name: str, root: str, own: Own, *, size: int | None, device: torch.device) -> TestSplit:
+    """The first `size` validation or training images of a run; of an image folder, a fixed stratified selection of them.
 
     :raises UserError: as `load_dataset`.
     """
     raw = READERS[name](_folder(root), "train")
-    rows, _ = _validation_rows(name, raw.labels, kept)
+    val, rest = _parts(name, raw.labels, own.val_size, own.seed)
+    if own.split == "train" and own.train_size is not None:
+        rest = _first(name, raw.labels, rest, own.train_size, "train_size")
+    rows = val if own.split == "val" else rest
     if size is not None and size > len(rows):
-        raise UserError(f"--test_size {size}: there are {len(rows)} validation images")
+        raise UserError(f"--test_size {size}: {len(rows)} images of --split {own.split}")
     if size is not None:
         rows = _first(name, raw.labels, rows, size, "test_size")
     return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)

@@ -120,7 +120,7 @@ def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
     header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {radius}", "against the first"]
     n = baseline[next(iter(baseline))].images[1]
     lines = table_lines(header, [row(name, seeds, baseline) for name, seeds in groups.items()])
-    return "\n".join([f"{n} {'validation' if split == 'val' else 'test'} images, accuracy in %:", "", *lines]) + "\n"
+    return "\n".join([f"{n} {SPLITS[split]} images, accuracy in %:", "", *lines]) + "\n"
 
 
 @exits_on_user_error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from config import SPLITS
 from errors import UserError
 from reports import published, report_training
 from reports.plot_margins import Margins
@@ -83,7 +84,7 @@ class Line:
     @property
     def split(self) -> str:
         """Said where the images are not the test images."""
-        return "validation" if any(row.split == "val" for row in self.rows) else ""
+        return next((SPLITS[row.split] for row in self.rows if row.split in SPLITS and row.split != "test"), "")
 
     def at(self, eps: float) -> Row | None:
         return next((row for row in self.rows if row.eps == eps), None)

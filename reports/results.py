@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import METHODS as TRAINED_BY
-from config import PRESETS
+from config import PRESETS, SPLITS
 from errors import UserError
 from evaluations.results import Head, all_rows, content_of, quoted, read_file
 from presets import recipe_values
@@ -89,7 +89,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     for part in (content, *rows):
         refuse_odd_figures(part)
     head = Head(content["attack"], content["norm"], str(content.get("model_sha256")), content["dataset"])
-    best = quoted(rows) or quoted(rows, "val")
+    best = next((best for split in SPLITS if (best := quoted(rows, split))), [])
     if not best:
         raise ValueError("it has no rows of a split that is known")
     shown = content_of(head, best)

@@ -26,7 +26,7 @@ class EvalConfig:
     eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
-    split: str = opt("test", "test images, or the validation images of its training", SPLITS)
+    split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
     test_size: int | None = opt(
         None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
     )

@@ -183,6 +183,20 @@ def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
     assert "stale" in read_run(run).doubts(read_run(run).evaluations[0])[0]
 
 
+@pytest.mark.parametrize("changes", [{}, {"train_size": 300}])
+def test_training_images_are_those_of_the_training_run(tmp_path, changes):
+    folder = make_run(tmp_path / "changed", **changes)
+    stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
+    sizes = Sizes(train=stored.train_size, val=stored.val_size, test=0)
+    data = load_dataset(Source("digits"), sizes, seed=stored.seed, device=CPU)
+    subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "train"]), CPU)
+    assert torch.equal(subject.test.images, data.train.images)
+    assert torch.equal(subject.test.numbers, data.train.numbers)
+    assert attack(folder, "--eps", 0.1, "--split", "train") == 0
+    row = content(folder)["results"][0]
+    assert (row["split"], row["n"]) == ("train", 40) and read_run(folder).evaluations == []
+
+
 @pytest.mark.parametrize("changes", [{}, {"val_size": 100}, {"seed": 4}])
 def test_validation_images_are_those_of_the_training_run(run, tmp_path, changes):
     folder = make_run(tmp_path / "changed", **changes)
@@ -203,7 +217,14 @@ def test_validation_images_that_nobody_knows(run, capsys):
     main = evaluate_on_pgd_attacks.main
     fails(capsys, main, ["--model", run, *ATTACK, "--split", "val", "--test_size", 201], "--test_size 201", "200")
     fails(capsys, main, ["--model", run, *ATTACK, "--split", "val", "--dataset", "mnist"], "--split val", "trained on")
-    fails(capsys, main, ["--model", run, *ATTACK, "--split", "train"], "--split")
+    fails(
+        capsys,
+        main,
+        ["--model", run, *ATTACK, "--split", "train", "--dataset", "mnist"],
+        "training images",
+        "trained on",
+    )
+    fails(capsys, main, ["--model", run, *ATTACK, "--split", "valid"], "--split")
     assert not list(run.glob("eval_*"))
 
 
