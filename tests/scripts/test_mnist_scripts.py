@@ -26,7 +26,7 @@ def test_each_run_of_the_ablation_leaves_out_one_part(tmp_path):
     runs = {
         argv[argv.index("--savepath") + 1]: parse_train(argv)[0] for program, *argv in found if program == "train.py"
     }
-    assert len(runs) == 15
+    assert len(runs) == 17
     by_name = {name.split("-sd")[1]: config.to_dict() for name, config in runs.items()}
     free = {"savepath", "max_steps", "cycle_steps", "seed", "num_search_steps", "lr"}
     for name, config in by_name.items():
