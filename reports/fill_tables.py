@@ -101,7 +101,7 @@ def released(runs: Sequence[Run]) -> list[str]:
         ]
         for name, figures in made or [(label, [NOT_RUN] * 3)]:
             both = [f"{a} / {b}" for a, b in zip(theirs, figures, strict=True)]
-            script = "fast" if name.endswith("-fast`") else "training"
+            script = "fast" if "-fast" in name else "training"
             rows.append([name, eps_text(eps, dataset, norm), *both, f"`scripts/run_{dataset}_{script}.sh`"])
     return table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], rows)
 

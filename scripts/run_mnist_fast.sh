@@ -36,6 +36,9 @@ case ${TIERS:-12} in *1*)
   run mnist-Linf-MMA-0.45-sd0-fast --norm Linf --hinge_maxeps 0.45
   attack_linf mnist-Linf-MMA-0.45-sd0-fast 1000
   whole_test_set mnist-Linf-MMA-0.45-sd0-fast 0.3 0.4
+  run mnist-Linf-MMA-0.45-sd0-fast-scale1 --norm Linf --hinge_maxeps 0.45 --eps_iter_scale 1.0  # smaller steps of PGD
+  attack_linf mnist-Linf-MMA-0.45-sd0-fast-scale1 1000
+  whole_test_set mnist-Linf-MMA-0.45-sd0-fast-scale1 0.3 0.4
   for d_max in 2.0 4.0; do
     run mnist-L2-MMA-$d_max-sd0-fast --norm L2 --hinge_maxeps $d_max
     attack_l2 mnist-L2-MMA-$d_max-sd0-fast
