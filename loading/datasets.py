@@ -160,7 +160,7 @@ def load_own(name: str, root: str, own: Own, *, size: int | None, device: torch.
         rest = _first(name, raw.labels, rest, own.train_size, "train_size")
     rows = val if own.split == "val" else rest
     if size is not None and size > len(rows):
-        raise UserError(f"--test_size {size}: {len(rows)} images of --split {own.split}")
+        raise UserError(f"--test_size {size}: there are {len(rows)} images in --split {own.split}")
     if size is not None:
         rows = _first(name, raw.labels, rows, size, "test_size")
     return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
