@@ -41,9 +41,10 @@ class Gap(NamedTuple):
         """Whether the other attack lies below the interval of PGD's figure."""
         return self.other < wilson(round(self.pgd * self.n), self.n)[0]
 
-    def text(self) -> str:
+    def text(self, radius: str = "") -> str:
+        """In words; `radius` is how the reader writes eps, where not as a decimal."""
         return (
-            f"PGD overestimates by {self.points:.1f} points at {self.eps:.4g}: {NAMES[self.attack]} leaves "
+            f"PGD overestimates by {self.points:.1f} points at {radius or f'{self.eps:.4g}'}: {NAMES[self.attack]} leaves "
             f"{self.other:.1%}, PGD {self.pgd:.1%}, of the same {self.n} images"
         )
 

@@ -20,7 +20,7 @@ from errors import exits_on_user_error
 from evaluations.others import GRADIENT_FREE, STRONGER, gaps
 from flags import Parser
 from reports.groups import Group
-from reports.results import ATTACKS, NORMS, UNIMPORTANT, WARNING, Run, read_run, table_key, title
+from reports.results import ATTACKS, NORMS, UNIMPORTANT, WARNING, Run, eps_text, read_run, table_key, title
 from reports.tables import Footnotes, accuracy_table, distance_table, short, show_or_write
 
 
@@ -42,10 +42,11 @@ def other_attacks(group: Group) -> list[str]:
         for attack in (*STRONGER, *GRADIENT_FREE):
             others = [row for e in same if e["attack"] == attack for row in e["results"]]
             for gap in gaps(attack, pgd["dataset"], pgd["results"], others):
+                text = gap.text(eps_text(gap.eps, pgd["dataset"], pgd["norm"]))
                 if attack in STRONGER and gap.points > 0:
-                    lines.append(f"- {group.label}: `{run.shown}`: {gap.text()}")
+                    lines.append(f"- {group.label}: `{run.shown}`: {text}")
                 elif attack in GRADIENT_FREE and gap.beyond_chance:
-                    lines.append(f"- {WARNING} {group.label}: `{run.shown}`: masked gradients: {gap.text()}")
+                    lines.append(f"- {WARNING} {group.label}: `{run.shown}`: masked gradients: {text}")
     return lines
 
 

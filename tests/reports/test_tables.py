@@ -251,6 +251,11 @@ def test_by_how_much_pgd_overestimates(run):
     assert "⚠" not in page
     _, page = tables(run("mnist-Linf-MMA-0.45-sd1", pgd_Linf=pgd, square_Linf=other))
     assert "⚠ MMA-0.45: " in page and "masked gradients: PGD overestimates by 50.0 points" in page
+    colour = {
+        attack: accuracies(robust={8 / 255: left}) for attack, left in (("pgd_Linf", 0.5), ("transfer_Linf", 0.4))
+    }
+    _, page = tables(run("cifar10-Linf-MMA-32-sd0", **colour))
+    assert "PGD overestimates by 10.0 points at 8/255: transfer leaves" in page
     stale, as_strong = {**other, "model_sha256": "another"}, accuracies(n=100, robust={0.3: 1.0})
     for seed, nothing in ((2, stale), (3, as_strong)):
         _, page = tables(run(f"mnist-Linf-MMA-0.45-sd{seed}", pgd_Linf=pgd, autoattack_Linf=nothing))
