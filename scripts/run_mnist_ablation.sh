@@ -8,12 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 data=${DATA:-$root/data}
 out=$root/benchmarks/mnist_ablation
 
-# `run SEED NAME FLAGS…`
+# `run SEED NAME FLAGS…`; a committed run has no network to attack.
 run() {
   local seed=$1 folder=$out/mnist-Linf-MMA-0.45-sd$1-$2
   shift 2
   python "$root/train.py" --dataset mnist --norm Linf --hinge_maxeps 0.45 --seed "$seed" --data_root "$data" --savepath "$folder" \
     --check_interval 100 --check_nb_iter 40 --check_size 1000 --test_size 0 --resume "$@"
+  if [ -e "$folder/config.json" ] && [ ! -e "$folder/model_best.pt" ]; then return 0; fi
   python "$root/evaluate_on_pgd_attacks.py" --model "$folder" --split val --eps 0.3 0.4 --test_size 1000 --precision bf16 --data_root "$data"
 }
 fast() { run "$1" "$2" --recipe fast "${@:3}"; }

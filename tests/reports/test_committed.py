@@ -14,7 +14,7 @@ from reports.results import read_evaluation
 from settings.validation import stored_config
 from support import ROOT
 
-ROOMS = ("trained_models", "benchmarks/digits", "benchmarks/cifar10_ablation")
+ROOMS = ("trained_models", "benchmarks/digits", "benchmarks/cifar10_ablation", "benchmarks/mnist_ablation")
 TRACKED = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=False).stdout
 # Where there is no git, every folder: one would have to be added by hand to be missed.
 CONFIGS = [path for path in TRACKED.splitlines() if path.endswith("/config.json")] or [
@@ -63,9 +63,9 @@ def remade(folder, config):
                 config.norm,
             )
         else:
-            method, part = re.fullmatch(r"\w+-\w+-(.+)-sd\d(?:-(.+))?", folder.name).groups()
-            call = "l2_part" if config.norm == "L2" else "part"
-            words = re.escape(f"{call} {part}" if part else method)
+            method, seed, part = re.fullmatch(r"\w+-\w+-(.+)-sd(\d)(?:-(.+))?", folder.name).groups()
+            call = "l2_part" if config.norm == "L2" else rf'part|(fast|run) ({seed}|"\$seed")'
+            words = f"({call}) {re.escape(part)}" if part else re.escape(method)
             assert re.search(rf"^ *{words} ", (ROOT / script).read_text(), flags=re.MULTILINE)
 
 
