@@ -14,7 +14,13 @@ from reports.results import read_evaluation
 from settings.validation import stored_config
 from support import ROOT
 
-ROOMS = ("trained_models", "benchmarks/digits", "benchmarks/cifar10_ablation", "benchmarks/mnist_ablation")
+ROOMS = (
+    "trained_models",
+    "benchmarks/digits",
+    "benchmarks/cifar10_ablation",
+    "benchmarks/mnist_ablation",
+    "benchmarks/mnist_trials",
+)
 TRACKED = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True, check=False).stdout
 # Where there is no git, every folder: one would have to be added by hand to be missed.
 CONFIGS = [path for path in TRACKED.splitlines() if path.endswith("/config.json")] or [
