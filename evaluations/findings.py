@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
+
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 class Finding(NamedTuple):
@@ -28,6 +32,20 @@ def lines(found: Findings) -> list[str]:
         f"sanity: {passed} checks passed, {len(failed)} failed" + (f"; not run: {', '.join(absent)}" if absent else ""),
         *failed,
     ]
+
+
+def merged(warnings: Iterable[str]) -> list[str]:
+    """Warnings that differ in their numbers only as one: each number from the least to the largest, and how many they were."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for warning in warnings:
+        parts = NUMBER.split(warning)  # words and numbers in turn
+        alike.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+    said = []
+    for words, found in alike.items():
+        ranges = [dict.fromkeys((min(each, key=float), max(each, key=float))) for each in zip(*found, strict=True)]
+        text = words[0] + "".join(" to ".join(ends) + more for ends, more in zip(ranges, words[1:], strict=True))
+        said.append(text + (f" ({len(found)} such warnings)" if len(found) > 1 else ""))
+    return said
 
 
 def as_json(found: Findings) -> dict[str, dict[str, bool | str | None]]:

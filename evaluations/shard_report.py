@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evaluations import sanity
 from evaluations.accuracy import accuracy_of, clean_accuracy, interval
+from evaluations.findings import merged
 from evaluations.others import overestimates
 from evaluations.results import Row
 from evaluations.shard_parts import Job, Part
@@ -100,7 +101,7 @@ def lines(job: Job, row: Row) -> list[str]:
         f"on {job.device}",
         f"clean accuracy            {row['clean_acc']:8.2%}   {interval(row['clean_ci95'])}",
         f"robust accuracy at {job.eps:<7.5g}{row['robust_acc']:8.2%}   {interval(row['ci95'])}",
-        *[f"WARNING: {warning}" for warning in row["warnings"]],
+        *[f"WARNING: {warning}" for warning in merged(row["warnings"])],
         *([too_far] if row["invalid"] else []),
         *sanity.lines(checks),
         f"written: {subject.result_file(job.attack)}",

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from config import METHODS as TRAINED_BY
 from config import PRESETS, SPLITS
 from errors import UserError
+from evaluations.findings import merged
 from evaluations.results import Head, all_rows, content_of, quoted, read_file
 from presets import recipe_values
 from records.reading import is_number, parse_json
@@ -205,7 +206,7 @@ class Run:
                 said = ", ".join(str(value) for key, value in outcome.items() if key != "ok")
                 found.append(f"sanity check failed: {check}" + (f" ({said})" if said else ""))
         for row in evaluation.get("results", ()):
-            found += row.get("warnings") or []
+            found += merged(map(str, row.get("warnings") or []))
             if row.get("invalid"):
                 found.append(f"{row['invalid']} images got a perturbation that is not valid, and count as robust")
         return found

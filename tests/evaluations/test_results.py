@@ -12,6 +12,7 @@ import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
 from config import PRESETS
 from evaluations import white_box_attack
+from evaluations.findings import merged
 from evaluations.pgd_partial import Partial
 from evaluations.results import Head, checkpoint_rows, content_of, quoted
 from evaluations.subject import load_subject
@@ -160,6 +161,15 @@ def test_old_json_is_read_and_kept(run, capsys):
         assert (row["n"], row["split"], row["seed"]) == (40, "test", 0)
     fallen = [flag == "0" for flag in rows[1]["flags"]]
     assert all(row == "0" for row, gone in zip(rows[2]["flags"], fallen, strict=True) if gone)
+
+
+def test_warnings_that_differ_in_numbers_are_said_once():
+    square = "on one shard: Square took {} % # more."
+    assert merged([square.format(3.06), "2 odd", square.format("1.00"), square.format(10)]) == [
+        "on one shard: Square took 1.00 to 10 % # more. (3 such warnings)",
+        "2 odd",
+    ]
+    assert merged(["5 of 5", "5 of 5"]) == ["5 of 5 (2 such warnings)"] and merged([]) == []
 
 
 def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
