@@ -165,9 +165,10 @@ def test_runs_of_the_script_stand_under_their_names():
     script = ROOT / "scripts" / "run_mnist_fast.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     lines = re.findall(r"^ +run (\S+) (.*)$", script.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 12
+    assert len(lines) == 13
     for name, flags in lines:
         for variable, value in (("$d_max", "4.0"), ("$seed", "2")):
             name, flags = name.replace(variable, value), flags.replace(variable, value)
         config, _ = parse_train(["--dataset", "mnist", "--recipe", "fast", *flags.split()])
-        assert name == config.run_name + ("-scale1" if "--eps_iter_scale 1.0" in flags else "")
+        scale = "-scale1" if "--eps_iter_scale 1.0" in flags else ""
+        assert name == config.run_name + scale + (f"-{config.max_steps}steps" if "--max_steps" in flags else "")
