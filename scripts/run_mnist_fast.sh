@@ -62,7 +62,8 @@ case ${TIERS:-12} in *2*)
   run mnist-Linf-TRADES-0.3-sd0-fast --norm Linf --method trades --train_eps 0.3 --nb_iter 10
   run mnist-Linf-STD-sd0-fast --norm Linf --method std
   for name in OMMA-0.45 PGD-0.3 PGD-0.45 TRADES-0.3 STD; do attack_linf mnist-Linf-$name-sd0-fast 500; done
-  python "$root/evaluate_on_transfer.py" "$root"/trained_models/mnist-Linf-*-sd0-fast --eps 0.1 0.2 0.3 0.4 --test_size 1000 --data_root "$data"
+  python "$root/evaluate_on_transfer.py" "$root"/trained_models/mnist-Linf-*-sd0-fast "$root/trained_models/mnist-Linf-MMA-0.45-sd0-fast-scale1" \
+    --eps 0.1 0.2 0.3 0.4 --nb_restart 1 --test_size 1000 --data_root "$data"
   for seed in 1 2; do
     run mnist-Linf-MMA-0.45-sd$seed-fast --norm Linf --hinge_maxeps 0.45 --seed $seed
     run mnist-Linf-PGD-0.3-sd$seed-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10 --seed $seed
