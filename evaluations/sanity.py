@@ -110,7 +110,11 @@ def _huge(subject: Subject, images: Images, batch_size: int) -> Finding:
         left = ~_broken(subject, images, batch_size, largest, steps)
         if left.float().mean() <= 0.1:
             break
-    return Finding(bool(left.float().mean() <= 0.1), f"{_left(~left)} at {largest:.4g}")
+    ok = bool(left.float().mean() <= 0.1)
+    with torch.no_grad():
+        said = _logits(subject.model, images.x, batch_size).argmax(1).unique()
+    why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(images.x) else ""
+    return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:

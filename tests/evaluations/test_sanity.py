@@ -221,6 +221,18 @@ def test_networks_that_fool_an_attack(wrap, names, tmp_path):
     assert sum(line.startswith("WARNING: sanity check failed") for line in lines(found)) == len(failed(found))
 
 
+class OneClass(Softmax):
+    """What adversarial training at too large a radius ends as."""
+
+    def forward(self, x):
+        return self.model(x) * 1e-3 + torch.tensor([0.0, 1.0])
+
+
+def test_a_network_that_always_says_the_same_is_named(tmp_path):
+    found = battery(subject(tmp_path, OneClass), EPS, 50)["a huge eps leaves about none"]
+    assert found.ok is False and found.value.endswith("; it says class 1 of every image")
+
+
 class Deaf(Softmax):
     def forward(self, x):
         return self.model(x.detach())
