@@ -123,7 +123,7 @@ def by_eps(runs: Sequence[Run]) -> list[str]:
             of = f" ({row.of})" if row.of else ""
             values = {eps_key(eps): f"{value:.1f}" for eps, value in row.robust.items()}
             rows.append([f"{row.method}{of}, published", f"{row.clean:.1f}", *(values.get(e, NONE) for e in radii)])
-            rows += [_by_eps_row(one, row.method, radii) for one in ours(runs, key, row.method)] or [
+            rows += [made for one in ours(runs, key, row.method) for made in _by_eps_rows(one, row.method, radii)] or [
                 [f"{row.method}, ours", NOT_RUN, *[NONE] * len(radii)]
             ]
         header = [f"{title(key[0])} {NORMS[key[1]]}", "clean", *(eps_text(eps, *key) for eps in radii)]
@@ -131,12 +131,17 @@ def by_eps(runs: Sequence[Run]) -> list[str]:
     return lines[:-1]
 
 
-def _by_eps_row(one: Ours, method: str, radii: Sequence[float]) -> list[str]:
+def _by_eps_rows(one: Ours, method: str, radii: Sequence[float]) -> list[list[str]]:
+    """White-box and transferred PGD together; white-box alone if that is all there is, or is of more images."""
     pgd, transfer = one.found.get("pgd"), one.found.get("transfer")
-    used = strongest(transfer, pgd) if transfer else pgd
-    only = "" if transfer else ", white-box only"
-    cells = [text if (text := one.robust(used, eps, 1)) != NOT_RUN else NONE for eps in radii]
-    return [f"{method}, {one.label}{only}", one.clean(used, 1), *cells]
+    used = [("", strongest(transfer, pgd))] if transfer else []
+    if pgd and (transfer is None or pgd["n"] > transfer["n"]):
+        used.append((", white-box only", pgd))
+    return [
+        [f"{method}, {one.label}{only}", one.clean(found, 1)]
+        + [text if (text := one.robust(found, eps, 1)) != NOT_RUN else NONE for eps in radii]
+        for only, found in used
+    ] or [[f"{method}, {one.label}", NOT_RUN, *[NONE] * len(radii)]]
 
 
 def distances(runs: Sequence[Run]) -> list[str]:

@@ -8,6 +8,7 @@ Reads each run's eval_pgd_<norm>.json; writes PATH.png and PATH.pdf.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def draw(runs: Sequence[Run], norm: str | None) -> tuple[Figure, str]:
     widest = max(row["eps"] for e in found.values() for row in e["results"])
     for number, ((run, e), name) in enumerate(zip(found.items(), names, strict=True)):
         eps, accuracy, low, high = zip(*curve(e), strict=True)
-        doubted = "\n⚠ " + "\n⚠ ".join(run.doubts(e)) if run.doubts(e) else ""
+        doubted = "".join("\n" + textwrap.fill(f"⚠ {doubt}", 48) for doubt in run.doubts(e))
         errors = np.maximum([np.subtract(accuracy, low), np.subtract(high, accuracy)], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
         aside = 0.02 * widest * (number - (len(runs) - 1) / 2) / len(runs)
@@ -90,7 +91,9 @@ def draw(runs: Sequence[Run], norm: str | None) -> tuple[Figure, str]:
         title=f"{title(dataset)}: accuracy under repeated PGD, 95 % intervals",
     )
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize="small", ncols=1 if len(runs) < 5 else 2, handlelength=4)
+    figure.legend(
+        loc="outside lower center", fontsize="small", ncols=1 if len(runs) < 5 else 2, handlelength=3, columnspacing=1
+    )
     return figure, f"robustness-{dataset}-{norm}".replace(" ", "-")
 
 

@@ -242,16 +242,21 @@ def averages(evaluation: dict[str, Any]) -> tuple[float, float]:
 
 
 def strongest(transfer: dict[str, Any], pgd: dict[str, Any] | None) -> dict[str, Any]:
-    """The transfer evaluation, which counts the white-box attack already, less what PGD's own, if of the same images and
-    checkpoint, breaks beyond it."""
-    if pgd is None or any(transfer.get(key) != pgd.get(key) for key in ("model_sha256", "n")):
+    """The transfer evaluation, which counts the white-box attack already, less what PGD's own, if of these images, or of more,
+    and of the same checkpoint, breaks beyond it."""
+    if pgd is None or transfer.get("model_sha256") != pgd.get("model_sha256"):
+        return transfer
+    if (
+        transfer["dataset"] == "imagefolder" and transfer["n"] != pgd["n"]
+    ):  # a part of a folder is drawn, not its first images
         return transfer
     others = {eps_key(row["eps"]): row.get("flags", "") for row in pgd["results"]}
     results = []
     for row in transfer["results"]:
         flags, other = row.get("flags", ""), others.get(eps_key(row["eps"]), "")
-        if len(flags) == len(other) == pgd["n"]:
-            row = {**row, "robust_acc": sum(a == b == "1" for a, b in zip(flags, other, strict=True)) / pgd["n"]}
+        if len(other) >= len(flags) > 0:
+            left = sum(a == b == "1" for a, b in zip(flags, other, strict=False))
+            row = {**row, "robust_acc": left / len(flags)}
         results.append(row)
     return {**transfer, "results": results, "sanity": {**(pgd.get("sanity") or {}), **(transfer.get("sanity") or {})}}
 

@@ -216,7 +216,10 @@ def test_strongest_of_white_box_and_transferred(run):
     transfer["results"][0]["flags"] = "0000011111"
     rows, _ = tables(run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=pgd, transfer_Linf=transfer))
     assert rows["MMA-0.45", published.STRONGEST]["ε = 0.3"] == "10.0"  # of 1111110000 and 0000011111
-    assert results.strongest({**transfer, "n": 9}, pgd)["results"][0]["robust_acc"] == 0.5
+    head = {"dataset": "mnist", "model_sha256": "abc"}
+    for other, more, left in ((head, {"n": 20}, 0.1), ({**head, "dataset": "imagefolder"}, {"n": 20}, 0.5)):
+        longer = {**pgd, **other, **more, "results": [{**pgd["results"][0], "flags": "1111110000" + 10 * "1"}]}
+        assert results.strongest({**transfer, **other}, longer)["results"][0]["robust_acc"] == left
 
 
 def test_distances_with_the_published_ones(run):
