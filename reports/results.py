@@ -246,9 +246,8 @@ def strongest(transfer: dict[str, Any], pgd: dict[str, Any] | None) -> dict[str,
     and of the same checkpoint, breaks beyond it."""
     if pgd is None or transfer.get("model_sha256") != pgd.get("model_sha256"):
         return transfer
-    if (
-        transfer["dataset"] == "imagefolder" and transfer["n"] != pgd["n"]
-    ):  # a part of a folder is drawn, not its first images
+    # A part of an image folder is drawn, not its first images.
+    if transfer["dataset"] == "imagefolder" and transfer["n"] != pgd["n"]:
         return transfer
     others = {eps_key(row["eps"]): row.get("flags", "") for row in pgd["results"]}
     results = []
