@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from reports import published
+from reports.figures import averages, eps_key, strongest
 from reports.groups import Group
-from reports.results import ATTACKS, NONE, TEST_IMAGES, WARNING, Run, averages, eps_key, eps_text, strongest
+from reports.results import ATTACKS, NONE, TEST_IMAGES, WARNING, Run, eps_text
 
 
 class Row(NamedTuple):

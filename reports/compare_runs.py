@@ -24,11 +24,12 @@ from config import SPLITS
 from errors import UserError, exits_on_user_error
 from evaluations.results import all_rows, quoted, read_file, same_eps
 from flags import Parser, number
+from reports.figures import spread
 from reports.plotting import read_config
 from reports.report_compare import difference_interval
 from reports.report_figures import NORMAL, bits
 from reports.report_training import Cost, cost, rows_of
-from reports.results import NONE, Run, eps_text, spread
+from reports.results import NONE, Run, eps_text
 from reports.tables import show_or_write, table_lines
 
 Images = tuple[str | None, int]  # a digest of them, and how many

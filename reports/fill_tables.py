@@ -21,20 +21,8 @@ from evaluations.distances import summary
 from flags import Parser
 from reports import published
 from reports.accuracy_rows import row_at
-from reports.results import (
-    ATTACKS,
-    NONE,
-    NORMS,
-    TEST_IMAGES,
-    WARNING,
-    Run,
-    eps_key,
-    eps_text,
-    read_run,
-    strongest,
-    table_key,
-    title,
-)
+from reports.figures import eps_key, strongest
+from reports.results import ATTACKS, NONE, NORMS, TEST_IMAGES, WARNING, Run, eps_text, read_run, table_key, title
 from utils import write_atomically
 
 PAGES = ("README.md", "docs/results.md")

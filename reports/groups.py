@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports import published
-from reports.results import ATTACKS, METHODS, NONE, NORMS, Run, spread, table_key
+from reports.figures import spread
+from reports.results import ATTACKS, METHODS, NONE, NORMS, Run, table_key
 
 
 @dataclass(frozen=True)

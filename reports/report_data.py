@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from config import SPLITS
 from errors import UserError
 from reports import published, report_training
+from reports.figures import eps_key
 from reports.plot_margins import Margins
 from reports.report_compare import all_pairs
 from reports.report_examples import Gallery
@@ -24,7 +25,7 @@ from reports.report_figures import (
     quoted,
 )
 from reports.report_missing import Missing, missing
-from reports.results import ATTACKS, NORMS, Run, eps_key, image_name, in_255ths, table_key, title
+from reports.results import ATTACKS, NORMS, Run, image_name, in_255ths, table_key, title
 
 PERCENT = 100
 

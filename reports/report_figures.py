@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import binom
 
 from evaluations.accuracy import wilson
-from reports.results import Run, eps_key
+from reports.figures import eps_key
+from reports.results import Run
 
 NORMAL = 1.959964  # standard deviations on each side of a 95 % interval
 QUARTILES = (0.25, 0.5, 0.75)

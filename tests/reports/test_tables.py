@@ -24,10 +24,10 @@ from reports import (
     plot_passes,
     plot_robustness,
     published,
-    results,
 )
+from reports.figures import averages, eps_key, strongest
 from reports.make_tables import make_page
-from reports.results import eps_key, read_run
+from reports.results import read_run
 from support import ROOT
 
 
@@ -107,7 +107,7 @@ PGD = "white-box PGD"
 
 def test_averages_by_hand(run):
     evaluation = accuracies(clean=0.9, robust={0.1: 0.8, 0.2: 0.6, 0.3: 0.1})
-    assert results.averages(evaluation) == pytest.approx((0.6, 0.5))
+    assert averages(evaluation) == pytest.approx((0.6, 0.5))
     rows, page = tables(run("digits-Linf-MMA-0.3-sd0", pgd_Linf=evaluation))
     row = rows["MMA-0.3", PGD]
     assert [row[c] for c in ("clean", "ε = 0.1", "ε = 0.2", "ε = 0.3", "AvgAcc", "AvgRobAcc")] == [
@@ -167,10 +167,10 @@ def test_what_a_recipe_s_whole_run_is_depends_on_method_and_network(run):
     ):
         config = {"dataset": "imagefolder", "norm": "Linf", "recipe": "fast", "method": method, "network": network}
         (folder / "config.json").write_text(json.dumps(config))
-        assert results.read_run(folder).partial == f"100 of the recipe's {steps} steps"
+        assert read_run(folder).partial == f"100 of the recipe's {steps} steps"
     for odd in (7, [], "nothing"):
         (folder / "config.json").write_text(json.dumps({**config, "method": odd, "network": odd}))
-        assert results.read_run(folder).partial == "100 of the recipe's 5300 steps"
+        assert read_run(folder).partial == "100 of the recipe's 5300 steps"
 
 
 def test_seeds_are_one_row_with_mean_and_spread(run):
@@ -219,7 +219,7 @@ def test_strongest_of_white_box_and_transferred(run):
     head = {"dataset": "mnist", "model_sha256": "abc"}
     for other, more, left in ((head, {"n": 20}, 0.1), ({**head, "dataset": "imagefolder"}, {"n": 20}, 0.5)):
         longer = {**pgd, **other, **more, "results": [{**pgd["results"][0], "flags": "1111110000" + 10 * "1"}]}
-        assert results.strongest({**transfer, **other}, longer)["results"][0]["robust_acc"] == left
+        assert strongest({**transfer, **other}, longer)["results"][0]["robust_acc"] == left
 
 
 def test_distances_with_the_published_ones(run):
