@@ -131,7 +131,7 @@ def test_the_check_in_training_goes_on_in_halves_to_the_same_rows(there, monkeyp
     monkeypatch.chdir(root)
     found = [r for r in rows(root / "limited" / "run") if r["kind"] == "eval"]
     sizes = {row.pop("eval_batch_size") for row in found}
-    assert len(sizes) == 1 and sizes < {5, 10, 20}, sizes
+    assert sizes and sizes < {5, 10, 20}, sizes  # a later check may have to halve once more
     assert f"{min(sizes)} images a batch instead of 40 (--eval_batch_size)" in said
     assert train.main([*TRAIN, "--eval_batch_size", str(min(sizes)), "--savepath", "free/run"]) == 0
     assert [r for r in rows(root / "free" / "run") if r["kind"] == "eval"] == found
