@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from evaluations.accuracy import wilson
+
 
 def averages(evaluation: dict[str, Any]) -> tuple[float, float]:
     """(AvgAcc, AvgRobAcc): the means over clean and all eps, and over all eps."""
@@ -27,7 +29,7 @@ def strongest(transfer: dict[str, Any], pgd: dict[str, Any] | None) -> dict[str,
         flags, other = row.get("flags", ""), others.get(eps_key(row["eps"]), "")
         if len(other) >= len(flags) > 0:
             left = sum(a == b == "1" for a, b in zip(flags, other, strict=False))
-            row = {**row, "robust_acc": left / len(flags)}
+            row = {**row, "robust_acc": left / len(flags), "ci95": list(wilson(left, len(flags)))}
         results.append(row)
     return {**transfer, "results": results, "sanity": {**(pgd.get("sanity") or {}), **(transfer.get("sanity") or {})}}
 

@@ -20,11 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 import matplotlib.pyplot as plt
 
-from config import BEST_BY, PRESETS, Config
+from config import BEST_BY, PRESETS, SPLITS, Config
 from errors import UserError, exits_on_user_error
 from flags import Parser
 from records.checkpoint import load_model_file
 from reports import plot_margins
+from reports.figures import strongest
 from reports.plotting import read_config
 from reports.report_training import cost, rows_of
 from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
@@ -115,12 +116,14 @@ def evaluations_table(run: Run, sha256: str | None) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     stale = []
+    of = {evaluation["attack"]: evaluation for evaluation in run.evaluations}
     for evaluation in run.evaluations:
         attack, norm = evaluation["attack"], evaluation["norm"]
         if sha256 and evaluation.get("model_sha256") != sha256:
             stale.append(f"`{evaluation['file']}` is of another checkpoint and is left out.")
             continue
-        for row in evaluation_rows(evaluation):
+        counted = strongest(evaluation, of.get("pgd")) if attack == "transfer" else evaluation
+        for row in evaluation_rows(counted):
             images = f"{row['n']} {row.get('split') or 'test'}"
             if "eps" in row:
                 figure = accuracy(row["robust_acc"], row.get("ci95"))
@@ -171,7 +174,7 @@ def card(folder: Path) -> str:
 
     :raises UserError: if the folder holds no run.
     """
-    stored, run = read_config(folder), read_run(folder)
+    stored, run = read_config(folder), read_run(folder, SPLITS)
     config = stored_config(stored)
     name, environment = folder.resolve().name, stored.get("environment") or {}
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None

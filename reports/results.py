@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -210,8 +211,11 @@ class Run:
         return found
 
 
-def read_run(folder: Path) -> Run:
-    """:raises UserError: if there is nothing of that name."""
+def read_run(folder: Path, splits: Collection[str] = ("test",)) -> Run:
+    """splits: whose images its evaluations may be of; tables are of test images.
+
+    :raises UserError: if there is nothing of that name.
+    """
     if not folder.exists():
         raise UserError(f"run folder {folder}: not there: name folders that train.py made")
     config, evaluations, damaged = {}, [], []
@@ -221,7 +225,7 @@ def read_run(folder: Path) -> Run:
                 config = checked_config(path)
             else:
                 evaluation = read_evaluation(path)
-                if evaluation.get("split", "test") == "test":  # tables are of test images
+                if evaluation.get("split", "test") in splits:
                     evaluations.append({**evaluation, "file": path.name})
         except KeyError as error:
             damaged.append(f"`{shown(path)}` is left out: it has no {error}")

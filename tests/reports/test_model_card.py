@@ -82,6 +82,26 @@ def test_figures_stand_with_their_intervals_and_images(folder):
     assert "| 50 test |" in card(folder)
 
 
+def test_of_validation_images_where_there_are_no_others(folder):
+    path = folder / "eval_pgd_Linf.json"
+    content = json.loads(path.read_text()) | {"split": "val"}
+    content["results"] = [{**row, "split": "val"} for row in content["results"]]
+    path.write_text(json.dumps(content))
+    assert f"| {content['n']} val |" in card(folder) and "Not evaluated" not in card(folder)
+
+
+def test_transferred_images_count_beside_the_white_box_ones(folder):
+    """As in the tables: an image that falls to either has fallen."""
+    pgd = json.loads((folder / "eval_pgd_Linf.json").read_text())
+    row = pgd["results"][3]
+    all_stand = {**row, "flags": "1" * row["n"], "robust_acc": 1.0, "ci95": [0.99, 1.0]}
+    transfer = {**pgd, "attack": "transfer", "settings": {}, "results": [all_stand]}
+    (folder / "eval_transfer_Linf.json").write_text(json.dumps(transfer))
+    (line,) = [line for line in card(folder).splitlines() if line.startswith("| strongest of")]
+    low, high = row["ci95"]
+    assert f"{100 * row['robust_acc']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in line
+
+
 def test_an_evaluation_of_another_checkpoint_is_left_out(folder):
     path = folder / "eval_pgd_Linf.json"
     path.write_text(path.read_text().replace('"model_sha256": "', '"model_sha256": "0'))
