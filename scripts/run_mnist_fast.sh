@@ -17,15 +17,19 @@ run() {
   fi
 }
 
-# `attack_linf NAME IMAGES`, `attack_l2 NAME`: the paper's protocol at the test radius, then the grid and the other attacks.
+# The paper's protocol: `grid NAME` at its radii on 1 000 images, `whole_test_set NAME EPS…`; `attack_linf NAME IMAGES` and
+# `attack_l2 NAME`: the grid and the other attacks.
+grid() {
+  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
+}
 attack_linf() {
   local model=$root/trained_models/$1
-  python "$root/evaluate_on_pgd_attacks.py" --model "$model" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
+  grid "$1"
   python "$root/evaluate_on_autoattack.py" --model "$model" --eps 0.3 --test_size "$2" --data_root "$data"
 }
 attack_l2() {
   local model=$root/trained_models/$1
-  python "$root/evaluate_on_pgd_attacks.py" --model "$model" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
+  grid "$1"
   python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks cw --test_size 200 --data_root "$data"
   python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks ddn,fmn --test_size 1000 --data_root "$data"
 }
@@ -54,7 +58,7 @@ case ${TIERS:-12} in *2*)
   attack_l2 mnist-L2-MMA-6.0-sd0-fast
   for d_max in 2.0 4.0 6.0; do
     run mnist-L2-OMMA-$d_max-sd0-fast --norm L2 --method omma --hinge_maxeps $d_max
-    attack_l2 mnist-L2-OMMA-$d_max-sd0-fast
+    grid mnist-L2-OMMA-$d_max-sd0-fast
   done
   run mnist-Linf-OMMA-0.45-sd0-fast --norm Linf --method omma --hinge_maxeps 0.45
   run mnist-Linf-PGD-0.3-sd0-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10
