@@ -71,7 +71,8 @@ case ${TIERS:-12} in *2*)
   for seed in 1 2; do
     run mnist-Linf-MMA-0.45-sd$seed-fast --norm Linf --hinge_maxeps 0.45 --seed $seed
     run mnist-Linf-PGD-0.3-sd$seed-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10 --seed $seed
-    for name in MMA-0.45 PGD-0.3; do attack_linf mnist-Linf-$name-sd$seed-fast 500; done
+    run mnist-Linf-MMA-0.45-sd$seed-fast-scale1 --norm Linf --hinge_maxeps 0.45 --seed $seed --eps_iter_scale 1.0
+    for name in MMA-0.45-sd$seed-fast MMA-0.45-sd$seed-fast-scale1 PGD-0.3-sd$seed-fast; do attack_linf mnist-Linf-$name 500; done
   done ;;
 esac
 
