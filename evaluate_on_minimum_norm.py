@@ -32,7 +32,7 @@ from evaluations.minimum_norm import (
     is_right,
     parts_file,
 )
-from evaluations.results import Row, add_rows, is_done
+from evaluations.results import Row, add_rows, is_done, require_writable
 from evaluations.subject import Subject, load_subject
 from hardware.memory import BatchSize
 from pgd import PgdFn, pgd
@@ -135,6 +135,7 @@ def make_runs(flags: MinimumNormFlags, subject: Subject, attacks: Sequence[str],
 
 def evaluate(subject: Subject, runs: Sequence[Run], teller: Teller, world: World, deadline: Deadline) -> bool:
     """Of several processes each attacks its batches, and the first prints and writes. False: the deadline stopped it."""
+    require_writable(subject.path.parent)
     batch = BatchSize(runs[0].batch_size, "--batch_size", tell)
     clean = batch.run(lambda size: clean_logits(subject, size))
     teller.note(f"AN-PGD on {len(clean)} images, as the training's check runs it")

@@ -21,7 +21,7 @@ from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
 from evaluations.common_flags import line_that_goes_on
-from evaluations.results import Row, add_rows, effort
+from evaluations.results import Row, add_rows, effort, require_writable
 from evaluations.subject import Subject, load_subject
 from evaluations.transfer import Field, make_row, matrix, replay_all, right_on
 from evaluations.white_box_plan import make_plan
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     radii = shared_radii(flags, runs, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
+        require_writable(subject.path.parent)
     if compare(flags, runs, subjects, radii, teller, deadline):
         folders = (str(subject.path.parent) for subject in subjects)
         teller.say(f"look at it with: {command('reports/make_report.py', *folders)}")
@@ -156,7 +157,10 @@ def compare(
     for run, subject in zip(runs, subjects, strict=True):
         attack = attack_flags(flags, run, subject, radii)
         seeds.append(attack.seed)
-        if missing := [eps for eps in radii if eps not in saved_images(subject, radii)]:
+        missing = [eps for eps in radii if eps not in saved_images(subject, radii)]
+        if len(missing) < len(radii) and (flags.nb_iter or flags.nb_restart):
+            teller.note(f"{run}: of its saved adversarial images --nb_iter and --nb_restart change nothing")
+        if missing:
             teller.note(f"{run}: its adversarial images at {_listed(missing)} are made first")
             if not white_box.evaluate(attack, subject, teller, deadline=deadline):
                 return False

@@ -13,7 +13,10 @@ from torch import Tensor
 from errors import UserError
 from evaluations.judge import EPS_TOLERANCE, lengths
 from evaluations.subject import Subject
+from evaluations.transfer import right_on
+from hardware.memory import BatchSize
 from records import checkpoint
+from utils import per_row
 
 KEYS = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
 
@@ -30,17 +33,24 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
     return found
 
 
-def save_images(subject: Subject, images: Mapping[float, Tensor]) -> Path:
-    """Write (N, ...) images by radius, labels and image numbers, with what the file holds at other radii.
+def save_images(subject: Subject, images: Mapping[float, Tensor], batch: BatchSize) -> Path:
+    """Write (N, ...) images by radius, labels and image numbers, with what the file holds at other radii; at the same
+    radius an image that breaks the network gives way only to another one that does, so that no weak attack undoes a strong one.
 
     The name is `adv_pgd_<norm>.pt`; where that holds other images of this checkpoint, the split and N are added.
     """
     path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
     if (other := _of_checkpoint(path, subject)) is not None and not _same_images(other, subject):
         path = path.with_name(f"adv_pgd_{subject.norm}_{subject.split}{len(subject.test)}.pt")
-    kept = {eps: x_adv for eps, x_adv in _fitting(path, subject).items() if eps not in images}
+    before = saved_images(subject, list(images))
+    stronger = {eps: _stronger(subject, before.get(eps), x_adv.cpu(), batch) for eps, x_adv in images.items()}
+    kept = {
+        eps: x_adv
+        for eps, x_adv in _fitting(path, subject).items()
+        if not any(math.isclose(eps, new, rel_tol=1e-9) for new in images)
+    }
     content = {
-        "x_adv": kept | {eps: x_adv.cpu().contiguous() for eps, x_adv in images.items()},
+        "x_adv": kept | stronger,
         "labels": subject.test.labels.cpu(),
         "numbers": subject.test.numbers.cpu(),
         "split": subject.split,
@@ -51,6 +61,14 @@ def save_images(subject: Subject, images: Mapping[float, Tensor]) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}): make room") from None
     return path
+
+
+def _stronger(subject: Subject, before: Tensor | None, new: Tensor, batch: BatchSize) -> Tensor:
+    """(N, ...): the new images, but those before where they break the network and the new ones do not."""
+    if before is None:
+        return new.contiguous()
+    better = right_on(subject, new, batch) & ~right_on(subject, before, batch)
+    return torch.where(per_row(better, new), before, new)
 
 
 def _of_checkpoint(path: Path, subject: Subject) -> dict[str, Any] | None:

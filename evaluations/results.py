@@ -72,6 +72,8 @@ class Kind:
 def _agrees(found: object, value: object) -> bool:
     if isinstance(value, Mapping):
         return isinstance(found, dict) and all(_agrees(found.get(name), part) for name, part in value.items())
+    if isinstance(found, float) and isinstance(value, float):  # of a radius that differs by rounding only
+        return math.isclose(found, value, rel_tol=SAME_EPS)
     return found == value
 
 
@@ -97,6 +99,8 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         return []
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
+    if "attack" not in content:
+        raise ValueError("no evaluation of ours: it names no attack")
     others = content.pop("others", [])
     if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
         raise ValueError("others is not a list of results")
@@ -146,23 +150,35 @@ def _is_of(content: dict[str, Any], head: Head) -> bool:
     return (content.get("model_sha256"), content.get("dataset")) == (head.model_sha256, head.dataset)
 
 
+def is_standard(row: Row) -> bool:
+    """Whether AutoAttack was run as its authors define it; true of every other attack."""
+    return (row.get("settings") or {}).get("standard") is not False
+
+
 def effort(row: Row) -> tuple[bool, float]:
     """How hard a row's attack tried: standard AutoAttack before others, then restarts x steps or what corresponds."""
     settings = row["settings"]
     numbers = [settings[name] for name in EFFORTS if isinstance(settings.get(name), int | float)]
     attacks = settings.get("attacks")
     several = len(attacks) if isinstance(attacks, list) else 1
-    return settings.get("standard") is not False, math.prod(numbers) * several
+    return is_standard(row), math.prod(numbers) * several
+
+
+def _weight(row: Row) -> tuple[Any, ...]:
+    """By which of several rows at one radius the one to quote is chosen. A robust accuracy is an upper bound, so that of
+    the same images the lowest figure counts, and a weak attack never hides what a stronger one found."""
+    return row["n"], is_standard(row), -row.get("robust_acc", 0.0), effort(row)
 
 
 def quoted(rows: Sequence[Row], split: str = "test") -> list[Row]:
-    """Of each radius the row to quote, ascending: most images, then most restarts x steps, then the latest listed."""
+    """Of each radius the row to quote, ascending: most images, then standard AutoAttack, then the lowest robust accuracy,
+    then most restarts x steps, then the latest listed."""
     best: list[Row] = []
     for row in (row for row in rows if row["split"] == split):
         rival = next((k for k, other in enumerate(best) if same_eps(row.get("eps"), other.get("eps"))), None)
         if rival is None:
             best.append(row)
-        elif (row["n"], effort(row)) >= (best[rival]["n"], effort(best[rival])):
+        elif _weight(row) >= _weight(best[rival]):
             best[rival] = row
     return sorted(best, key=lambda row: row.get("eps") or 0.0)
 
@@ -188,9 +204,18 @@ def content_of(head: Head, rows: Sequence[Row]) -> dict[str, Any]:
     top["settings"] = {key: value for key, value in first["settings"].items() if key != "eps_iter"}
     if "robust_acc" in first:
         top |= average_accuracies(first["clean_acc"], [row["robust_acc"] for row in same])
-    if checks := joined_checks(best):
+    ways = [way(row) for row in best]
+    if checks := joined_checks([*best, *(row for row in rows if row["split"] == split and way(row) in ways)]):
         top["sanity"] = checks
     return {**top, "results": [{key: row[key] for key in (*ORDER, *row) if key in row} for row in rows]}
+
+
+def way(row: Row) -> dict[str, Any]:
+    """How a row's images were attacked, less what goes with the radius and what changes nothing: `eps_iter` is over eps."""
+    own = {name: value for name, value in row["settings"].items() if name not in PORTIONS}
+    if row.get("eps") and isinstance(own.get("eps_iter"), float):
+        own["eps_iter"] = float(f"{own['eps_iter'] / row['eps']:.4g}")
+    return own
 
 
 def average_accuracies(clean: float, robust: Sequence[float]) -> dict[str, float]:
@@ -213,6 +238,12 @@ def _failed(outcome: object) -> bool:
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
+
+
+def require_writable(folder: Path) -> None:
+    """:raises UserError: if results cannot be put into the folder, which is better known before an attack than after."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: results cannot be written beside the model: copy it into a folder of yours")
 
 
 def add_rows(

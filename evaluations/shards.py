@@ -17,7 +17,7 @@ from torch import Tensor
 from evaluations.accuracy import as_flags
 from evaluations.judge import classified_right, judge
 from evaluations.packages import untouched
-from evaluations.results import add_rows
+from evaluations.results import add_rows, require_writable
 from evaluations.shard_parts import Job, Part, read_parts, write_parts
 from evaluations.shard_report import Shown, lines, make_row
 from hardware.memory import BatchSize
@@ -52,6 +52,7 @@ def run_job(job: Job, attacker: Attacker, teller: Teller, world: World = ALONE, 
 
     :raises UserError: if the folder cannot be written.
     """
+    require_writable(job.subject.path.parent)
     batch = BatchSize(job.batch_size, "--batch_size", teller.say)
     right = batch.run(lambda size: _all_right(job, size))
     parts = world.from_first(lambda: read_parts(job))

@@ -13,7 +13,7 @@ from evaluations.common_flags import overrides_said
 from evaluations.others import overestimates
 from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Running
-from evaluations.results import Row, add_rows, average_accuracies
+from evaluations.results import Row, add_rows, average_accuracies, require_writable
 from evaluations.subject import Subject
 from evaluations.white_box_attack import Attack, Reached
 from evaluations.white_box_plan import OF_THE_RADIUS, Plan, make_plan
@@ -39,6 +39,7 @@ def evaluate(
     if not missing:
         teller.say(f"{subject.result_file('pgd')}: already done")
         return True
+    require_writable(subject.path.parent)
     partial = Partial(plan, missing)
     batch = BatchSize(min(flags.batch_size, len(subject.test)), "--batch_size", tell)
     # Images that are saved must break what their flags say is broken.
@@ -80,7 +81,7 @@ def write(plan: Plan, reached: Reached, batch: BatchSize, processes: int, teller
         teller.say(line)
     if plan.flags.save_adv:
         teller.say(
-            f"written: {save_images(subject, {eps: course.found.x_adv for eps, course in reached.courses.items()})}"
+            f"written: {save_images(subject, {eps: course.found.x_adv for eps, course in reached.courses.items()}, batch)}"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from evaluations.results import EFFORTS, effort, is_standard, way
 from reports import published
 from reports.figures import averages, eps_key, strongest
 from reports.groups import Group
@@ -49,11 +50,10 @@ def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str,
         text = group.cell([None if v is None else 100 * v for v in values])
         return f"{WARNING} {text}" if doubted else text
 
-    robust = {eps: cell(partial(accuracy_at, eps=eps)) + other_images(found, eps) for eps in radii}
-    title = ATTACKS.get(attack, attack) if is_standard(found) else f"not standard {ATTACKS[attack]}"
-    same_radii = all(len(e["results"]) == len(radii) for _, e in found) and not any(
-        other_images(found, r) for r in radii
-    )
+    apart = {eps: apart_from_line(found, eps) for eps in radii}
+    robust = {eps: cell(partial(accuracy_at, eps=eps)) + apart[eps] for eps in radii}
+    title = ATTACKS.get(attack, attack) if all_standard(found) else f"not standard {ATTACKS[attack]}"
+    same_radii = all(len(e["results"]) == len(radii) for _, e in found) and not any(apart.values())
     return Row(
         group.label,
         title,
@@ -66,10 +66,20 @@ def accuracy_row(group: Group, attack: str, found: Sequence[tuple[Run, dict[str,
     )
 
 
+def rows_of(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its figures by radius, each with its number of images and its settings."""
+    shared = {"n": evaluation["n"], "settings": evaluation.get("settings") or {}}
+    return [{**shared, **row} for row in evaluation["results"]]
+
+
 def row_at(evaluation: dict[str, Any], eps: float) -> dict[str, Any] | None:
-    """Its figures at one radius, with the number of images `n`."""
-    found = (row for row in evaluation["results"] if eps_key(row["eps"]) == eps)
-    return next(({"n": evaluation["n"], **row} for row in found), None)
+    """Its figures at one radius."""
+    return next((row for row in rows_of(evaluation) if eps_key(row["eps"]) == eps), None)
+
+
+def lead(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The row that the line speaks of: of most images, and attacked hardest."""
+    return max(rows_of(evaluation), key=lambda row: (row["n"], effort(row)))
 
 
 def accuracy_at(evaluation: dict[str, Any], eps: float) -> float | None:
@@ -77,11 +87,18 @@ def accuracy_at(evaluation: dict[str, Any], eps: float) -> float | None:
     return None if row is None else row["robust_acc"]
 
 
-def other_images(found: Sequence[tuple[Run, dict[str, Any]]], eps: float) -> str:
-    """` (n 1000)` where this radius was attacked on another number of images than the line says."""
-    rows = [(e["n"], row_at(e, eps)) for _, e in found]
-    counts = sorted({row["n"] for n, row in rows if row and row["n"] != n})
-    return f" (n {', '.join(map(str, counts))})" if counts else ""
+def apart_from_line(found: Sequence[tuple[Run, dict[str, Any]]], eps: float) -> str:
+    """` (n 1000, nb_iter 40)` where this radius was attacked on other images, or in another way, than the line says."""
+    pairs = [(lead(e), row) for _, e in found if (row := row_at(e, eps))]
+    counts = sorted({row["n"] for line, row in pairs if row["n"] != line["n"]})
+    said = [f"n {', '.join(map(str, counts))}"] if counts else []
+    for line, row in pairs:
+        usual, own = way(line), way(row)
+        said += [
+            f"{name} {row['settings'].get(name)}" for name in (*EFFORTS, "eps_iter") if own.get(name) != usual.get(name)
+        ]
+        said += ["not standard"] if is_standard(line) and not is_standard(row) else []
+    return f" ({', '.join(dict.fromkeys(said))})" if said else ""
 
 
 def autoattack_cell(group: Group, n: str) -> str:
@@ -93,13 +110,13 @@ def autoattack_cell(group: Group, n: str) -> str:
     text = "; ".join(
         f"{accuracy} at {eps_text(eps, group.dataset, group.norm)}" for eps, accuracy in row.robust.items()
     )
-    remarks = ([] if row.n == n else [f"n {row.n}"]) + ([] if is_standard(found) else ["not standard AutoAttack"])
+    remarks = ([] if row.n == n else [f"n {row.n}"]) + ([] if all_standard(found) else ["not standard AutoAttack"])
     return text + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def is_standard(found: Sequence[tuple[Run, dict[str, Any]]]) -> bool:
-    """Whether AutoAttack was run as its authors define it."""
-    return all((e.get("settings") or {}).get("standard", True) for _, e in found)
+def all_standard(found: Sequence[tuple[Run, dict[str, Any]]]) -> bool:
+    """Whether AutoAttack was run as its authors define it, at one radius at least; the others are marked."""
+    return all(is_standard(lead(e)) for _, e in found)
 
 
 def count(evaluations: Iterable[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from config import SPLITS
 from errors import UserError
+from evaluations.results import is_standard
 from reports import published, report_training
 from reports.figures import eps_key
 from reports.plot_margins import Margins
@@ -223,7 +224,7 @@ def our_line(entry: Entry, dataset: str, norm: str, radii: Sequence[float]) -> L
     quartiles = margins_of_test_images(run, evaluations, ATTACKS)
     if quartiles is None and entry.margins is not None and entry.own == (dataset, norm):
         quartiles = margins_of_training_images(entry.margins.eps[-1])
-    standard = bool(auto and (auto.get("settings") or {}).get("standard", True))
+    standard = {eps_key(row["eps"]): is_standard({**auto, **row}) for row in auto["results"]} if auto else {}
     name = entry.name
     if run.norm not in (None, norm):
         name += f", trained under {NORMS.get(str(run.norm), run.norm)}"
@@ -239,7 +240,7 @@ def our_line(entry: Entry, dataset: str, norm: str, radii: Sequence[float]) -> L
         rows=rows,
         attack="PGD",
         averages=averages(pgd, rows) if pgd and rows else None,
-        autoattack=[AutoAttack(row.eps, row.robust, row.n, standard) for row in quoted(auto)] if auto else [],
+        autoattack=[AutoAttack(row.eps, row.robust, row.n, standard[row.eps]) for row in quoted(auto)] if auto else [],
         quartiles=quartiles,
         doubts=[f"{e['file']}: {why}" for e in evaluations for why in run.doubts(e)],
         missing=missing(run, norm, evaluations, radii, entry.margins is not None),

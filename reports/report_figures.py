@@ -50,20 +50,6 @@ def clean(evaluation: dict[str, Any]) -> Figure:
     return interval(evaluation["clean_acc"], evaluation.get("clean_ci95"), evaluation["n"])
 
 
-def strength(evaluation: dict[str, Any], row: dict[str, Any]) -> tuple[int, int]:
-    """By which the row to quote is chosen at a radius: most images, then most restarts x steps."""
-    settings = {**(evaluation.get("settings") or {}), **settings_of(row)}
-    said = [row.get(key, settings.get(key)) for key in ("nb_restart", "nb_iter")]
-    work = math.prod(value for value in said if isinstance(value, int))
-    return images_of(evaluation, row), work
-
-
-def settings_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's own; {} where the evaluation's hold for all."""
-    own = row.get("settings")
-    return own if isinstance(own, dict) else {}
-
-
 def images_of(evaluation: dict[str, Any], row: dict[str, Any]) -> int:
     """How many images a row is of: its own number, else the evaluation's."""
     own = row.get("n")
@@ -71,19 +57,14 @@ def images_of(evaluation: dict[str, Any], row: dict[str, Any]) -> int:
 
 
 def quoted(evaluation: dict[str, Any]) -> list[Row]:
-    """One row a radius, ascending: the one of `results` that is to be quoted."""
-    best: dict[float, dict[str, Any]] = {}
-    for row in evaluation.get("results", ()):
-        before = best.get(eps_key(row["eps"]))
-        if before is None or strength(evaluation, row) > strength(evaluation, before):
-            best[eps_key(row["eps"])] = row
+    """Its rows, one a radius, ascending."""
     rows = []
-    for eps, row in sorted(best.items()):
+    for row in sorted(evaluation.get("results", ()), key=lambda row: row["eps"]):
         n = images_of(evaluation, row)
         flags = row.get("flags") or ""
         figure = interval(row["robust_acc"], row.get("ci95"), n)
         split, images = (row.get(key) or evaluation.get(key) for key in ("split", "images"))
-        rows.append(Row(eps, figure, n, flags if len(flags) == n else "", str(split or "test"), images))
+        rows.append(Row(eps_key(row["eps"]), figure, n, flags if len(flags) == n else "", str(split or "test"), images))
     return rows
 
 

@@ -42,7 +42,7 @@ class EvalConfig:
 
 def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
     """The paper's radii; for digits and image folders six up to `max_eps`, the training's d_max."""
-    return GRIDS.get((dataset, norm)) or tuple(max_eps * k / 6 for k in range(1, 7))
+    return GRIDS.get((dataset, norm)) or tuple(round(max_eps * k / 6, 12) for k in range(1, 7))
 
 
 def eval_step_size(dataset: str, norm: str, eps: float) -> float:

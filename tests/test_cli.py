@@ -127,7 +127,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert re.search(r"go on with: \S*python \S*train.py", out) and "--resume" in out
+    assert re.search(r"go on with: \S*python3? \S*train.py", out) and "--resume" in out
     stopped_at = checkpoint.load(part / "last.pt")["step"]
     assert 0 < stopped_at < 60
     subprocess.run([*argv, "--savepath", str(part), "--resume"], check=True, capture_output=True, timeout=120)

@@ -134,6 +134,21 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     assert [row["eps"] for row in again["others"][0]["results"]] == [0.05, 0.1, 0.1], "those of the checkpoint before"
 
 
+def test_a_weak_attack_takes_no_images_from_a_strong_one(here, capsys):
+    """The saved images stay those that break the network; what was asked for and changes nothing is said."""
+    attack = evaluate_on_pgd_attacks.main
+    assert attack(["--model", "a", *SMALL, "--eps", "0.1", "--save_adv"]) == 0
+    strong = result(here / "a", "pgd")["results"][0]["robust_acc"]
+    weak = ["--nb_iter", "1", "--nb_restart", "1", "--eps_iter", "0.001"]
+    assert attack(["--model", "a", *SMALL, *weak, "--eps", "0.1", "--save_adv", "--overwrite"]) == 0
+    figures = {row["settings"]["nb_iter"]: row["robust_acc"] for row in result(here / "a", "pgd")["results"]}
+    assert figures[5] == strong < figures[1]
+    assert transfer.main(["a", "b", *SMALL]) == 0
+    assert result(here / "a")["results"][0]["whitebox_acc"] == strong
+    said = capsys.readouterr().out
+    assert "a: of its saved adversarial images --nb_iter and --nb_restart change nothing" in said
+
+
 def test_images_of_other_sizes_and_splits_are_kept(here):
     for more in ([], ["--test_size", "50"], ["--split", "val", "--test_size", "40"]):
         assert transfer.main(["a", "b", *SMALL, *more]) == 0

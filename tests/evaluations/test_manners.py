@@ -1,5 +1,6 @@
 """The manners of the long evaluations: quiet, a line now and then in a log, closing lines that can be run, `--config`."""
 
+import os
 import re
 import shlex
 import shutil
@@ -49,6 +50,15 @@ def test_quiet_leaves_the_closing_lines(network, name, capsys):
     assert "written: " in out and ("accuracy" in out or "median" in out)
     assert main([*argv, "--overwrite"]) == 0
     assert re.search("at most about|made first|the test radius", capsys.readouterr().out) or name == "transfer"
+
+
+@each_evaluation
+def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(network, name, capsys, monkeypatch):
+    main, argv = argv_of(name, network)
+    before = sorted(network.parent.iterdir())
+    monkeypatch.setattr(os, "access", lambda *given, **more: False)
+    fails(capsys, main, argv, str(network.parent), "copy it into a folder of yours")
+    assert sorted(network.parent.iterdir()) == before
 
 
 @each_evaluation

@@ -300,6 +300,8 @@ def test_the_row_to_quote():
     assert quoted([row(n=9999, split="val"), row()]) == [row()] and quoted([row(split="val")]) == []
     custom = row(standard=False, nb_restart=99)
     assert quoted([custom, row(standard=True)]) == [row(standard=True)]
+    useless = row(nb_restart=99, eps_iter=1e-5) | {"robust_acc": 0.9}
+    assert quoted([useless, row()]) == quoted([row(), useless]) == [row()], "many steps that are too short hide nothing"
 
 
 def test_the_top_is_of_what_is_quoted():
@@ -309,3 +311,17 @@ def test_the_top_is_of_what_is_quoted():
     found = content_of(head, rows)
     assert (found["n"], found["avg_rob_acc"], found["sanity"]) == (100, 0.5, checks[1])
     assert found["results"] == rows and "eps_iter" not in found["settings"]
+
+
+def test_a_failed_check_counts_for_all_radii_attacked_in_that_way():
+    """Though the row that carries it is not the one that is quoted at its radius."""
+    failed = {"a": {"ok": False, "value": "bad"}}
+    weak = {"nb_iter": 1, "nb_restart": 1}
+    rows = [
+        row(eps=0.1, **weak, eps_iter=0.025),
+        row(eps=0.2, **weak, eps_iter=0.05) | {"sanity": failed, "robust_acc": 0.9},
+    ]
+    strong = row(eps=0.2, eps_iter=0.05) | {"sanity": {"a": {"ok": True, "value": ""}}}
+    head = Head("pgd", "Linf", "abc", "digits")
+    assert content_of(head, [*rows, strong])["sanity"] == failed
+    assert content_of(head, [row(eps=0.1, eps_iter=0.025), rows[1], strong])["sanity"]["a"]["ok"]

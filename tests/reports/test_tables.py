@@ -223,6 +223,33 @@ def test_strongest_of_white_box_and_transferred(run):
         assert row["robust_acc"] == left and row["ci95"][0] < left < row["ci95"][1]
 
 
+def test_radii_attacked_in_another_way_are_marked(run):
+    """Each cell says in what it differs from the line, and nothing is averaged over two ways."""
+    usual, less = {"nb_iter": 100, "nb_restart": 10}, {"nb_iter": 1, "nb_restart": 1}
+    pgd = accuracies(robust={0.1: 0.9, 0.3: 0.5})
+    for row, settings in zip(pgd["results"], (less, usual), strict=True):
+        row["settings"] = settings | {"eps_iter": row["eps"] / 40}
+    rows, _ = tables(run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=pgd))
+    line = rows["MMA-0.45", "white-box PGD"]
+    assert (line["ε = 0.1"], line["ε = 0.3"]) == ("90.0 (nb_restart 1, nb_iter 1)", "50.0")
+    assert line["AvgAcc"] == line["AvgRobAcc"] == "–"
+    pgd["results"][0]["settings"] = usual | {"eps_iter": 1e-5}
+    rows, _ = tables(run("mnist-Linf-MMA-0.45-sd1", pgd_Linf=pgd))
+    line = rows["MMA-0.45", "white-box PGD"]
+    assert line["ε = 0.3"] == "50.0 (eps_iter 0.0075)" and line["AvgAcc"] == "–", (
+        "of two equal in effort the line speaks of the first"
+    )
+
+
+def test_a_list_of_attacks_is_not_called_autoattack_at_any_radius(run):
+    auto = accuracies(robust={0.1: 0.9, 0.2: 0.8})
+    for row, standard in zip(auto["results"], (True, False), strict=True):
+        row["settings"] = {"standard": standard}
+    auto["settings"] = {"standard": True}
+    rows, _ = tables(run("mnist-Linf-MMA-0.45-sd0", pgd_Linf=accuracies(), autoattack_Linf=auto))
+    assert rows["MMA-0.45", "white-box PGD"]["AutoAttack"] == "90.0 at 0.1; 80.0 (not standard) at 0.2"
+
+
 def test_distances_with_the_published_ones(run):
     cw = {
         "n": 1000,
