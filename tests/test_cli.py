@@ -19,6 +19,7 @@ from errors import UserError
 from evaluations import white_box
 from evaluations.pgd_partial import Partial
 from records import checkpoint
+from records.progress import Teller
 from support import ROOT
 
 
@@ -138,6 +139,17 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
     assert np.array_equal(np.load(whole / "margins.npy"), np.load(part / "margins.npy"))
     best = [checkpoint.load(folder / "model_best.pt") for folder in (whole, part)]
     assert checkpoint.digest(best[0]["model"]) == checkpoint.digest(best[1]["model"])
+
+
+def test_a_signal_is_heeded_from_the_first_line_on(tmp_path, capsys, monkeypatch):
+    def say(teller, text):
+        print(text)
+        if "steps in all" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Teller, "note", say)
+    assert train.main([*SMALL, "--max_steps", "30", "--savepath", str(tmp_path / "run")]) == 130
+    assert "state saved; go on with: " in capsys.readouterr().out
 
 
 def test_resume_cuts_back_what_was_written_after_the_last_save(run):
@@ -311,9 +323,10 @@ def test_ones_own_network(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "own"
     argv = [*SMALL, "--max_steps", "8", "--savepath", str(folder), "--network", "my_nets:net"]
     assert train.main(argv) == 0
-    capsys.readouterr()
+    shown = capsys.readouterr().out.split("evaluate_on_pgd_attacks.py")[1].split()
+    assert shown == ["--model", str(folder), "--network", "my_nets:net"]
     fails(capsys, evaluate_on_pgd_attacks.main, ["--model", folder, *ATTACK], "--network my_nets:net")
-    assert evaluate_on_pgd_attacks.main(["--model", str(folder), *ATTACK, "--network", "my_nets:net"]) == 0
+    assert evaluate_on_pgd_attacks.main([*shown, *ATTACK]) == 0
     fails(
         capsys,
         train.main,
