@@ -176,7 +176,7 @@ def card(folder: Path) -> str:
     :raises UserError: if the folder holds no run.
     """
     stored, run = read_config(folder), read_run(folder, SPLITS)
-    config = stored_config(stored)
+    config = stored_config(stored, folder / "config.json")
     name, environment = folder.resolve().name, stored.get("environment") or {}
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None

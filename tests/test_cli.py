@@ -18,8 +18,9 @@ from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
 from evaluations import white_box
 from evaluations.pgd_partial import Partial
-from records import checkpoint
+from records import checkpoint, resume
 from records.progress import Teller
+from records.runlog import RunFolder
 from support import ROOT
 
 
@@ -179,6 +180,28 @@ def test_resume_falls_back_to_the_previous_checkpoint(run, capsys, damage):
     assert "warning" in capsys.readouterr().err
     assert rows(run) == expected
     assert checkpoint.digest(checkpoint.load(run / "last.pt")["model"]) == checkpoint.digest(model)
+
+
+def test_two_damaged_states_are_both_named_and_nothing_is_asked_to_be_removed(run, capsys):
+    for name in ("last.pt", "last.prev.pt"):
+        (run / name).write_bytes(b"<html>")
+    before = files(run)
+    argv = [*SMALL, "--max_steps", "40", "--resume", "--savepath", run]
+    fails(capsys, train.main, argv, run / "last.pt", run / "last.prev.pt", "another --savepath", f"move {run} away")
+    assert files(run) == before
+    with pytest.raises(UserError) as error:
+        resume.usable_state(RunFolder(run), print)
+    assert "remove" not in str(error.value) and "another file" not in str(error.value).replace("kind of", "")
+
+
+def test_lost_rows_are_said(run, capsys):
+    argv = [*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]
+    (run / "metrics.jsonl").unlink()
+    assert train.main(argv) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert f"{run / 'metrics.jsonl'}: not there" in line and "up to step 30 are lost" in line
+    assert train.main([*argv, "--max_steps", "44"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_attack(run, capsys):
@@ -484,8 +507,6 @@ def test_a_folder_that_is_a_file(tmp_path, capsys):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, capsys):
-    from records.runlog import RunFolder
-
     before = files(run)
     other = subprocess.Popen(
         [
