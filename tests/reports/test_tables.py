@@ -310,6 +310,9 @@ def test_tables_on_the_command_line(run, capsys, tmp_path):
     assert make_tables.main([str(folder), "--out", "page.md"]) == 0
     assert "| STD [1]" in (tmp_path / "page.md").read_text()
     fails(capsys, make_tables.main, [tmp_path / "none"], tmp_path / "none", "not there")
+    fails(capsys, make_tables.main, [tmp_path / "page.md"], tmp_path / "page.md", "is a file")
+    capsys.readouterr()
+    assert make_tables.main([str(tmp_path / "page.md"), str(folder)]) == 0 and "| STD [1]" in capsys.readouterr().out
     fails(capsys, make_tables.main, [folder, "--out", tmp_path / "no" / "page.md"], "cannot be written")
     fails(capsys, make_tables.main, [], "required")
 
