@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     spent = since_start() if argv is None else 0.0
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
+    if config.savepath == "":
+        raise UserError("--savepath: is empty: name a folder, or leave it out")
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
         place = Place(folder, world, device, Teller(world.is_first, config.quiet))

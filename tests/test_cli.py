@@ -572,7 +572,8 @@ def test_more_refusals_before_training(tmp_path, capsys):
             [*SMALL, "--savepath", tmp_path / "no", "--network", "nets2:bn", "--batch_size", size],
             "BatchNorm",
         )
-    assert not (tmp_path / "no").exists()
+    fails(capsys, train.main, [*SMALL, "--max_steps", "1", "--savepath", ""], "--savepath: is empty")
+    assert not (tmp_path / "no").exists() and not (tmp_path / "trained_models").exists()
 
 
 def test_damaged_side_files_are_named(run, capsys):
