@@ -165,6 +165,16 @@ def test_most_pages_hold_commands():
     assert len(WRITTEN) >= 40
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md", "docs/evaluation.md"])
+def test_runs_in_examples_are_in_the_clone(page):
+    """Or the line says what makes them."""
+    lines = [line for block in blocks("bash", PAGES[page]) for line in block.splitlines()]
+    named = [(name, line) for line in lines for name in re.findall(r"(?<!into )trained_models/[\w.*-]+", line)]
+    assert len(named) >= 1
+    for name, line in named:
+        assert list(ROOT.glob(name)) or "once scripts/" in line, name
+
+
 PROGRAMS = [
     str(path.relative_to(ROOT))
     for path in MODULES.values()
