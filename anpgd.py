@@ -165,11 +165,12 @@ class AnPgd:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        start_eps: Tensor,
+        start_eps: float | Tensor,
         noise: Tensor | None = None,
         clean_loss: Tensor | None = None,
     ) -> Shortest:
-        """(B, ...), (B,), (B,) -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`."""
+        """(B, ...), (B,), (B,) or one number -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`."""
+        start_eps = as_rows(start_eps, x)
         x_pgd = self.attack(model, x, y, start_eps, noise)
         direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
         eps, beyond = self.search(model, x, y, direction, start_eps, clean_loss)
@@ -201,4 +202,4 @@ def anpgd(
     """
     inner = InnerPgd(norm, steps, attack_loss_fn, step_scale, attack)
     found = AnPgd(inner, Search(search_loss_fn, max_eps, search_steps, search))
-    return found(model, x, y, as_rows(start_eps, x), noise)
+    return found(model, x, y, start_eps, noise)

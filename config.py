@@ -113,7 +113,7 @@ class Config:
     best_by: str = opt(
         "mean_margin", "figure of the validation images by which model_best.pt is chosen", tuple(BEST_BY)
     )
-    check_size: int | None = opt(None, "validation images of the check (default: all)")
+    check_size: int | None = opt(None, "validation images of the check, at most (default: all)")
     test_at_end: bool = opt(False, "check the test images after the last step only")
     train_size: int | None = opt(None, "training images used (default: all that are not validation)")
     val_size: int | None = opt(5000, "validation images (default for image folders: 10 %% of the training images)")

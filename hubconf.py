@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,14 +76,22 @@ def mma_objective(
 def anpgd(norm: str, max_eps: float, steps: int = 40, search_steps: int = 10) -> AnPgd:
     """AN-PGD as an attack: `found = anpgd(model, x, y, eps)` gives `found.eps` (B,), each image's margin, and `found.x_adv`.
 
-    x (B, ...) in [0, 1] and classified right, y (B,), eps (B,): the radius that PGD starts from. norm: Linf or L2. max_eps:
-    the end of the search. steps: of PGD. search_steps: halvings of [0, max_eps].
+    x (B, ...) in [0, 1] and classified right, y (B,), eps (B,) or one number: the radius that PGD starts from. norm: Linf
+    or L2. max_eps: the end of the search. steps: of PGD. search_steps: halvings of [0, max_eps].
+
+    :raises ValueError: for a setting that means nothing.
     """
     with _our_modules():
         from anpgd import AnPgd, Search
         from losses import logit_margin, soft_logit_margin
-        from pgd import InnerPgd
+        from pgd import GEOMETRY, InnerPgd
 
+        if norm not in GEOMETRY:
+            raise ValueError(f"norm {norm!r}: choose one of {', '.join(GEOMETRY)}")
+        if not 0 < max_eps < math.inf or steps < 1 or search_steps < 1:
+            raise ValueError(
+                f"max_eps {max_eps:g}: must be above 0 and finite; steps {steps}, search_steps {search_steps}: at least 1"
+            )
         return AnPgd(InnerPgd(norm, steps, soft_logit_margin), Search(logit_margin, max_eps, search_steps))
 
 

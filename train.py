@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     spent = since_start() if argv is None else 0.0
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
+    if config.savepath == "":
+        raise UserError("--savepath: is empty: name a folder, or leave it out")
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
         place = Place(folder, world, device, Teller(world.is_first, config.quiet))
@@ -82,10 +84,11 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
     recorder: RunRecorder | Silent = world.from_first_only(
         lambda: resume.prepare(folder, trainer, found.state, environment_of(trainer)), Silent()
     )
-    place.teller.note(opening(trainer, place, going_on=found.state is not None))
     try:
-        with recorder, StopSignals(world.largest, launched=is_launched()) as stop, trainer.batches:
-            finished = trainer.run(recorder, stop, deadline)
+        with StopSignals(world.largest, launched=is_launched()) as stop:
+            place.teller.note(opening(trainer, place, going_on=found.state is not None))
+            with recorder, trainer.batches:
+                finished = trainer.run(recorder, stop, deadline)
     except NotFinite as error:
         if world.is_first:
             remedy = "lower --lr or mend the data, then start in another --savepath"
@@ -119,17 +122,19 @@ def opening(trainer: Trainer, place: Place, going_on: bool) -> str:
 
 def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     """What came out, where it lies, what to run next."""
-    by_margin = trainer.config.best_by == "mean_margin"
+    config = trainer.config
+    by_margin = config.best_by == "mean_margin"
     best = (
         f"mean validation margin {trainer.best:.4f}" if by_margin else f"robust validation accuracy {trainer.best:.2%}"
     )
+    named = [] if is_built_in(config.network) else ["--network", config.network]  # code runs only where it is named
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
         f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
         f"best {best}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
-        f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path))}"
+        f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path), *named)}"
     )
 
 

@@ -11,16 +11,19 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "processes")]
 
 import test_distributed as shared
 import torch
 
 import ranks
+from errors import exits_on_user_error
+from flags import Parser
 from ranks import in_processes
 from records import checkpoint
 
@@ -105,7 +108,10 @@ def evaluation(folder: Path, name: str) -> list[list[str]]:
     ]
 
 
-def main() -> int:
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print. Returns the exit status."""
+    Parser(description="What several processes compute against one.", allow_abbrev=False).parse(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, network in NETWORKS.items():

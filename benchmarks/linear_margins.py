@@ -6,6 +6,7 @@ python benchmarks/linear_margins.py
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from anpgd import anpgd
+from errors import exits_on_user_error
+from flags import Parser
 from losses import soft_logit_margin
 from utils import generator
 
@@ -63,7 +66,10 @@ def largest_errors(norm: str, random_start: bool) -> tuple[float, float, float]:
     return float(-error.min()), float(error.max()), float((error / margin).max())
 
 
-def main() -> int:
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print. Returns the exit status."""
+    Parser(description="AN-PGD against the closed form on linear classifiers.", allow_abbrev=False).parse(argv)
     print(
         f"{COUNT} points, {PIXELS} pixels, N = {STEPS}, K = {SEARCH_STEPS}, eps_max = {MAX_EPS}: "
         f"the bisection's bracket is eps_max / 2^K = {MAX_EPS / 2**SEARCH_STEPS:.2e}"

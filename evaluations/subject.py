@@ -98,7 +98,7 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     :raises UserError: if the checkpoint, the data or the network do not fit each other.
     """
     file = load_model_file(flags.model)
-    stored = stored_config(file.config) if file.config else None
+    stored = stored_config(file.config, f"checkpoint {file.path}") if file.config else None
     dataset, norm = (_named(name, getattr(flags, name), stored, file.path) for name in ("dataset", "norm"))
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network

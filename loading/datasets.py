@@ -119,7 +119,8 @@ def _parts(name: str, labels: np.ndarray, val_size: int | None, seed: int) -> tu
     if name in ("mnist", "cifar10"):
         val, rest = np.split(np.arange(count), [size])
         return val, rest
-    return _stratified(labels, size, "val_size", 0 if name == "digits" else mixed_seed(seed, SPLIT))
+    asked = f"--val_size {size}" if val_size else f"--val_size is not given and a tenth of the images is {size}"
+    return _stratified(labels, size, asked, 0 if name == "digits" else mixed_seed(seed, SPLIT))
 
 
 class TestSplit(NamedTuple):
@@ -188,20 +189,22 @@ def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int, flag: str
     """The first `size` of `rows`; in an image folder, sorted by class, a fixed stratified selection of them."""
     if name != "imagefolder" or size in (0, len(rows)):
         return rows[:size]
-    chosen, _ = _stratified(labels[rows], size, flag, 0)
+    chosen, _ = _stratified(labels[rows], size, f"--{flag} {size}", 0)
     selection: np.ndarray = rows[np.sort(chosen)]
     return selection
 
 
-def _stratified(labels: np.ndarray, size: int, flag: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a stratified selection of `size` labels, and the rows left."""
+def _stratified(labels: np.ndarray, size: int, asked: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a stratified selection of `size` labels, and the rows left. asked: who wants so many, for an error."""
     try:
         chosen, left = train_test_split(
             np.arange(len(labels)), train_size=size, stratify=labels, random_state=seed % 2**32
         )
-    except ValueError as error:
+    except ValueError:
+        counts = np.unique(labels, return_counts=True)[1]
         raise UserError(
-            f"--{flag} {size}: cannot be drawn with every class in it ({error}): choose another size, or add images to the smallest class"
+            f"{asked}: of {len(labels)} images in {len(counts)} classes, {counts.min()} in the smallest, these cannot be drawn "
+            "with every class in both parts: choose another size, or add images to the smallest class"
         ) from None
     return chosen, left
 

@@ -25,6 +25,8 @@ from errors import UserError
 from utils import write_atomically
 
 CHECKSUM = "checksum"
+ANOTHER = "name another file"
+PICKLED = (b"PK", b"\x80")  # how what torch writes begins: a zip file, or a pickle of before
 NOTHING: Mapping[str, type] = MappingProxyType({})
 
 
@@ -109,7 +111,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"checkpoint {path}: cannot be read ({reason}): name another file") from None
+        raise UserError(f"checkpoint {path}: cannot be read ({reason}): {ANOTHER}") from None
 
 
 def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict[str, Any]:
@@ -117,14 +119,11 @@ def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict
         with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails anywhere in torch's reader
-        reason = (
-            "it asks to run code, which is refused"
-            if "GLOBAL" in str(error) or "Unsupported" in str(error)
-            else ("truncated, damaged, or another kind of file")
-        )
-        raise UserError(f"checkpoint {path}: not tensors and plain values ({reason}): name another file") from None
+        asks = raw.startswith(PICKLED) and ("GLOBAL" in str(error) or "Unsupported" in str(error))
+        reason = "it asks to run code, which is refused" if asks else "truncated, damaged, or another kind of file"
+        raise UserError(f"checkpoint {path}: not tensors and plain values ({reason}): {ANOTHER}") from None
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: name another file")
+        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: {ANOTHER}")
     if CHECKSUM in content:
         expected = content.pop(CHECKSUM)
         try:
@@ -132,13 +131,13 @@ def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict
         except Exception:  # what is not ours may hold anything: sparse tensors, a list that holds itself
             intact = False
         if not intact:
-            raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: name another file")
+            raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: {ANOTHER}")
     elif needed:
-        raise UserError(f"checkpoint {path}: not written by this program, it has no checksum: name another file")
+        raise UserError(f"checkpoint {path}: not written by this program, it has no checksum: {ANOTHER}")
     for key, kind in needed.items():
         if not isinstance(content.get(key), kind):
             found = f"{key!r} is a {type(content[key]).__name__}" if key in content else f"it has no {key!r}"
-            raise UserError(f"checkpoint {path}: not what is needed here, {found}: name another file")
+            raise UserError(f"checkpoint {path}: not what is needed here, {found}: {ANOTHER}")
     return content
 
 
@@ -180,7 +179,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     """:raises UserError: naming the first tensor that is missing, too many, of another shape or kind, or not finite."""
     own = model.state_dict()
     if odd := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
-        raise UserError(f"checkpoint {path}: {odd[0]} is not a plain tensor: name another file")
+        raise UserError(f"checkpoint {path}: {odd[0]} is not a plain tensor: {ANOTHER}")
     for key in [*own, *weights]:
         found, wanted = (tuple(d[key].shape) if key in d else None for d in (weights, own))
         if found != wanted:

@@ -71,7 +71,7 @@ def load_pretrained(name: str) -> Pretrained:
         )
     if file.config is None:
         raise UserError(f"checkpoint {path}: does not say what network it is: name one that train.py wrote")
-    return Pretrained(path, file.sha256, file.weights, stored_config(file.config))
+    return Pretrained(path, file.sha256, file.weights, stored_config(file.config, f"checkpoint {path}"))
 
 
 def recorded_hashes() -> dict[Path, str]:

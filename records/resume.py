@@ -72,7 +72,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         )
     stored = folder.read_config()
     if stored is not None:
-        refuse_differences(config, stored_config(stored), folder)
+        refuse_differences(config, stored_config(stored, folder.config_file), folder)
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
         return Found(finished=True)
@@ -81,12 +81,14 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         return Found(finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
     if state is not None:
-        refuse_differences(config, stored_config(state["config"]), folder)
+        refuse_differences(config, stored_config(state["config"], f"last state in {folder.path}"), folder)
     elif folder.best.exists() or folder.checked_steps():
         raise UserError(
             f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
-            "--savepath, or remove that folder to start again"
+            "--savepath, or move that folder away"
         )
+    if state is not None and state["step"] and not folder.metrics_file.exists():
+        warn(f"warning: {folder.metrics_file}: not there: the rows and margins up to step {state['step']} are lost")
     return Found(state)
 
 
@@ -104,7 +106,7 @@ def usable_state(folder: RunFolder, warn: Warn) -> State | None:
         try:
             state = checkpoint.load(path, needed=STATE_KEYS)
         except UserError as error:
-            damage.append(error)
+            damage.append(str(error).removesuffix(f": {checkpoint.ANOTHER}"))
             continue
         if path == folder.previous:
             warn(f"warning: {damage[0] if damage else 'no last.pt'}; going on from {path} at step {state['step']}")
@@ -112,7 +114,10 @@ def usable_state(folder: RunFolder, warn: Warn) -> State | None:
                 folder.last.replace(folder.path / "last.damaged.pt")
         return state
     if damage:
-        raise UserError(f"--resume: {damage[0]}, and there is no earlier one: remove {folder.path} to start again")
+        raise UserError(
+            f"--resume: {'; '.join(damage)}: nothing is left to go on from: choose another --savepath, "
+            f"or move {folder.path} away; what else is in it is untouched"
+        )
     return None
 
 

@@ -12,7 +12,7 @@ from errors import UserError
 from presets import USES, recipe_values
 from records.reading import parse_json
 
-OF_ONE_RUN = ("savepath", "resume", "environment")  # in a config.json
+OF_ONE_RUN = ("savepath", "resume", "max_minutes", "quiet", "environment")  # in a config.json
 
 
 def read_settings(name: str) -> dict[str, typing.Any]:

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from errors import exits_on_user_error
+from errors import UserError, exits_on_user_error
 from evaluations.others import GRADIENT_FREE, STRONGER, gaps
 from flags import Parser
 from reports.groups import Group
@@ -74,8 +74,12 @@ def protocol(evaluation: dict[str, Any]) -> dict[str, Any]:
 def make_page(folders: Sequence[Path]) -> tuple[str, list[str]]:
     """The Markdown, and a line for each file that cannot be read.
 
-    :raises UserError: if a folder is not there.
+    :raises UserError: if a folder is not there, or all are files.
     """
+    if not any(
+        folder.is_dir() or not folder.exists() for folder in folders
+    ):  # files beside folders, as of a *, are left out
+        raise UserError(f"run folder {folders[0]}: is a file: name folders that train.py made")
     runs = [run for run in map(read_run, dict.fromkeys(folders)) if run.folder.is_dir()]
     grouped: dict[tuple[str, str], dict[tuple[Any, ...], list[Run]]] = {}
     for run in runs:

@@ -56,6 +56,7 @@ NOT_SAID = {
     "save_interval",
     "tensorboard",
 }
+MADE = "*Made by `python reports/model_card.py "  # how a card's third line begins
 OF_ROW = ("n", "split", "clean_acc", "clean_ci95", "settings", "seed")
 EFFORTS = ("nb_iter", "nb_restart", "queries", "steps", "attacks")
 
@@ -175,7 +176,7 @@ def card(folder: Path) -> str:
     :raises UserError: if the folder holds no run.
     """
     stored, run = read_config(folder), read_run(folder, SPLITS)
-    config = stored_config(stored)
+    config = stored_config(stored, folder / "config.json")
     name, environment = folder.resolve().name, stored.get("environment") or {}
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None
@@ -204,7 +205,7 @@ def card(folder: Path) -> str:
     lines = [
         f"# {name}",
         "",
-        f"*Made by `python reports/model_card.py {shlex.quote(str(run.shown))}` from the files beside it; not to be edited.*",
+        f"{MADE}{shlex.quote(str(run.shown))}` from the files beside it; not to be edited.*",
         "",
         f"{what}. A network of this re-implementation, not of the paper's authors.",
         "",
@@ -225,6 +226,12 @@ def card(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refuse_others(path: Path) -> None:
+    """:raises UserError: if there is a README.md, and this program did not write it."""
+    if path.exists() and MADE not in path.read_text(errors="replace"):
+        raise UserError(f"{path}: not written by this program: move it away, or copy the run into another folder")
+
+
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the cards. Returns the exit status."""
@@ -232,8 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     for run in parser.parse(argv)["runs"]:
         path = Path(run) / "README.md"
-        text = card(Path(run))
         try:
+            refuse_others(path)
+            text = card(Path(run))
             write_atomically(path, text.encode())
         except OSError as error:
             raise UserError(

@@ -6,6 +6,7 @@ python reports/plot_idea.py
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from anpgd import anpgd
+from errors import exits_on_user_error
+from flags import Parser
 from losses import cross_entropy, soft_logit_margin
 
 FIXED_EPS = 0.1
@@ -41,7 +44,10 @@ def toy() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, x, y
 
 
-def main() -> int:
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write. Returns the exit status."""
+    Parser(description="Draw docs/idea.png.", allow_abbrev=False).parse(argv)
     model, x, y = toy()
     shown = torch.arange(0, 200, 13)
     margins = anpgd(

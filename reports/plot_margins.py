@@ -2,7 +2,8 @@
 
 python reports/plot_margins.py RUN RUN ... [--out PATH]
 
-Reads each run's margins.npy, the radius that AN-PGD found for each training image; writes PATH.png and PATH.pdf.
+Reads each run's margins.npy, the radius that AN-PGD found for each training image; writes PATH.png and PATH.pdf. A run
+without margins is left out, and a line says why.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ class Margins:
 def read_margins(run: Path, config: dict[str, Any]) -> Margins:
     """:raises UserError: if the run has none, or the file is damaged."""
     path = run / "margins.npy"
-    remedy = "only MMA and OMMA training record margins; name such a run"
+    recorded = config.get("method", "mma") in ("mma", "omma")
+    reason = "this copy of the run is without it" if recorded else "only MMA and OMMA training record margins"
     try:
         eps = reading.read_margins(path).astype(np.float32)
     except FileNotFoundError:
-        raise UserError(f"{path}: not there: {remedy}") from None
+        raise UserError(f"{path}: not there, {reason}: name another run, or train it anew") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}): leave this run out") from None
     if not eps.size:
         raise UserError(f"{path}: of shape {eps.shape}, not (checks, training images): leave this run out")
     if not eps.any():
-        raise UserError(f"{path}: every margin in it is 0: {remedy}")
+        raise UserError(
+            f"{path}: every margin in it is 0, as no image was right when it was trained on: name another run, or train it longer"
+        )
     return Margins(eps, epochs_of_checks(run, config, *eps.shape), config.get("hinge_maxeps") or np.nan)
 
 
@@ -102,28 +106,47 @@ def draw_training(panel: Axes, found: dict[str, Margins], scale: float) -> None:
             panel.plot(margins.epochs, edge, linewidth=0.7, color=look["color"], linestyle=look["linestyle"])
 
 
+def those_with_margins(configs: dict[Path, dict[str, Any]]) -> dict[Path, Margins]:
+    """The runs that have margins; of each other one a line says why it is left out.
+
+    :raises UserError: if none has.
+    """
+    found, reasons = {}, []
+    for run, config in configs.items():
+        try:
+            found[run] = read_margins(run, config)
+        except UserError as error:
+            reasons.append(error)
+    if not found:
+        raise reasons[0]
+    for reason in reasons:
+        print(f"warning: left out: {reason}", file=sys.stderr)
+    return found
+
+
 def draw(runs: Sequence[Path]) -> tuple[Figure, str]:
     """The picture, and what to call it.
 
-    :raises UserError: if a run has no margins, or they do not go together.
+    :raises UserError: if no run has margins, or they do not go together.
     """
     configs = {run: read_config(run) for run in runs}
-    names = labels(runs)
+    names = dict(zip(runs, labels(runs), strict=True))
+    margins = those_with_margins(configs)
     dataset = common_images(configs)
     norm = common("norm", {run: str(config.get("norm")) for run, config in configs.items()})
-    found = {name: read_margins(run, configs[run]) for name, run in zip(names, runs, strict=True)}
+    found = {names[run]: of_run for run, of_run in margins.items()}
     scale = 255 if in_255ths(dataset, norm) else 1
-    figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(runs))), layout="constrained")
+    figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(found))), layout="constrained")
     halves: Any = figure.subfigures(1, 2)
     left, right = halves
-    panels = left.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    panels = left.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     draw_end(panels, found, scale)
     training = right.subplots()
     draw_training(training, found, scale)
     unit = "1/255 of the range of pixel values" if scale == 255 else "images in [0, 1]"
-    margin = f"margin: {NORMS.get(norm, norm)} distance ({unit})"
-    panels[-1].set(xlabel=margin, xlim=(0, None))
-    training.set(xlabel="epoch", ylabel=margin, ylim=(0, None))
+    axis = f"margin: {NORMS.get(norm, norm)} distance ({unit})"
+    panels[-1].set(xlabel=axis, xlim=(0, None))
+    training.set(xlabel="epoch", ylabel=axis, ylim=(0, None))
     training.legend(loc="upper left", bbox_to_anchor=(0, -0.12), fontsize="small", handlelength=4)
     left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
     right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")

@@ -37,6 +37,7 @@ from reports.results import read_run
 from utils import generator, write_atomically
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
+ENDINGS = (".safetensors", ".pt", ".json", ".onnx")
 EXTRAS = "requirements/export.txt"
 
 
@@ -46,10 +47,18 @@ class Export(NamedTuple):
     source: Pretrained
     model: nn.Module  # in eval mode
     images: Tensor  # (B, C, H, W)
-    out: Path  # without ending
+    out: Path  # with or without ending
 
     def file(self, ending: str) -> Path:
-        return self.out.with_name(self.out.name + ending)
+        """`out` with this ending.
+
+        :raises UserError: if it is there.
+        """
+        stem = self.out.stem if self.out.suffix in ENDINGS else self.out.name
+        file = self.out.with_name(stem + ending)
+        if file.exists():
+            raise UserError(f"--out {file}: there already: remove it, or name another")
+        return file
 
     def compare(self, logits: Tensor, file: Path) -> None:
         """:raises UserError: if what was read back is another function than the network."""
@@ -73,7 +82,10 @@ def built(source: Pretrained, size: int | None) -> nn.Module:
     :raises UserError: if it is not a built-in one.
     """
     if not is_built_in(source.config.network):
-        raise UserError(f"network {source.config.network}: is code of yours: export it there")
+        raise UserError(
+            f"network {source.config.network}: is code of yours, which is not run here: make it in a script of yours, fill it "
+            'with torch.hub.load(…, "mma", name=RUN, network=…) and save it from there'
+        )
     channels, height, width, classes = shape_of(source.weights)
     return build_model(
         source.config.network, channels, size or height, size or width, classes, source.config.activation
@@ -218,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Write a trained network in a format of the field.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a committed run by name, or a run folder or checkpoint by its path")
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="format")
-    parser.add_argument("--out", metavar="PATH", help="file, without ending (default: runs/<run>)")
+    parser.add_argument("--out", metavar="PATH", help="file (default: runs/<run> and the ending)")
     parser.add_argument("--size", type=whole, help="side of the images (default: what the weights say, else 32)")
     given = parser.parse(argv)
     source = load_pretrained(given["run"])

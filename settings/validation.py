@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ POSITIVE = (
         "rest_interval",
     ),
 )
+MEND = "mend it, or use another file"
 RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
 
 
@@ -129,10 +131,10 @@ def require_positive(config: object, names: Sequence[str]) -> None:
             raise UserError(f"--{name} {value:g}: must be above 0")
 
 
-def stored_config(values: dict[str, Any]) -> Config:
-    """The config a checkpoint or config.json carries; fields it lacks take the preset's value.
+def stored_config(values: dict[str, Any], where: object = "stored config") -> Config:
+    """The config a checkpoint or config.json carries; fields it lacks take the preset's value. where: the file they are from.
 
-    :raises UserError: if the values are not those of a config.
+    :raises UserError: if the values are not those of a config, naming the file.
     """
     names = {f.name for f in dataclasses.fields(Config)}
     try:
@@ -142,8 +144,12 @@ def stored_config(values: dict[str, Any]) -> Config:
         config = replace(config, method=config.objective)
         _check_types(config)
         validate(config)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"stored config: not one of this program ({error!r}): use another file") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except KeyError:
+        raise UserError(f"{where}: its dataset, norm or lr is missing or unknown: {MEND}") from None
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: not the settings of a run ({error}): {MEND}") from None
     return config
 
 
@@ -160,4 +166,4 @@ def _check_types(config: Config) -> None:
         if isinstance(value, int | float):
             of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
         if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
-            raise ValueError(f"{f.name} = {value!r}")
+            raise ValueError(f"{f.name} is {json.dumps(value, default=str)}")

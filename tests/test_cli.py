@@ -18,7 +18,9 @@ from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
 from evaluations import white_box
 from evaluations.pgd_partial import Partial
-from records import checkpoint
+from records import checkpoint, resume
+from records.progress import Teller
+from records.runlog import RunFolder
 from support import ROOT
 
 
@@ -140,6 +142,17 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):
     assert checkpoint.digest(best[0]["model"]) == checkpoint.digest(best[1]["model"])
 
 
+def test_a_signal_is_heeded_from_the_first_line_on(tmp_path, capsys, monkeypatch):
+    def say(teller, text):
+        print(text)
+        if "steps in all" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Teller, "note", say)
+    assert train.main([*SMALL, "--max_steps", "30", "--savepath", str(tmp_path / "run")]) == 130
+    assert "state saved; go on with: " in capsys.readouterr().out
+
+
 def test_resume_cuts_back_what_was_written_after_the_last_save(run):
     """Rows, margins and half a line beyond last.pt, as after a kill, are forgotten and written anew."""
     expected = rows(run)
@@ -167,6 +180,28 @@ def test_resume_falls_back_to_the_previous_checkpoint(run, capsys, damage):
     assert "warning" in capsys.readouterr().err
     assert rows(run) == expected
     assert checkpoint.digest(checkpoint.load(run / "last.pt")["model"]) == checkpoint.digest(model)
+
+
+def test_two_damaged_states_are_both_named_and_nothing_is_asked_to_be_removed(run, capsys):
+    for name in ("last.pt", "last.prev.pt"):
+        (run / name).write_bytes(b"<html>")
+    before = files(run)
+    argv = [*SMALL, "--max_steps", "40", "--resume", "--savepath", run]
+    fails(capsys, train.main, argv, run / "last.pt", run / "last.prev.pt", "another --savepath", f"move {run} away")
+    assert files(run) == before
+    with pytest.raises(UserError) as error:
+        resume.usable_state(RunFolder(run), print)
+    assert "remove" not in str(error.value) and "another file" not in str(error.value).replace("kind of", "")
+
+
+def test_lost_rows_are_said(run, capsys):
+    argv = [*SMALL, "--max_steps", "40", "--resume", "--savepath", str(run)]
+    (run / "metrics.jsonl").unlink()
+    assert train.main(argv) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert f"{run / 'metrics.jsonl'}: not there" in line and "up to step 30 are lost" in line
+    assert train.main([*argv, "--max_steps", "44"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_attack(run, capsys):
@@ -311,9 +346,10 @@ def test_ones_own_network(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "own"
     argv = [*SMALL, "--max_steps", "8", "--savepath", str(folder), "--network", "my_nets:net"]
     assert train.main(argv) == 0
-    capsys.readouterr()
+    shown = capsys.readouterr().out.split("evaluate_on_pgd_attacks.py")[1].split()
+    assert shown == ["--model", str(folder), "--network", "my_nets:net"]
     fails(capsys, evaluate_on_pgd_attacks.main, ["--model", folder, *ATTACK], "--network my_nets:net")
-    assert evaluate_on_pgd_attacks.main(["--model", str(folder), *ATTACK, "--network", "my_nets:net"]) == 0
+    assert evaluate_on_pgd_attacks.main([*shown, *ATTACK]) == 0
     fails(
         capsys,
         train.main,
@@ -471,8 +507,6 @@ def test_a_folder_that_is_a_file(tmp_path, capsys):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, capsys):
-    from records.runlog import RunFolder
-
     before = files(run)
     other = subprocess.Popen(
         [
@@ -538,7 +572,8 @@ def test_more_refusals_before_training(tmp_path, capsys):
             [*SMALL, "--savepath", tmp_path / "no", "--network", "nets2:bn", "--batch_size", size],
             "BatchNorm",
         )
-    assert not (tmp_path / "no").exists()
+    fails(capsys, train.main, [*SMALL, "--max_steps", "1", "--savepath", ""], "--savepath: is empty")
+    assert not (tmp_path / "no").exists() and not (tmp_path / "trained_models").exists()
 
 
 def test_damaged_side_files_are_named(run, capsys):

@@ -226,7 +226,14 @@ def test_a_toml_file_beside_flags(tmp_path):
 )
 def test_the_same_again_with_another_seed(tmp_path, flags):
     first = config(*flags)
-    stored = {**first.to_dict(), "savepath": "there", "resume": True, "environment": {"torch": "2"}}
+    of_that_run = {
+        "savepath": "there",
+        "resume": True,
+        "max_minutes": 3.0,
+        "quiet": True,
+        "environment": {"torch": "2"},
+    }
+    stored = {**first.to_dict(), **of_that_run}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     for name in (tmp_path, tmp_path / "config.json"):
         again = config("--config", str(name), "--seed", "7")

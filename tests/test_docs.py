@@ -139,6 +139,10 @@ def parse_only(program, argv, monkeypatch):
         runpy.run_path(str(ROOT / program), run_name="__main__")
 
 
+def has_parser(program):
+    return any(word in (ROOT / program).read_text() for word in ("argparse", "Parser(", "picture_command("))
+
+
 @pytest.mark.parametrize(("program", "argv"), WRITTEN)
 def test_commands_in_the_docs_parse(program, argv, monkeypatch):
     path = ROOT / program
@@ -151,7 +155,7 @@ def test_commands_in_the_docs_parse(program, argv, monkeypatch):
         program = HAND_ON[path.name]
     if program in PARSERS:
         PARSERS[program](argv)
-    elif any(word in path.read_text() for word in ("argparse", "Parser(", "picture_command(")):
+    elif has_parser(program):
         parse_only(program, argv, monkeypatch)
     else:
         assert not argv
@@ -159,6 +163,35 @@ def test_commands_in_the_docs_parse(program, argv, monkeypatch):
 
 def test_most_pages_hold_commands():
     assert len(WRITTEN) >= 40
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md", "docs/evaluation.md"])
+def test_runs_in_examples_are_in_the_clone(page):
+    """Or the line says what makes them."""
+    lines = [line for block in blocks("bash", PAGES[page]) for line in block.splitlines()]
+    named = [(name, line) for line in lines for name in re.findall(r"(?<!into )trained_models/[\w.*-]+", line)]
+    assert len(named) >= 1
+    for name, line in named:
+        assert list(ROOT.glob(name)) or "once scripts/" in line, name
+
+
+PROGRAMS = [
+    str(path.relative_to(ROOT))
+    for path in MODULES.values()
+    if path.parent != ROOT and '__name__ == "__main__"' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_answers_help(program, capsys, monkeypatch):
+    """And does nothing else; on a path that holds only what its first lines put there."""
+    assert has_parser(program)
+    ours = [str(ROOT / folder) for folder in (".", "tests/support", "tests/processes")]
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ours])
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
 
 
 def test_a_wrong_flag_is_seen(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from command_lines import fails
+from command_lines import fails, files
 from config import PRESETS
 from networks.build import build_model
 from records import checkpoint
@@ -141,6 +141,24 @@ def test_safetensors_hold_weights_and_config(tmp_path):
         assert {key: file.get_tensor(key).shape for key in file.keys()} == {k: t.shape for k, t in stored.items()}  # noqa: SIM118
         assert all(torch.equal(file.get_tensor(key), tensor) for key, tensor in stored.items())
         assert json.loads(file.metadata()["config"])["hinge_maxeps"] == 0.3
+
+
+def test_an_ending_is_written_once_and_no_file_twice(wide, capsys, tmp_path):
+    folder, _, _ = wide
+    out = ["--out", str(tmp_path / "a.b" / "net.pt")]
+    argv = [str(folder), "--to", "robustbench", *out]
+    assert main(argv) == 0
+    before = files(tmp_path / "a.b")
+    assert sorted(before) == ["net.json", "net.pt"]
+    (tmp_path / "a.b" / "net.pt").unlink()
+    fails(capsys, main, argv, "net.json", "there already")
+    assert files(tmp_path / "a.b") == {"net.json": before["net.json"]}
+
+
+def test_somebody_s_own_network_is_told_what_to_do(capsys, tmp_path):
+    config = json.loads((ROOT / "trained_models" / RUN / "config.json").read_text()) | {"network": "mine.py:net"}
+    checkpoint.save(tmp_path / "model_best.pt", {"model": {"weight": torch.zeros(2, 2)}, "config": config})
+    fails(capsys, main, [tmp_path, "--to", "safetensors"], "mine.py:net", "torch.hub.load(", "network=")
 
 
 @pytest.mark.parametrize("which", ["digits", "wide"])

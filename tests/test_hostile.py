@@ -242,7 +242,15 @@ def test_a_stored_config_of_wrong_values_is_one_line(run, capsys, change):
         stored_config({**stored["config"], **change})
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, **change}))
-    fails(capsys, train.main, [*SHORT, "--max_steps", "3", "--resume", "--savepath", run])
+    argv = [*SHORT, "--max_steps", "3", "--resume", "--savepath", run]
+    fails(capsys, train.main, argv, f"error: {run / 'config.json'}: ")
+    if change == {"augment": 1}:
+        fails(capsys, train.main, argv, "(augment is 1)", "mend it")
+    (run / "config.json").write_text(json.dumps(config))
+    checkpoint.save(run / "model_best.pt", {**stored, "config": {**stored["config"], **change}})
+    fails(
+        capsys, evaluate_on_pgd_attacks.main, ["--model", run, *ATTACK], f"error: checkpoint {run / 'model_best.pt'}: "
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -166,4 +166,24 @@ def test_anpgd_finds_the_distance_to_a_line():
     attack = hubconf.anpgd("Linf", max_eps=0.4)
     with torch.no_grad():
         found = attack(network, x, y, torch.full((20,), 0.1))
+        same = attack(network, x, y, 0.1)
+    assert torch.equal(same.eps, found.eps) and torch.equal(same.x_adv, found.x_adv)
     assert torch.allclose(found.eps, margin.clamp(max=0.4), atol=0.4 / 2**10 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"norm": "L1"},
+        {"max_eps": -0.3},
+        {"max_eps": 0},
+        {"max_eps": float("nan")},
+        {"max_eps": float("inf")},
+        {"steps": 0},
+        {"search_steps": 0},
+    ],
+    ids=str,
+)
+def test_settings_of_anpgd_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        torch.hub.load(ROOT, "anpgd", source="local", **{"norm": "Linf", "max_eps": 0.3} | wrong)

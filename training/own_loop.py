@@ -59,7 +59,11 @@ class MmaObjective:
         """x (B, ...) images in [0, 1], y (B,) labels, index (B,) which examples they are.
 
         The network is in train mode; what its parameters' `grad` holds is added to, so clear it before.
+
+        :raises ValueError: if images of the first step are not in [0, 1]; later ones are not looked at, as on a GPU that waits.
         """
+        if self.step == 0 and not ((x >= 0) & (x <= 1)).all():
+            raise ValueError("images: must lie in [0, 1]: scale them, and put any normalisation into the network")
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)

@@ -1,6 +1,7 @@
 """Data sets: splits, batches, augmentation, and what happens to damaged or missing files."""
 
 import hashlib
+import itertools
 import pickle
 import shutil
 import struct
@@ -152,6 +153,19 @@ def test_damaged_image_folders_are_named(folder, damage):
 def test_sizes_that_do_not_fit(sizes, flag):
     with pytest.raises(UserError, match=flag):
         load("digits", **sizes)
+
+
+def test_a_folder_of_few_images_is_refused_in_words_of_ours(tmp_path):
+    for part, name in itertools.product(("train", "test"), ("ant", "bee")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for number, image in enumerate(images(2, 8)):
+            image.save(tmp_path / part / name / f"{number}.png")
+    with pytest.raises(UserError) as error:
+        load("imagefolder", tmp_path)
+    said = str(error.value)
+    assert "--val_size is not given and a tenth of the images is 0: of 4 images in 2 classes, 2 in the smallest" in said
+    assert "train_size" not in said
+    assert len(load("imagefolder", tmp_path, val_size=2).val) == 2
 
 
 def test_mnist_missing_and_not_to_be_had(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from errors import UserError
 from networks.lenet import LeNet5Madry
 from records import checkpoint
+from support import ROOT
 
 CONTENT = {
     "step": 7,
@@ -100,9 +101,16 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch, write):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(UserError, match=r"model_best\.pt"):
+    with pytest.raises(UserError, match=r"model_best\.pt.*it asks to run code"):
         checkpoint.load_model_file(str(path))
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "pyproject.toml", "docs/idea.png", "trained_models/mnist.md"])
+def test_what_is_no_checkpoint_is_not_said_to_run_code(name):
+    with pytest.raises(UserError, match=r"truncated, damaged, or another kind of file") as error:
+        checkpoint.load(ROOT / name)
+    assert name in str(error.value) and "code" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])

@@ -6,9 +6,10 @@ import shlex
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from command_lines import fails
+from command_lines import fails, files
 from config import PRESETS, Config
 from flags import parse_train
 from records.pretrained import committed_runs
@@ -121,6 +122,17 @@ def test_passes_are_those_of_the_last_train_row(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "step": 2001, "passes": 1234567}) + "\n{half a li")
     assert "| passes | 1 234 567 " in card(folder)
+
+
+def test_a_readme_of_the_users_own_is_left_alone(folder, capsys):
+    path = folder / "README.md"
+    path.write_text("Mine.\n")
+    np.save(folder / "margins.npy", np.full((2, 1200), 0.1, np.float16))
+    before = files(folder)
+    fails(capsys, main, [folder], path, "not written by this program")
+    assert files(folder) == before
+    path.unlink()
+    assert main([str(folder)]) == main([str(folder)]) == 0, "its own it writes anew"
 
 
 def test_no_run_is_one_line(capsys, tmp_path):

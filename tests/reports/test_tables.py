@@ -337,6 +337,9 @@ def test_tables_on_the_command_line(run, capsys, tmp_path):
     assert make_tables.main([str(folder), "--out", "page.md"]) == 0
     assert "| STD [1]" in (tmp_path / "page.md").read_text()
     fails(capsys, make_tables.main, [tmp_path / "none"], tmp_path / "none", "not there")
+    fails(capsys, make_tables.main, [tmp_path / "page.md"], tmp_path / "page.md", "is a file")
+    capsys.readouterr()
+    assert make_tables.main([str(tmp_path / "page.md"), str(folder)]) == 0 and "| STD [1]" in capsys.readouterr().out
     fails(capsys, make_tables.main, [folder, "--out", tmp_path / "no" / "page.md"], "cannot be written")
     fails(capsys, make_tables.main, [], "required")
 
@@ -473,10 +476,25 @@ def test_margins_picture(run, capsys, tmp_path):
     assert is_picture(tmp_path / "margins")
     margins = plot_margins.read_margins(folders[0], {"batch_size": 50})
     assert margins.epochs.tolist() == [1, 2]  # 24 steps an epoch
-    main, none, zero = plot_margins.main, run("digits-Linf-STD-sd0"), run("digits-Linf-STD-sd1")
+
+
+def test_runs_without_margins_are_left_out_of_the_picture_for_the_right_reason(run, capsys, tmp_path):
+    good, zero, none, plain = (run(f"digits-Linf-{name}-sd0") for name in ("MMA-0.3", "MMA-0.2", "MMA-0.1", "STD"))
+    np.save(good / "margins.npy", np.full((2, 1200), 0.1, np.float16))
     np.save(zero / "margins.npy", np.zeros((2, 1200), np.float16))
-    fails(capsys, main, [none], "margins.npy", "only MMA and OMMA")
-    fails(capsys, main, [zero], "only MMA and OMMA")
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(config | {"method": "std"}))
+    main = plot_margins.main
+    fails(capsys, main, [none], none / "margins.npy", "not there, this copy of the run is without it")
+    fails(capsys, main, [zero], zero / "margins.npy", "every margin in it is 0, as no image was right")
+    fails(capsys, main, [plain], plain / "margins.npy", "only MMA and OMMA training record margins")
+    assert main([*map(str, (none, good, plain, zero)), "--out", "margins.png"]) == 0
+    assert is_picture(tmp_path / "margins")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("warning: left out: ") for line in lines)
+    assert [str(path) in line for path, line in zip((none, plain, zero), lines, strict=True)] == [True] * 3
+    panels = [axes for part in plot_margins.draw([none, good])[0].subfigs for axes in part.axes]
+    assert [axes.get_title(loc="left").split(":")[0] for axes in panels] == [good.name, ""]
     (none / "margins.npy").write_bytes(b"\x93NUMPY cut")
     fails(capsys, main, [none], "damaged")
 

@@ -85,3 +85,14 @@ def test_one_right_row_before_a_batchnorm_on_vectors():
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MmaObjective(**{"count": 5, "norm": "Linf", "d_max": 0.3, "eps_min": 0.05} | wrong)
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: x - 0.5, lambda x: x * torch.nan])
+def test_images_outside_of_0_and_1_are_refused(change):
+    mma = MmaObjective(count=4, norm="Linf", d_max=0.3, eps_min=0.05)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    x, y, index = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.arange(4)
+    with pytest.raises(ValueError, match=r"images: must lie in \[0, 1\]"):
+        mma(network, change(x), y, index)
+    assert mma.step == 0 and network[1].weight.grad is None
+    mma(network, x, y, index)
