@@ -156,9 +156,14 @@ def load_model_file(name: str) -> ModelFile:
 
     :raises UserError: as `load`, and if no weights are in it.
     """
-    path = Path(name)
+    path = folder = Path(name)
     with suppress(OSError):  # a name that is too long; said when it is read
-        path = path / "model_best.pt" if path.is_dir() else path
+        path = folder / "model_best.pt" if folder.is_dir() else folder
+        if path != folder and not path.exists() and (config := folder / "config.json").exists():
+            raise UserError(
+                f"{folder}: holds no model_best.pt, only how it was trained: make the network with python train.py --config {config} "
+                f"--savepath runs/{folder.resolve().name}, or name a checkpoint file"
+            )
     raw = _read(path)
     content = _parse(raw, path)
     weights = content.get("model", content.get("state_dict", content))

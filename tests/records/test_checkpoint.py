@@ -165,3 +165,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoint.save(path, {**CONTENT, "step": 9}, previous=tmp_path / "last.prev.pt")
     assert checkpoint.load(path)["step"] == 7
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_without_its_network_says_how_to_make_it():
+    """As those whose settings and figures are committed, but not their weights."""
+    with pytest.raises(UserError, match=r"train\.py --config \S*STD-sd0-fast/config\.json --savepath runs/mnist"):
+        checkpoint.load_model_file(str(ROOT / "trained_models" / "mnist-Linf-STD-sd0-fast"))
