@@ -159,9 +159,9 @@ def load_model_file(name: str) -> ModelFile:
     path = folder = Path(name)
     with suppress(OSError):  # a name that is too long; said when it is read
         path = folder / "model_best.pt" if folder.is_dir() else folder
-        if path != folder and not path.exists() and (config := folder / "config.json").exists():
+        if path != folder and not path.exists() and (settings := folder / "config.json").exists():
             raise UserError(
-                f"{folder}: holds no model_best.pt, only how it was trained: make the network with python train.py --config {config} "
+                f"{folder}: holds no model_best.pt, only how it was trained: make the network with python train.py --config {settings} "
                 f"--savepath runs/{folder.resolve().name}, or name a checkpoint file"
             )
     raw = _read(path)
