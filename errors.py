@@ -29,7 +29,7 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
                 print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("interrupted; what was kept stays, and the same command goes on from there", file=sys.stderr)
             return 130
 
     return wrapped

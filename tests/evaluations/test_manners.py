@@ -16,6 +16,7 @@ import evaluate_on_pgd_attacks
 import evaluate_on_transfer
 import two_way
 from command_lines import fails
+from errors import exits_on_user_error
 from records import progress
 from records.commands import ROOT, command, interpreter
 from two_way import arguments
@@ -59,6 +60,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(network, n
     monkeypatch.setattr(os, "access", lambda *given, **more: False)
     fails(capsys, main, argv, str(network.parent), "copy it into a folder of yours")
     assert sorted(network.parent.iterdir()) == before
+
+
+def test_ctrl_c_says_how_to_go_on(capsys):
+    @exits_on_user_error
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    assert main() == 130 and "the same command goes on" in capsys.readouterr().err
 
 
 @each_evaluation
