@@ -175,11 +175,11 @@ def test_runs_in_examples_are_in_the_clone(page):
         assert list(ROOT.glob(name)) or "once scripts/" in line, name
 
 
-PROGRAMS = [
+PROGRAMS = sorted(  # in the same order in every worker
     str(path.relative_to(ROOT))
     for path in MODULES.values()
     if path.parent != ROOT and '__name__ == "__main__"' in path.read_text()
-]
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
