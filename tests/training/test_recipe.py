@@ -165,7 +165,7 @@ def test_runs_of_the_script_stand_under_their_names():
     script = ROOT / "scripts" / "run_mnist_fast.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     lines = re.findall(r"^ +run (\S+) (.*)$", script.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 13
+    assert len(lines) == 14
     for name, flags in lines:
         for variable, value in (("$d_max", "4.0"), ("$seed", "2")):
             name, flags = name.replace(variable, value), flags.replace(variable, value)
