@@ -22,6 +22,7 @@ from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.commands import command
 from reports.results import read_evaluation, read_run
+from settings.evaluation import eval_grid
 from settings.validation import stored_config
 
 CPU = torch.device("cpu")
@@ -302,6 +303,20 @@ def test_the_row_to_quote():
     assert quoted([custom, row(standard=True)]) == [row(standard=True)]
     useless = row(nb_restart=99, eps_iter=1e-5) | {"robust_acc": 0.9}
     assert quoted([useless, row()]) == quoted([row(), useless]) == [row()], "many steps that are too short hide nothing"
+
+
+def test_radii_of_the_grid_are_those_that_are_typed(run, capsys):
+    """No tail of digits, and a row whose step size differs by rounding only is the same evaluation."""
+    assert eval_grid("digits", "Linf", 0.3) == (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    assert attack(run, "--eps", 0.1 + 2e-9) == attack(run, "--eps", 0.1) == 0
+    assert "already done" in capsys.readouterr().out and len(found_in(run)) == 1
+
+
+def test_a_json_that_is_not_ours_is_not_overwritten(run, capsys):
+    path = run / "eval_pgd_Linf.json"
+    path.write_text('{"results": 5, "format": 2}')
+    assert attack(run, "--eps", 0.1) == 2 and "names no attack" in capsys.readouterr().err
+    assert path.read_text() == '{"results": 5, "format": 2}'
 
 
 def test_the_top_is_of_what_is_quoted():
