@@ -32,7 +32,8 @@ from evaluations.minimum_norm import (
     is_right,
     parts_file,
 )
-from evaluations.results import Row, add_rows, is_done, require_writable
+from evaluations.results import add_rows, is_done, require_writable
+from evaluations.rows import Row
 from evaluations.subject import Subject, load_subject
 from hardware.memory import BatchSize
 from pgd import PgdFn, pgd

@@ -21,7 +21,8 @@ from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
 from evaluations.common_flags import line_that_goes_on
-from evaluations.results import Row, add_rows, effort, require_writable
+from evaluations.results import add_rows, require_writable
+from evaluations.rows import Row, effort
 from evaluations.subject import Subject, load_subject
 from evaluations.transfer import Field, make_row, matrix, replay_all, right_on
 from evaluations.white_box_plan import make_plan

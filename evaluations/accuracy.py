@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scipy.stats import binomtest
 from torch import Tensor
 
-from evaluations.results import Row
+from evaluations.rows import Row
 
 
 def wilson(successes: int, count: int) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from evaluations.accuracy import interval, wilson
-from evaluations.results import Row
+from evaluations.rows import Row
 from evaluations.subject import Subject
 
 Figures = dict[str, Any]

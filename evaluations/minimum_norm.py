@@ -25,7 +25,7 @@ from torch import Tensor
 from errors import UserError
 from evaluations.distances import shown, summary
 from evaluations.packages import untouched
-from evaluations.results import Row
+from evaluations.rows import Row
 from evaluations.subject import Subject
 from hardware.memory import BatchSize
 from losses import cross_entropy, logit_margin

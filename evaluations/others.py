@@ -14,7 +14,7 @@ from torch import Tensor
 from errors import UserError
 from evaluations.accuracy import as_flags, wilson
 from evaluations.findings import Finding
-from evaluations.results import Row, quoted, same_eps
+from evaluations.rows import Row, quoted, same_eps
 from evaluations.subject import Subject
 
 GRADIENT_FREE = ("square", "spsa")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from evaluations.results import Kind, Row, same_eps
+from evaluations.rows import Kind, Row, same_eps
 from evaluations.subject import Subject
 from records.checkpoint import digest
 from records.reading import is_number, parse_json

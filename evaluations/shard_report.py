@@ -12,7 +12,7 @@ from evaluations import sanity
 from evaluations.accuracy import accuracy_of, clean_accuracy, interval
 from evaluations.findings import merged
 from evaluations.others import overestimates
-from evaluations.results import Row
+from evaluations.rows import Row
 from evaluations.shard_parts import Job, Part
 from hardware.memory import BatchSize
 from records.progress import Progress

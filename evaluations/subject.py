@@ -13,7 +13,8 @@ from torch import nn
 
 from config import PRESETS, SPLITS, Config
 from errors import UserError
-from evaluations.results import PORTIONS, Head, Kind, Row, checkpoint_rows
+from evaluations.results import Head, checkpoint_rows
+from evaluations.rows import PORTIONS, Kind, Row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split
 from loading.datasets import Own, TestSplit, load_own, load_test

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy
 from evaluations.judge import classified_right
-from evaluations.results import Kind, Row, same_eps
+from evaluations.rows import Kind, Row, same_eps
 from evaluations.subject import Subject
 from hardware.memory import BatchSize
 from records.checkpoint import digest

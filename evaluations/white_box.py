@@ -13,7 +13,8 @@ from evaluations.common_flags import overrides_said
 from evaluations.others import overestimates
 from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Running
-from evaluations.results import Row, add_rows, average_accuracies, require_writable
+from evaluations.results import add_rows, require_writable
+from evaluations.rows import Row, average_accuracies
 from evaluations.subject import Subject
 from evaluations.white_box_attack import Attack, Reached
 from evaluations.white_box_plan import OF_THE_RADIUS, Plan, make_plan

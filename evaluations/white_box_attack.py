@@ -14,7 +14,7 @@ from torch import Tensor
 from errors import UserError
 from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Attacked, Course, Images, Listener, Running, clean_attacked, go_on
-from evaluations.results import Row
+from evaluations.rows import Row
 from evaluations.white_box_plan import Plan
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for

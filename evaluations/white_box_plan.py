@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluations.repeated_pgd import Protocol
-from evaluations.results import Kind, Row, same_eps
+from evaluations.rows import Kind, Row, same_eps
 from evaluations.subject import Subject
 from losses import cross_entropy, cw_loss
 from pgd import LossFn

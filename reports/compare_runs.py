@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from config import SPLITS
 from errors import UserError, exits_on_user_error
-from evaluations.results import all_rows, quoted, read_file, same_eps
+from evaluations.results import all_rows, read_file
+from evaluations.rows import quoted, same_eps
 from flags import Parser, number
 from reports.figures import spread
 from reports.plotting import read_config

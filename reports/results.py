@@ -18,7 +18,8 @@ from config import METHODS as TRAINED_BY
 from config import PRESETS, SPLITS
 from errors import UserError
 from evaluations.findings import merged
-from evaluations.results import Head, all_rows, content_of, quoted, read_file
+from evaluations.results import Head, all_rows, content_of, read_file
+from evaluations.rows import quoted
 from presets import recipe_values
 from records.reading import is_number, parse_json
 from reports import published

@@ -15,7 +15,7 @@ from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensembl
 from evaluations import shards
 from evaluations.judge import judge
 from evaluations.packages import untouched
-from evaluations.results import quoted
+from evaluations.rows import quoted
 from folders import images
 from records.commands import command
 from two_way import CPU, TwoWay, arguments, result, worst_margins

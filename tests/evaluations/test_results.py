@@ -14,7 +14,8 @@ from config import PRESETS
 from evaluations import white_box_attack
 from evaluations.findings import merged
 from evaluations.pgd_partial import Partial
-from evaluations.results import Head, checkpoint_rows, content_of, quoted
+from evaluations.results import Head, checkpoint_rows, content_of
+from evaluations.rows import quoted
 from evaluations.subject import load_subject
 from flags import parse_eval
 from linear_networks import fitted

@@ -13,7 +13,8 @@ from evaluations import white_box_attack
 from evaluations.accuracy import accuracy_of
 from evaluations.others import not_stronger, overestimates
 from evaluations.repeated_pgd import Attacked, Images, Protocol, Running, clean_attacked, repeated_pgd
-from evaluations.results import Head, average_accuracies, checkpoint_rows
+from evaluations.results import Head, checkpoint_rows
+from evaluations.rows import average_accuracies
 from evaluations.sanity import as_json, battery, lines, pgd_battery
 from hardware.fast_pgd import FastPgd
 from linear_problem import problem
