@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -40,12 +41,7 @@ def result(precision: str, seed: int, steps: int) -> list[float]:
         (
             train,
             [
-                "--dataset",
-                "digits",
-                "--norm",
-                "Linf",
-                "--hinge_maxeps",
-                "0.3",
+                *shlex.split("--dataset digits --norm Linf --hinge_maxeps 0.3"),
                 "--seed",
                 str(seed),
                 "--max_steps",

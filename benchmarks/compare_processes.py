@@ -8,6 +8,7 @@ functions: the development requirements must be installed.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -81,18 +82,7 @@ def evaluation(folder: Path, name: str) -> list[list[str]]:
             str(copy),
             "--network",
             NETWORKS[name],
-            "--device",
-            "cpu",
-            "--nb_iter",
-            "20",
-            "--nb_restart",
-            "4",
-            "--batch_size",
-            "40",
-            "--eps",
-            "0.05",
-            "0.1",
-            "0.2",
+            *shlex.split("--device cpu --nb_iter 20 --nb_restart 4 --batch_size 40 --eps 0.05 0.1 0.2"),
         ]
         assert in_processes(size, ranks.evaluate_quietly, argv)[0][0] == 0
         results = json.loads((copy / "eval_pgd_Linf.json").read_text())["results"]
@@ -116,20 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(temporary)
         for name, network in NETWORKS.items():
             flags = [
-                "--dataset",
-                "digits",
-                "--norm",
-                "Linf",
-                "--device",
-                "cpu",
-                "--method",
-                "std",
+                *shlex.split("--dataset digits --norm Linf --device cpu --method std"),
                 "--network",
                 network,
-                "--max_steps",
-                "120",
-                "--lr",
-                "2e-3",
+                *shlex.split("--max_steps 120 --lr 2e-3"),
                 "--savepath",
                 str(folder / name),
             ]

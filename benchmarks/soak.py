@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,33 +29,9 @@ import ranks
 from errors import UserError
 from records import checkpoint
 
-FLAGS = [
-    "--dataset",
-    "digits",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.3",
-    "--device",
-    "cpu",
-    "--train_size",
-    "200",
-    "--val_size",
-    "30",
-    "--test_size",
-    "20",
-    "--nb_iter",
-    "3",
-    "--eval_batch_size",
-    "10",
-    "--disp_interval",
-    "2",
-    "--max_steps",
-    "24",
-    "--save_interval",
-    "0.0001",
-    "--resume",
-]
+FLAGS = shlex.split(
+    "--dataset digits --norm Linf --hinge_maxeps 0.3 --device cpu --train_size 200 --val_size 30 --test_size 20 --nb_iter 3 --eval_batch_size 10 --disp_interval 2 --max_steps 24 --save_interval 0.0001 --resume"
+)
 
 
 def content(folder: Path) -> list:

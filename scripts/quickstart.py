@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -32,20 +33,12 @@ RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 NETWORKS = {
     "normal training": ["--method", "std", "--max_steps", "500", "--savepath", str(OUT / "digits-Linf-STD-sd0")],
     "PGD at eps 0.2": [
-        "--method",
-        "pgd",
-        "--train_eps",
-        "0.2",
-        "--max_steps",
-        "700",
+        *shlex.split("--method pgd --train_eps 0.2 --max_steps 700"),
         "--savepath",
         str(OUT / "digits-Linf-PGD-0.2-sd0"),
     ],
     "MMA, d_max 0.3": [
-        "--hinge_maxeps",
-        "0.3",
-        "--max_steps",
-        "700",
+        *shlex.split("--hinge_maxeps 0.3 --max_steps 700"),
         "--savepath",
         str(OUT / "digits-Linf-MMA-0.3-sd0"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -362,19 +363,7 @@ def test_ones_own_network(tmp_path, capsys, monkeypatch):
 
 def test_pretrained(run, tmp_path, capsys):
     folder = tmp_path / "tuned"
-    argv = [
-        *SMALL,
-        "--norm",
-        "L2",
-        "--hinge_maxeps",
-        "1.5",
-        "--max_steps",
-        "1",
-        "--lr",
-        "1e-9",
-        "--savepath",
-        str(folder),
-    ]
+    argv = [*SMALL, *shlex.split("--norm L2 --hinge_maxeps 1.5 --max_steps 1 --lr 1e-9"), "--savepath", str(folder)]
     assert train.main([*argv, "--pretrained", str(run)]) == 0
     assert "norm Linf" in capsys.readouterr().out
     a, b = (checkpoint.load(f / "model_best.pt")["model"]["linear2.weight"] for f in (run, folder))
@@ -405,20 +394,7 @@ def test_tensorboard(tmp_path):
     ],
 )
 def test_combinations(flags, tmp_path):
-    small = [
-        "--max_steps",
-        "3",
-        "--train_size",
-        "40",
-        "--val_size",
-        "12",
-        "--test_size",
-        "0",
-        "--batch_size",
-        "16",
-        "--nb_iter",
-        "2",
-    ]
+    small = shlex.split("--max_steps 3 --train_size 40 --val_size 12 --test_size 0 --batch_size 16 --nb_iter 2")
     try:
         assert (
             train.main([*flags, *small, "--device", "cpu", "--disp_interval", "1", "--savepath", str(tmp_path / "run")])
@@ -441,26 +417,9 @@ def test_image_folder_from_the_command_line(tmp_path, capsys):
             (tmp_path / "pictures" / part / name).mkdir(parents=True)
             for i, image in enumerate(images(count, 16, seed=i_seed(part, name))):
                 image.save(tmp_path / "pictures" / part / name / f"{i}.png")
-    argv = [
-        "--dataset",
-        "imagefolder",
-        "--norm",
-        "L2",
-        "--hinge_maxeps",
-        "1",
-        "--data_root",
-        "pictures",
-        "--device",
-        "cpu",
-        "--network",
-        "lenet5",
-        "--max_steps",
-        "3",
-        "--batch_size",
-        "8",
-        "--nb_iter",
-        "2",
-    ]
+    argv = shlex.split(
+        "--dataset imagefolder --norm L2 --hinge_maxeps 1 --data_root pictures --device cpu --network lenet5 --max_steps 3 --batch_size 8 --nb_iter 2"
+    )
     assert train.main([*argv, "--savepath", "mine"]) == 0
     assert (
         evaluate_on_pgd_attacks.main(["--model", "mine", "--nb_iter", "2", "--nb_restart", "2", "--device", "cpu"]) == 0

@@ -1,6 +1,5 @@
 """What a cluster does to a run, done for real: processes killed, files damaged, limits hit, numbers not finite."""
 
-import json
 import re
 import resource
 import shutil
@@ -13,38 +12,11 @@ import torch
 from torch import nn
 
 import ranks
+from command_lines import SMALL, rows
 from ranks import Started
 from records import checkpoint
 
-RUN = [
-    "--dataset",
-    "digits",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.3",
-    "--device",
-    "cpu",
-    "--train_size",
-    "200",
-    "--val_size",
-    "30",
-    "--test_size",
-    "20",
-    "--nb_iter",
-    "3",
-    "--disp_interval",
-    "2",
-    "--max_steps",
-    "14",
-    "--save_interval",
-    "0.0001",
-]
-
-
-def rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "steps_per_second"} for line in lines]
+RUN = [*SMALL, "--max_steps", "14", "--save_interval", "0.0001"]
 
 
 def content(folder):

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import math
+import shlex
 import string
 from pathlib import Path
 
@@ -348,18 +349,9 @@ def test_commands_end_in_one_line_and_change_nothing(name, tmp_path, monkeypatch
     # A flag that would make it succeed, download or write elsewhere is the last one's to decide.
     last = {
         "train": ["--train_size", "999999", "--data_root", "nowhere", "--savepath", "new"],
-        "pretrained": [
-            "--pretrained",
-            "nowhere",
-            "--savepath",
-            "new",
-            "--data_root",
-            "nowhere",
-            "--dataset",
-            "digits",
-            "--network",
-            "lenet5",
-        ],
+        "pretrained": shlex.split(
+            "--pretrained nowhere --savepath new --data_root nowhere --dataset digits --network lenet5"
+        ),
     }.get(name, [])
 
     @settings(often, max_examples=60, deadline=20_000)
@@ -426,20 +418,7 @@ def test_every_flag_with_every_odd_value(name):
 def test_odd_values_that_parse_end_in_one_line_later(tmp_path, monkeypatch, capsys, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    small = [
-        "--device",
-        "cpu",
-        "--train_size",
-        "60",
-        "--val_size",
-        "20",
-        "--test_size",
-        "0",
-        "--nb_iter",
-        "1",
-        "--max_steps",
-        "6",
-    ]
+    small = shlex.split("--device cpu --train_size 60 --val_size 20 --test_size 0 --nb_iter 1 --max_steps 6")
     status = train.main([*BASE, *small, "--savepath", "new", *argv])
     error = [line for line in capsys.readouterr().err.splitlines() if "step/s" not in line and line]
     assert status in (2, 3) and error[-1].startswith("error: ")

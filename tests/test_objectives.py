@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 
 import pytest
 import torch
@@ -181,18 +182,7 @@ def test_from_the_command_line(method, norm, tmp_path, capsys):
         norm,
         "--method",
         method,
-        "--max_steps",
-        "3",
-        "--disp_interval",
-        "1",
-        "--train_size",
-        "60",
-        "--val_size",
-        "20",
-        "--test_size",
-        "20",
-        "--device",
-        "cpu",
+        *shlex.split("--max_steps 3 --disp_interval 1 --train_size 60 --val_size 20 --test_size 20 --device cpu"),
         "--savepath",
         str(tmp_path / "run"),
     ]

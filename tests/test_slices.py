@@ -11,17 +11,7 @@ import train
 from command_lines import SMALL, files, rows
 from records import checkpoint
 
-RUN = [
-    *SMALL,
-    "--network",
-    "linear_networks:Linear",
-    "--batch_size",
-    "50",
-    "--max_steps",
-    "6",
-    "--eval_batch_size",
-    "8",
-]
+RUN = [*SMALL, *shlex.split("--network linear_networks:Linear --batch_size 50 --max_steps 6 --eval_batch_size 8")]
 RUN += ["--lr", "1e-2", "--attack_mineps", "0.02"]
 
 

@@ -1,6 +1,7 @@
 """Adversarial images replayed: a network on its own, on another's, and what cannot be compared."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -16,18 +17,7 @@ from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 
 CPU = torch.device("cpu")
-SMALL = [
-    "--device",
-    "cpu",
-    "--network",
-    "linear_networks:Linear",
-    "--test_size",
-    "80",
-    "--nb_iter",
-    "5",
-    "--nb_restart",
-    "2",
-]
+SMALL = shlex.split("--device cpu --network linear_networks:Linear --test_size 80 --nb_iter 5 --nb_restart 2")
 
 
 def save(folder, model, norm="Linf", **changes):

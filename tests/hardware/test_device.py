@@ -1,5 +1,7 @@
 """What `--device` means on machines with other GPUs than this one, by a stub of `torch.cuda` that refuses what torch refuses."""
 
+import shlex
+
 import pytest
 import torch
 
@@ -96,12 +98,7 @@ def test_what_torch_raises_is_one_line_for_the_user(gpus, tmp_path, capsys, name
         capsys,
         main,
         [
-            "--dataset",
-            "digits",
-            "--norm",
-            "Linf",
-            "--hinge_maxeps",
-            "0.3",
+            *shlex.split("--dataset digits --norm Linf --hinge_maxeps 0.3"),
             "--device",
             name,
             "--savepath",

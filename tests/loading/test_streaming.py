@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,30 +38,9 @@ def net(channels, height, width, num_classes):
         torch.nn.Linear(channels * height * width, num_classes),
     )
 """
-SMALL = [
-    "--dataset",
-    "imagefolder",
-    "--data_root",
-    "pictures",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.1",
-    "--device",
-    "cpu",
-    "--network",
-    "streaming_nets:net",
-    "--batch_size",
-    "8",
-    "--nb_iter",
-    "2",
-    "--disp_interval",
-    "1",
-    "--val_size",
-    "6",
-    "--lr",
-    "0.01",
-]
+SMALL = shlex.split(
+    "--dataset imagefolder --data_root pictures --norm Linf --hinge_maxeps 0.1 --device cpu --network streaming_nets:net --batch_size 8 --nb_iter 2 --disp_interval 1 --val_size 6 --lr 0.01"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,6 +5,7 @@ The processes are forked from a server and joined by gloo; torchrun itself is us
 
 import copy
 import json
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 
@@ -355,18 +356,7 @@ def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
         argv = [
             "--model",
             str(folder),
-            "--device",
-            "cpu",
-            "--norm",
-            "L2",
-            "--attacks",
-            "ddn",
-            "--steps",
-            "20",
-            "--test_size",
-            "30",
-            "--batch_size",
-            "8",
+            *shlex.split("--device cpu --norm L2 --attacks ddn --steps 20 --test_size 30 --batch_size 8"),
         ]
         outputs = in_processes(size, ranks.minimum_norm, argv)
         assert [status for status, _ in outputs] == [0] * size, outputs
@@ -378,19 +368,7 @@ def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
 
 def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):
     folder = shutil.copytree(trained / "lenet5", tmp_path / "run")
-    argv = [
-        "--model",
-        str(folder),
-        "--device",
-        "cpu",
-        "--nb_iter",
-        "2",
-        "--nb_restart",
-        "2",
-        "--test_size",
-        "40",
-        "--resume",
-    ]
+    argv = ["--model", str(folder), *shlex.split("--device cpu --nb_iter 2 --nb_restart 2 --test_size 40 --resume")]
     for size in (2, 1, 3):
         found = in_processes(size, ranks.evaluate_quietly, argv)
         assert [status for status, _ in found] == [0] * size

@@ -11,34 +11,14 @@ import time
 import pytest
 
 import ranks
+from command_lines import SMALL
 from ranks import Started, in_processes
 from records import checkpoint
 from support import ROOT
 
 pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
 
-FLAGS = [
-    "--dataset",
-    "digits",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.3",
-    "--device",
-    "cpu",
-    "--train_size",
-    "200",
-    "--val_size",
-    "30",
-    "--test_size",
-    "20",
-    "--nb_iter",
-    "3",
-    "--eval_batch_size",
-    "10",
-    "--disp_interval",
-    "2",
-]
+FLAGS = [*SMALL, "--eval_batch_size", "10"]
 
 
 def torchrun(folder, *fault, restarts=0, steps=16, processes=2):

@@ -1,27 +1,11 @@
 """Command lines called in this process, and what they leave."""
 
 import json
+import shlex
 
-SMALL = [
-    "--dataset",
-    "digits",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.3",
-    "--device",
-    "cpu",
-    "--train_size",
-    "200",
-    "--val_size",
-    "30",
-    "--test_size",
-    "20",
-    "--nb_iter",
-    "3",
-    "--disp_interval",
-    "2",
-]
+SMALL = shlex.split(
+    "--dataset digits --norm Linf --hinge_maxeps 0.3 --device cpu --train_size 200 --val_size 30 --test_size 20 --nb_iter 3 --disp_interval 2"
+)
 
 
 ATTACK = ["--device", "cpu", "--nb_iter", "5", "--nb_restart", "2", "--test_size", "60"]

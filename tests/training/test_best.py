@@ -1,5 +1,7 @@
 """Which check's network is kept: of the largest mean margin, or of the largest robust accuracy; also when resumed."""
 
+import shlex
+
 import pytest
 
 import train
@@ -11,31 +13,8 @@ from tiny_runs import Memory, tiny_trainer
 # (mean margin, robust accuracy) of each check: the two disagree, and a tie is none that is better.
 FIGURES = [(0.3, 0.10), (0.2, 0.40), (0.4, 0.20), (0.5, 0.40)]
 WANTED = {"mean_margin": [4, 12, 16], "robust_acc": [4, 8]}
-SMALL = [
-    "--dataset",
-    "digits",
-    "--norm",
-    "Linf",
-    "--hinge_maxeps",
-    "0.3",
-    "--device",
-    "cpu",
-    "--nb_iter",
-    "2",
-    "--quiet",
-]
-SMALL += [
-    "--train_size",
-    "100",
-    "--test_size",
-    "0",
-    "--batch_size",
-    "50",
-    "--max_steps",
-    "4",
-    "--num_search_steps",
-    "3",
-]
+SMALL = shlex.split("--dataset digits --norm Linf --hinge_maxeps 0.3 --device cpu --nb_iter 2 --quiet")
+SMALL += shlex.split("--train_size 100 --test_size 0 --batch_size 50 --max_steps 4 --num_search_steps 3")
 
 
 def with_figures(best_by, memory):
