@@ -134,6 +134,7 @@ class Trainer:
             "passes": [float(self.passes), self.epoch_check.passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
+            "listing": self.data.listing,
             "check": self.epoch_check.state_dict(),
             **{name: part.state_dict() for name, part in more.items() if part is not None},
         }

@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
     val: Split
     test: Split
     num_classes: int
+    listing: str = ""  # of an image folder, a digest of its training files' names; other sets' content is known
 
     @property
     def streamed(self) -> bool:
@@ -43,7 +44,7 @@ class Dataset(NamedTuple):
 
     def each(self, work: Callable[[Split], Split]) -> Dataset:
         """The same with `work(split)` for every split."""
-        return Dataset(work(self.train), work(self.val), work(self.test), self.num_classes)
+        return self._replace(train=work(self.train), val=work(self.val), test=work(self.test))
 
 
 class Raw(NamedTuple):
@@ -104,7 +105,8 @@ def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.devic
             f"--data_root {root}: training images are {_sizes(raw.images.shape[1:])} in {raw.num_classes} "
             f"classes, test images {_sizes(test.shape)} in {test.num_classes}: they must be alike"
         )
-    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes)
+    listing = raw.images.listing if isinstance(raw.images, ImagesOnDisk) else ""
+    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes, listing)
     if data.streamed and (data.nbytes > free_memory(device) / 2 if source.streaming is None else source.streaming):
         return data.each(lambda split: split.read_by(source.num_workers))
     return data.each(Split.in_memory)

@@ -6,12 +6,14 @@ N images, B batch, C channels, H height, W width; pixels are uint8.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,12 @@ class ImagesOnDisk:
     def nbytes(self) -> int:
         """What they would take in memory."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def listing(self) -> str:
+        """A digest of the files' names with their folder's, in order, wherever the data lie."""
+        names = ("/".join(Path(path).parts[-2:]) for path in self.paths)
+        return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W) uint8 on the CPU.

@@ -144,6 +144,11 @@ def restore(trainer: Trainer, state: State, folder: RunFolder) -> None:
             f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
             f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
         )
+    if state.get("listing", trainer.data.listing) != trainer.data.listing:  # older states do not say
+        raise UserError(
+            f"--resume: {folder.path} was trained on other images than those in --data_root now, their names differ: restore the "
+            "data, or choose another --savepath"
+        )
     state = {**state, "model": checkpoint.plain_keys(state["model"])}
     try:
         if trainer.directions and (wrong := trainer.directions.why_unfit(state["directions"])):
