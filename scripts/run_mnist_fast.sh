@@ -17,24 +17,23 @@ run() {
   fi
 }
 
+# `attack PROGRAM NAME FLAGS…`; a run that is committed without its network has been attacked.
+attack() {
+  if trained "$2"; then python "$root/evaluate_on_$1.py" --model "$root/trained_models/$2" "${@:3}" --data_root "$data"; fi
+}
+
 # The paper's protocol: `grid NAME` at its radii on 1 000 images, `whole_test_set NAME EPS…`; `attack_linf NAME IMAGES` and
 # `attack_l2 NAME`: the grid and the other attacks.
-grid() {
-  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps grid --test_size 1000 --precision bf16 --data_root "$data"
-}
+grid() { attack pgd_attacks "$1" --eps grid --test_size 1000 --precision bf16; }
+whole_test_set() { attack pgd_attacks "$1" --eps "${@:2}" --precision bf16; }
 attack_linf() {
-  local model=$root/trained_models/$1
   grid "$1"
-  python "$root/evaluate_on_autoattack.py" --model "$model" --eps 0.3 --test_size "$2" --data_root "$data"
+  attack autoattack "$1" --eps 0.3 --test_size "$2"
 }
 attack_l2() {
-  local model=$root/trained_models/$1
   grid "$1"
-  python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks cw --test_size 200 --data_root "$data"
-  python "$root/evaluate_on_minimum_norm.py" --model "$model" --attacks ddn,fmn --test_size 1000 --data_root "$data"
-}
-whole_test_set() {
-  python "$root/evaluate_on_pgd_attacks.py" --model "$root/trained_models/$1" --eps "${@:2}" --precision bf16 --data_root "$data"
+  attack minimum_norm "$1" --attacks cw --test_size 200
+  attack minimum_norm "$1" --attacks ddn,fmn --test_size 1000
 }
 
 case ${TIERS:-12} in *1*)
@@ -66,8 +65,11 @@ case ${TIERS:-12} in *2*)
   run mnist-Linf-TRADES-0.3-sd0-fast --norm Linf --method trades --train_eps 0.3 --nb_iter 10
   run mnist-Linf-STD-sd0-fast --norm Linf --method std
   for name in OMMA-0.45 PGD-0.3 PGD-0.45 TRADES-0.3 STD; do attack_linf mnist-Linf-$name-sd0-fast 500; done
-  python "$root/evaluate_on_transfer.py" "$root"/trained_models/mnist-Linf-*-sd0-fast "$root/trained_models/mnist-Linf-MMA-0.45-sd0-fast-scale1" \
-    --eps 0.1 0.2 0.3 0.4 --nb_restart 1 --test_size 1000 --data_root "$data"
+  networks=(mnist-Linf-{MMA-0.45,OMMA-0.45,PGD-0.3,PGD-0.45,STD,TRADES-0.3}-sd0-fast mnist-Linf-MMA-0.45-sd0-fast-scale1)
+  mapfile -t models < <(folders "${networks[@]}")
+  if [ ${#models[@]} = ${#networks[@]} ]; then
+    python "$root/evaluate_on_transfer.py" "${models[@]}" --eps 0.1 0.2 0.3 0.4 --nb_restart 1 --test_size 1000 --data_root "$data"
+  fi
   for seed in 1 2; do
     run mnist-Linf-MMA-0.45-sd$seed-fast --norm Linf --hinge_maxeps 0.45 --seed $seed
     run mnist-Linf-PGD-0.3-sd$seed-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10 --seed $seed

@@ -7,7 +7,14 @@ python() { "$python" "$@"; }
 
 # Whether trained_models/NAME has a model; says so if not.
 trained() {
-  [ -e "$root/trained_models/$1/model_best.pt" ] || { echo "$1: skipped, not trained yet"; return 1; }
+  local folder=$root/trained_models/$1
+  if [ -e "$folder/model_best.pt" ]; then return 0; fi
+  if [ -e "$folder/README.md" ] && [ ! -e "$folder/last.pt" ]; then
+    echo "$1: skipped, its network is not committed: move the folder away to train it again"
+  else
+    echo "$1: skipped, not trained yet"
+  fi
+  return 1
 }
 
 # The folders of those NAMEs that are trained, one a line; the others are named on standard error.
