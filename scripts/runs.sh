@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 [ -x "$python" ] || python=${PYTHON:-python3}
 
-python() { "$python" "$@"; }
+python() { command "$python" "$@"; }
 
 # Whether trained_models/NAME has a model; says so if not.
 trained() {

@@ -1,9 +1,14 @@
 """The scripts that fill the published tables: what they run for each table, in which order, on what is trained."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 
 from dry_runs import dry_run
 from programs import PARSERS
+from support import ROOT
 
 TRAINED = {
     "mnist": ("mnist-Linf-MMA-0.45-sd0", "mnist-Linf-TRADES-0.3-sd0", "mnist-Linf-STD-sd0", "mnist-L2-MMA-2.0-sd0"),
@@ -63,3 +68,17 @@ def test_cifar10_under_l2_is_attacked_at_the_published_radius(tmp_path):
 def test_nothing_trained(dataset, tmp_path):
     found, said = calls(dataset, tmp_path, ())
     assert found == [] and said.count("not trained yet") == {"mnist": 8, "cifar10": 12}[dataset]
+
+
+def test_a_python_that_is_named_and_not_a_path(tmp_path):
+    """PYTHON=python calls the program, not the shell's function of that name."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/bash\necho called "$1"\n')
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": "python", "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "run_mnist_training.sh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("called") == 8
