@@ -32,6 +32,7 @@ from evaluations.minimum_norm import (
     is_right,
     parts_file,
 )
+from evaluations.others import overestimates
 from evaluations.results import add_rows, is_done, require_writable
 from evaluations.rows import Row
 from evaluations.subject import Subject, load_subject
@@ -162,6 +163,8 @@ def evaluate(subject: Subject, runs: Sequence[Run], teller: Teller, world: World
         for line in table(measured(), {attack: result.seconds for attack, result in found.items()}):
             teller.say(line)
         teller.say("written: " + ", ".join(str(subject.result_file(run.attack)) for run in runs))
+        for line in overestimates(subject):
+            teller.say(line)
     return True
 
 

@@ -1,12 +1,13 @@
 """What the evaluations by other attacks beside a model say of its PGD figure, on the images that both saw.
 
 Whichever came first: everything here is read from the files as they are. AutoAttack and transfer are expected to be
-stronger than PGD, and by how much is reported; a gradient-free attack that is stronger is a sign of masked gradients.
+stronger than PGD, and by how much is reported, as it is of a search for the nearest adversarial image, which breaks an image
+at every radius beyond its distance; a gradient-free attack that is stronger is a sign of masked gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,9 @@ from evaluations.subject import Subject
 
 GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("autoattack", "transfer")
+SEARCHES = ("cw", "ddn", "fmn")
 NAMES = {"autoattack": "AutoAttack", "transfer": "transfer", "square": "Square", "spsa": "SPSA"}
+NAMES |= {"cw": "Carlini-Wagner", "ddn": "DDN", "fmn": "FMN"}
 
 
 class Gap(NamedTuple):
@@ -53,20 +56,37 @@ def gaps(attack: str, dataset: str, pgd: Sequence[Row], others: Sequence[Row]) -
     """Between rows of one checkpoint by PGD and by `attack`: at each radius of both, of the test images of both."""
     for ours in quoted(pgd):
         for theirs in quoted(others):
-            first, second = ours.get("flags") or "", theirs.get("flags") or ""
+            first, second = ours.get("flags") or "", _left_at(ours["eps"], theirs)
             count = min(len(first), len(second))
             # A part of an image folder is drawn, not its first images.
-            same_images = count and (dataset != "imagefolder" or len(first) == len(second))
-            if same_images and same_eps(ours["eps"], theirs.get("eps")):
+            if count and (dataset != "imagefolder" or len(first) == len(second)):
                 left, left_by_other = (flags[:count].count("1") / count for flags in (first, second))
                 yield Gap(attack, ours["eps"], left, left_by_other, count)
 
 
+def _left_at(eps: float, row: Row) -> str:
+    """A flag an image, "1" where it stands at eps; none where the row does not say."""
+    if (distances := row.get("distances")) is not None:
+        return "".join("0" if far is not None and far <= eps else "1" for far in distances)
+    return (row.get("flags") or "") if same_eps(eps, row.get("eps")) else ""
+
+
+def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence[Row]]) -> list[Gap]:
+    """Where PGD overestimates: of `STRONGER` each, of the searches the one of most images, then of the largest gap.
+
+    rows_of: an attack's rows of the same checkpoint.
+    """
+    found = [gap for attack in STRONGER for gap in gaps(attack, dataset, pgd, rows_of(attack))]
+    nearest: dict[float, Gap] = {}
+    for gap in (gap for attack in SEARCHES for gap in gaps(attack, dataset, pgd, rows_of(attack))):
+        nearest[gap.eps] = max(gap, nearest.get(gap.eps, gap), key=lambda gap: (gap.n, gap.points))
+    return [gap for gap in (*found, *nearest.values()) if gap.points > 0]
+
+
 def overestimates(subject: Subject) -> list[str]:
-    """By how much PGD overestimates this network's robust accuracy, a line for each stronger attack and radius where it does."""
-    pgd = _rows(subject, "pgd")
-    found = [gap for attack in STRONGER for gap in gaps(attack, subject.dataset, pgd, _rows(subject, attack))]
-    return [gap.text() for gap in found if gap.points > 0]
+    """By how much PGD overestimates this network's robust accuracy, a line for each `stronger` attack and radius."""
+    rows = {attack: _rows(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
+    return [gap.text() for gap in stronger(subject.dataset, rows["pgd"], rows.__getitem__)]
 
 
 def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:

@@ -9,6 +9,7 @@ deviation. AvgAcc is the mean over clean and all eps, AvgRobAcc over all eps.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
-from evaluations.others import GRADIENT_FREE, STRONGER, gaps
+from evaluations.others import GRADIENT_FREE, gaps, stronger
 from flags import Parser
 from reports.groups import Group
 from reports.results import ATTACKS, NORMS, UNIMPORTANT, WARNING, Run, eps_text, read_run, table_key, title
@@ -38,15 +39,16 @@ def other_attacks(group: Group) -> list[str]:
     """What the other attacks on a network say of its PGD figure, a line each; a warning where they should be weaker."""
     lines = []
     for run, pgd in group.found("pgd"):
-        same = [e for e in group.of(run) if e.get("model_sha256") == pgd.get("model_sha256")]
-        for attack in (*STRONGER, *GRADIENT_FREE):
-            others = [row for e in same if e["attack"] == attack for row in e["results"]]
-            for gap in gaps(attack, pgd["dataset"], pgd["results"], others):
-                text = gap.text(eps_text(gap.eps, pgd["dataset"], pgd["norm"]))
-                if attack in STRONGER and gap.points > 0:
-                    lines.append(f"- {group.label}: `{run.shown}`: {text}")
-                elif attack in GRADIENT_FREE and gap.beyond_chance:
-                    lines.append(f"- {WARNING} {group.label}: `{run.shown}`: masked gradients: {text}")
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for e in group.of(run):
+            if e.get("model_sha256") == pgd.get("model_sha256"):
+                rows[e["attack"]] += e.get("results", [e])
+        free = [gap for attack in GRADIENT_FREE for gap in gaps(attack, pgd["dataset"], rows["pgd"], rows[attack])]
+        said = [(gap, False) for gap in stronger(pgd["dataset"], rows["pgd"], rows.__getitem__)]
+        for gap, is_masked in said + [(gap, True) for gap in free if gap.beyond_chance]:
+            mark, sign = (f"{WARNING} ", "masked gradients: ") if is_masked else ("", "")
+            text = gap.text(eps_text(gap.eps, pgd["dataset"], pgd["norm"]))
+            lines.append(f"- {mark}{group.label}: `{run.shown}`: {sign}{text}")
     return lines
 
 

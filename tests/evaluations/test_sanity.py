@@ -317,6 +317,24 @@ def test_by_how_much_pgd_overestimates_whichever_came_first(order, tmp_path):
     assert overestimates(s) == []
 
 
+def test_a_search_for_the_nearest_image_breaks_every_radius_beyond(tmp_path):
+    """Of the first 20 images PGD leaves all; 4 are wrong or nearer than eps, 3 by the other search, which saw fewer."""
+    s = subject(tmp_path, count=40)
+    write(s, "pgd", "1" * 30 + "0" * 10)
+    near = {"mean": None, "quartiles": [None] * 3, "clean_acc": 1.0}
+    found = {"fmn": [0.0, EPS / 2, EPS, EPS * 0.99, EPS * 1.01, None, *[0.3] * 14], "ddn": [0.0] * 10}
+    for attack, distances in found.items():
+        write(s, attack, "1" * len(distances))
+        content = json.loads(s.result_file(attack).read_text())
+        del content["results"]
+        s.result_file(attack).write_text(json.dumps({**content, **near, "distances": distances}))
+    (said,) = overestimates(s)
+    assert "PGD overestimates by 20.0 points at 0.05: FMN leaves 80.0%, PGD 100.0%, of the same 20 images" in said
+    s.result_file("fmn").unlink()
+    (said,) = overestimates(s)
+    assert "by 100.0 points at 0.05: DDN leaves 0.0%" in said and "10 images" in said
+
+
 def test_averages_and_grids():
     assert average_accuracies(0.9, [0.6, 0.3]) == pytest.approx({"avg_acc": 0.6, "avg_rob_acc": 0.45})
     assert eval_grid("cifar10", "Linf", 0.1) == pytest.approx([4 * k / 255 for k in range(1, 9)])

@@ -287,6 +287,9 @@ def test_by_how_much_pgd_overestimates(run):
     }
     _, page = tables(run("cifar10-Linf-MMA-32-sd0", **colour))
     assert "PGD overestimates by 10.0 points at 8/255: transfer leaves" in page
+    near = {"n": 50, "clean_acc": 1.0, "mean": 1.0, "quartiles": [1.0] * 3, "distances": [0.2] * 20 + [0.4] * 30}
+    _, page = tables(run("mnist-Linf-MMA-0.45-sd4", pgd_Linf=pgd, fmn_Linf={**near, "model_sha256": "a"}))
+    assert "PGD overestimates by 40.0 points at 0.3: FMN leaves 60.0%, PGD 100.0%, of the same 50" in page
     stale, as_strong = {**other, "model_sha256": "another"}, accuracies(n=100, robust={0.3: 1.0})
     for seed, nothing in ((2, stale), (3, as_strong)):
         _, page = tables(run(f"mnist-Linf-MMA-0.45-sd{seed}", pgd_Linf=pgd, autoattack_Linf=nothing))
