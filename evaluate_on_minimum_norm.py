@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 runs.append(run)
         if not runs or evaluate(subject, runs, teller, world, deadline):
+            for line in overestimates(subject):
+                teller.say(line)
             teller.say(what_next(flags, subject))
             return 0
         teller.say(line_that_goes_on("evaluate_on_minimum_norm.py", argv, flags.max_minutes, world))
@@ -163,8 +165,6 @@ def evaluate(subject: Subject, runs: Sequence[Run], teller: Teller, world: World
         for line in table(measured(), {attack: result.seconds for attack, result in found.items()}):
             teller.say(line)
         teller.say("written: " + ", ".join(str(subject.result_file(run.attack)) for run in runs))
-        for line in overestimates(subject):
-            teller.say(line)
     return True
 
 

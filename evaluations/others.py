@@ -21,8 +21,15 @@ from evaluations.subject import Subject
 GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("autoattack", "transfer")
 SEARCHES = ("cw", "ddn", "fmn")
-NAMES = {"autoattack": "AutoAttack", "transfer": "transfer", "square": "Square", "spsa": "SPSA"}
-NAMES |= {"cw": "Carlini-Wagner", "ddn": "DDN", "fmn": "FMN"}
+NAMES = {
+    "autoattack": "AutoAttack",
+    "transfer": "transfer",
+    "square": "Square",
+    "spsa": "SPSA",
+    "cw": "Carlini-Wagner",
+    "ddn": "DDN",
+    "fmn": "FMN",
+}
 
 
 class Gap(NamedTuple):
@@ -72,15 +79,17 @@ def _left_at(eps: float, row: Row) -> str:
 
 
 def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence[Row]]) -> list[Gap]:
-    """Where PGD overestimates: of `STRONGER` each, of the searches the one of most images, then of the largest gap.
+    """Where PGD overestimates: by each of `STRONGER`, and by that of the searches with most images, then the largest gap.
 
     rows_of: an attack's rows of the same checkpoint.
     """
-    found = [gap for attack in STRONGER for gap in gaps(attack, dataset, pgd, rows_of(attack))]
-    nearest: dict[float, Gap] = {}
-    for gap in (gap for attack in SEARCHES for gap in gaps(attack, dataset, pgd, rows_of(attack))):
-        nearest[gap.eps] = max(gap, nearest.get(gap.eps, gap), key=lambda gap: (gap.n, gap.points))
-    return [gap for gap in (*found, *nearest.values()) if gap.points > 0]
+    found: dict[tuple[str, float], Gap] = {}
+    for attack in (*STRONGER, *SEARCHES):
+        for gap in gaps(attack, dataset, pgd, rows_of(attack)):
+            key = ("a search" if attack in SEARCHES else attack, gap.eps)
+            if gap.points > 0:
+                found[key] = max(gap, found.get(key, gap), key=lambda gap: (gap.n, gap.points))
+    return list(found.values())
 
 
 def overestimates(subject: Subject) -> list[str]:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,10 @@ class ImagesOnDisk:
 
     @property
     def listing(self) -> str:
-        """A digest of the files' names with their folder's, in order, wherever the data lie."""
-        names = ("/".join(Path(path).parts[-2:]) for path in self.paths)
-        return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
+        """A digest of the files' names in order, below the folder that holds them all, wherever that lies."""
+        top = os.path.commonpath(self.paths)
+        names = "\0".join(os.path.relpath(path, top) for path in self.paths)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W) uint8 on the CPU.

@@ -9,7 +9,6 @@ deviation. AvgAcc is the mean over clean and all eps, AvgRobAcc over all eps.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,16 @@ def other_attacks(group: Group) -> list[str]:
     """What the other attacks on a network say of its PGD figure, a line each; a warning where they should be weaker."""
     lines = []
     for run, pgd in group.found("pgd"):
-        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for e in group.of(run):
-            if e.get("model_sha256") == pgd.get("model_sha256"):
-                rows[e["attack"]] += e.get("results", [e])
-        free = [gap for attack in GRADIENT_FREE for gap in gaps(attack, pgd["dataset"], rows["pgd"], rows[attack])]
-        said = [(gap, False) for gap in stronger(pgd["dataset"], rows["pgd"], rows.__getitem__)]
-        for gap, is_masked in said + [(gap, True) for gap in free if gap.beyond_chance]:
-            mark, sign = (f"{WARNING} ", "masked gradients: ") if is_masked else ("", "")
-            text = gap.text(eps_text(gap.eps, pgd["dataset"], pgd["norm"]))
-            lines.append(f"- {mark}{group.label}: `{run.shown}`: {sign}{text}")
+        where, dataset = f"{group.label}: `{run.shown}`", pgd["dataset"]
+        same = [e for e in group.of(run) if e.get("model_sha256") == pgd.get("model_sha256")]
+        rows = {attack: [] for attack in ATTACKS} | {e["attack"]: e.get("results", [e]) for e in same}
+        for gap in stronger(dataset, rows["pgd"], rows.__getitem__):
+            lines.append(f"- {where}: {gap.text(eps_text(gap.eps, dataset, pgd['norm']))}")
+        for attack in GRADIENT_FREE:
+            for gap in gaps(attack, dataset, rows["pgd"], rows[attack]):
+                if gap.beyond_chance:
+                    text = gap.text(eps_text(gap.eps, dataset, pgd["norm"]))
+                    lines.append(f"- {WARNING} {where}: masked gradients: {text}")
     return lines
 
 

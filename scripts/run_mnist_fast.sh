@@ -58,6 +58,7 @@ case ${TIERS:-12} in *2*)
   for d_max in 2.0 4.0 6.0; do
     run mnist-L2-OMMA-$d_max-sd0-fast --norm L2 --method omma --hinge_maxeps $d_max
     grid mnist-L2-OMMA-$d_max-sd0-fast
+    attack minimum_norm mnist-L2-OMMA-$d_max-sd0-fast --attacks ddn,fmn --test_size 500
   done
   run mnist-Linf-OMMA-0.45-sd0-fast --norm Linf --method omma --hinge_maxeps 0.45
   run mnist-Linf-PGD-0.3-sd0-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10
