@@ -1,6 +1,6 @@
 """Runs against a baseline, on the same images: what each cost, how robust it is, and the paired difference.
 
-python reports/compare_runs.py BASELINE RUN RUN ... [--eps 0.3] [--split val] [--out FILE]
+python reports/compare_runs.py BASELINE RUN RUN ... [--attack autoattack] [--eps 0.3] [--split val] [--out FILE]
 
 Runs that differ in their seed alone are one row. The difference is over the seeds that a row and the baseline both have, and
 its interval over the images: of each image's difference, averaged over those seeds.
@@ -34,11 +34,13 @@ from reports.results import NONE, Run, eps_text
 from reports.tables import show_or_write, table_lines
 
 Images = tuple[str | None, int]  # a digest of them, and how many
+SHORT = {"pgd": "PGD", "autoattack": "AutoAttack"}
+EVALUATORS = {"pgd": "evaluate_on_pgd_attacks.py", "autoattack": "evaluate_on_autoattack.py"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run, attacked at one radius."""
+    """One run, attacked in one way at one radius."""
 
     cost: Cost
     images: Images
@@ -46,12 +48,12 @@ class Measured:
     stands: np.ndarray  # (N,) of 0 and 1: the images that no attack broke
 
 
-def measured(run: Run, eps: float, split: str) -> dict[Images, Measured]:
-    """Its evaluations at this radius by the images that were attacked, most of them first.
+def measured(run: Run, attack: str, eps: float, split: str) -> dict[Images, Measured]:
+    """Its evaluations by this attack at this radius, by the images that were attacked, most of them first.
 
     :raises UserError: if it was not attacked so, or the file is damaged.
     """
-    folder, path = run.folder, run.folder / f"eval_pgd_{run.norm}.json"
+    folder, path = run.folder, run.folder / f"eval_{attack}_{run.norm}.json"
     try:
         every = [row for content in read_file(path)[:1] for row in all_rows(content)]
         counts = sorted({row["n"] for row in every}, reverse=True)
@@ -61,7 +63,7 @@ def measured(run: Run, eps: float, split: str) -> dict[Images, Measured]:
         raise UserError(f"{path}: damaged ({error}): delete it and attack the run again") from None
     if not rows:
         radius = eps_text(eps, str(run.config.get("dataset")), str(run.norm))
-        command = f"evaluate_on_pgd_attacks.py --model {folder} --eps {radius} --split {split}"
+        command = f"{EVALUATORS[attack]} --model {folder} --eps {radius} --split {split}"
         raise UserError(f"{folder}: not attacked at {radius} on {split} images: run {command}")
     spent = cost(run.config, rows_of(folder))
     found = [Measured(spent, (row["images"], row["n"]), float(row["clean_acc"]), bits(row["flags"])) for row in rows]
@@ -106,20 +108,20 @@ def accuracies(run: Measured) -> tuple[float, float]:
     return run.clean, float(run.stands.mean())
 
 
-def make_table(folders: Sequence[Path], eps: float, split: str) -> str:
+def make_table(folders: Sequence[Path], attack: str, eps: float, split: str) -> str:
     """The Markdown; the first folder's group is the baseline.
 
     :raises UserError: if a run cannot be compared.
     """
     runs = [Run(folder, read_config(folder), [], []) for folder in folders]
-    found = [measured(run, eps, split) for run in runs]
+    found = [measured(run, attack, eps, split) for run in runs]
     shared = [images for images in found[0] if all(images in one for one in found)]
     groups: dict[str, Seeds] = {}
     for run, one in zip(runs, found, strict=True):
         groups.setdefault(run.name_without_seed, {})[run.seed] = one[shared[0]] if shared else next(iter(one.values()))
     baseline = next(iter(groups.values()))
     radius = eps_text(eps, str(runs[0].config.get("dataset")), str(runs[0].norm))
-    header = ["run", "seeds", "passes [M]", "minutes", "clean", f"PGD at {radius}", "against the first"]
+    header = ["run", "seeds", "passes [M]", "minutes", "clean", f"{SHORT[attack]} at {radius}", "against the first"]
     n = baseline[next(iter(baseline))].images[1]
     lines = table_lines(header, [row(name, seeds, baseline) for name, seeds in groups.items()])
     return "\n".join([f"{n} {SPLITS[split]} images, accuracy in %:", "", *lines]) + "\n"
@@ -130,11 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the table. Returns the exit status."""
     parser = Parser(description="Runs against a baseline, image by image.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first one's method is the baseline")
+    parser.add_argument("--attack", choices=EVALUATORS, default="pgd", help="by which attack (default: pgd)")
     parser.add_argument("--eps", type=number, default=0.3, help="radius of the attack (default: 0.3)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="images that were attacked (default: test)")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     given = parser.parse(argv)
-    return show_or_write(make_table([Path(run) for run in given["runs"]], given["eps"], given["split"]), given["out"])
+    folders = [Path(run) for run in given["runs"]]
+    return show_or_write(make_table(folders, given["attack"], given["eps"], given["split"]), given["out"])
 
 
 if __name__ == "__main__":

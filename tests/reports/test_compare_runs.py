@@ -14,13 +14,13 @@ from reports import compare_runs
 def attacked(tmp_path):
     """`attacked(name, flags, …)` makes a run folder, attacked at 0.3 on validation images."""
 
-    def make(name, text, split="val", images="i", clean=0.9, passes=3_000_000):
+    def make(name, text, split="val", images="i", clean=0.9, passes=3_000_000, attack="pgd"):
         folder = make_run(tmp_path / name, accuracies=())
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": "train", "step": 200, "steps_per_second": 10, "passes": passes}) + "\n")
         row = {"eps": 0.3, "robust_acc": text.count("1") / len(text), "flags": text}
         more = {"split": split, "images": images, "n": len(text), "clean_acc": clean}
-        write_evaluation(folder, "pgd", "Linf", **more, results=[row])
+        write_evaluation(folder, attack, "Linf", **more, results=[row])
         return folder
 
     return make
@@ -52,6 +52,17 @@ def test_of_several_evaluations_the_largest_that_all_have_counts(attacked, capsy
     assert compare_runs.main([str(both), str(one), "--split", "val"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 validation images") and [row[5] for row in rows_of(out)] == ["25.0", "100.0"]
+
+
+def test_by_another_attack(attacked, capsys):
+    """One that was not run is asked for by its own command."""
+    runs = [attacked(f"digits-Linf-{name}-sd0", text, attack="autoattack") for name, text in (("A", "11"), ("B", "10"))]
+    assert compare_runs.main([*map(str, runs), "--split", "val", "--attack", "autoattack"]) == 0
+    out = capsys.readouterr().out
+    assert "AutoAttack at 0.3" in out and rows_of(out)[1][-1].startswith("-50.0 [")
+    fails(capsys, compare_runs.main, [*runs, "--split", "val"], "evaluate_on_pgd_attacks.py", "--split val")
+    other = attacked("digits-Linf-C-sd0", "11")
+    fails(capsys, compare_runs.main, [other, "--split", "val", "--attack", "autoattack"], "evaluate_on_autoattack.py")
 
 
 def test_the_interval_covers():
