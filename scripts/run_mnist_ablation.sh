@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What each part of `--recipe fast` is worth: MMA-0.45 on MNIST at about 3 million passes, with the recipe, without each of its
 # parts, and by the paper's recipe stopped there; PGD on 1 000 validation images. Run folders and the table go to
-# benchmarks/mnist_ablation. 23 runs of about 3 million passes. Started again, it skips what is done and goes on with
-# what is not. DATA names the folder of the data set, SEEDS the further seeds of the six that have some.
+# benchmarks/mnist_ablation, the picture of robust accuracy against passes to docs. 22 runs. Started again, it skips what
+# is done and goes on with what is not. DATA names the folder of the data set, SEEDS the further seeds of the five that
+# have some.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 data=${DATA:-$root/data}
@@ -31,15 +32,18 @@ fast 0 fast-averaged --max_steps 3100 --average_decay 0.999
 fast 0 fast-float32 --max_steps 3100 --precision fp32
 fast 0 fast-bf16_all --max_steps 3100 --precision bf16_all
 run 0 paper --max_steps 1132
+# The whole fast run's passes, for the picture.
+run 0 paper-3300steps --max_steps 3300 --check_interval 1
 
 for seed in ${SEEDS-1 2}; do
   fast "$seed" fast --max_steps 3100
   run "$seed" paper --max_steps 1132
   fast "$seed" fast-random_starts --max_steps 3100 --no-keep_directions --refresh_interval 0
-  fast "$seed" fast-small_steps --max_steps 3100 --eps_iter_scale 1.0
   fast "$seed" fast-constant_rate --max_steps 3100 --no-one_cycle --lr 1e-3
   fast "$seed" fast-bf16_all --max_steps 3100 --precision bf16_all
 done
 
 runs=("$out"/mnist-Linf-MMA-0.45-sd?-fast "$out"/mnist-Linf-MMA-0.45-sd?-fast-* "$out"/mnist-Linf-MMA-0.45-sd?-paper)
 python "$root/reports/compare_runs.py" "${runs[@]}" --eps 0.3 --split val --out "$root/benchmarks/mnist_ablation.md"
+whole=$root/trained_models/mnist-Linf-MMA-0.45-sd0-fast
+python "$root/reports/plot_passes.py" "$out"/mnist-Linf-MMA-0.45-sd0-paper-3300steps "$whole" "$whole"-scale1 --out "$root/docs/mnist-passes"

@@ -23,7 +23,12 @@ def test_every_command_parses(script, tmp_path):
         if program in PARSERS:
             PARSERS[program](argv)
         else:
-            assert program in ("scripts/round_weights.py", "reports/make_tables.py", "reports/compare_runs.py")
+            assert program in (
+                "scripts/round_weights.py",
+                "reports/make_tables.py",
+                "reports/compare_runs.py",
+                "reports/plot_passes.py",
+            )
 
 
 def test_every_fast_run_is_attacked_where_its_network_is(tmp_path):
