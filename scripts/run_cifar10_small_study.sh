@@ -3,7 +3,7 @@
 # the recipe is worth. Pictures in DATA: train/<class>/* and test/<class>/*, 32x32; as JPEG they are named CIFAR-10 (JPEG).
 # Every run is trained and its weights rounded to float16 before the next begins, then all are attacked. On two CPU cores a run
 # takes 15 to 20 minutes, and its attacks as long. Started again, it skips what is done and goes on with what is not.
-# TIERS: 1 the seven methods, 2 second seeds, 3 the ablation on validation images; TIERS="1" does the first alone.
+# TIERS: 1 seven networks by four methods, 2 second seeds, 3 the ablation on validation images; TIERS="1" does the first alone.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 cd "$root"

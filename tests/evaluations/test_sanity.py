@@ -252,6 +252,25 @@ def test_no_gradient_and_no_numbers(tmp_path):
     assert "not finite" in found["network"].value and {"network", "gradients"} <= failed(found)
 
 
+class DeafTo(nn.Module):
+    """No gradient at the first `count` images."""
+
+    def __init__(self, model, x, count):
+        super().__init__()
+        self.model, self.images = model, x[:count]
+
+    def forward(self, x):
+        hears = torch.tensor([not any(torch.equal(one, image) for image in self.images) for one in x])
+        return self.model(torch.where(hears.view(-1, 1, 1, 1), x, x.detach()))
+
+
+@pytest.mark.parametrize(("count", "ok"), [(4, True), (5, False)])
+def test_gradients_at_95_of_100_images_are_too_few(count, ok, tmp_path):
+    s = subject(tmp_path)
+    s.model = DeafTo(s.model, s.test.everything().x, count).eval()
+    assert battery(s, EPS, 50)["gradients"] == (ok, f"{count}.0% zero or not finite")
+
+
 def test_train_mode_and_images_out_of_bounds(tmp_path):
     s = subject(tmp_path)
     protocol, run, state = evaluated(s)
