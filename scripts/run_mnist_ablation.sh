@@ -39,7 +39,7 @@ for seed in ${SEEDS-1 2}; do
   fast "$seed" fast --max_steps 3100
   run "$seed" paper --max_steps 1132
   fast "$seed" fast-random_starts --max_steps 3100 --no-keep_directions --refresh_interval 0
-  fast "$seed" fast-constant_rate --max_steps 3100 --no-one_cycle --lr 1e-3
+  fast "$seed" fast-bisection --max_steps 1920 --search bisection --num_search_steps 10
   fast "$seed" fast-bf16_all --max_steps 3100 --precision bf16_all
 done
 
