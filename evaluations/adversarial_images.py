@@ -55,6 +55,7 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch: BatchSi
         "numbers": subject.test.numbers.cpu(),
         "split": subject.split,
         "model_sha256": subject.sha256,
+        "network": subject.overrides.get("network"),
     }
     try:
         checkpoint.save(path, content)
@@ -72,12 +73,13 @@ def _stronger(subject: Subject, before: Tensor | None, new: Tensor, batch: Batch
 
 
 def _of_checkpoint(path: Path, subject: Subject) -> dict[str, Any] | None:
-    """The file's content; None if it is missing, damaged or of another checkpoint."""
+    """The file's content; None if it is missing, damaged or of another checkpoint or network code."""
     try:
         saved = checkpoint.load(path, needed=KEYS)
     except UserError:
         return None
-    return saved if saved["model_sha256"] == subject.sha256 else None
+    same_code = saved.get("network") == subject.overrides.get("network")
+    return saved if same_code and saved["model_sha256"] == subject.sha256 else None
 
 
 def _same_images(saved: Mapping[str, Any], subject: Subject) -> bool:

@@ -53,10 +53,11 @@ class Measured:
     def best_known(self) -> tuple[list[float], list[str]]:
         """(N,) shortest distance by attacks of this run and by JSON beside the model, inf where there is none; their
         names."""
-        known = {attack: list(distances) for attack, distances in self.distances.items()}
+        known = {}
         for attack in self.attacks:
             columns = [column for row in self.subject.rows(attack) if (column := self._column(row)) is not None]
-            if attack not in known and columns:
+            columns += [list(self.distances[attack])] if attack in self.distances else []
+            if columns:
                 known[attack] = [min(column) for column in zip(*columns, strict=True)]
         return [min(column) for column in zip(*known.values(), strict=True)], sorted(known)
 

@@ -13,8 +13,9 @@ from evaluations.repeated_pgd import Attacked, Course
 from evaluations.white_box_plan import Plan
 from records import checkpoint
 
-# What may change between a stop and a start: where files are, and what is done with the result.
-FREE = ("model", "data_root", "eps", "resume", "overwrite", "max_minutes", "save_adv", "quiet")
+# What may change between a stop and a start: where files are, and what is done with the result. Not `save_adv`: without it
+# images that fell at a smaller radius are not attacked again.
+FREE = ("model", "data_root", "eps", "resume", "overwrite", "max_minutes", "quiet")
 STARTS = "seed, restart, radius"  # what random starts depend on
 
 

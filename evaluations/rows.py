@@ -46,7 +46,9 @@ class Kind:
 
 def _agrees(found: object, value: object) -> bool:
     if isinstance(value, Mapping):
-        return isinstance(found, dict) and all(_agrees(found.get(name), part) for name, part in value.items())
+        if not isinstance(found, dict) or found.keys() != value.keys():
+            return False
+        return all(_agrees(found[name], part) for name, part in value.items())
     if isinstance(found, float) and isinstance(value, float):  # of a radius that differs by rounding only
         return math.isclose(found, value, rel_tol=SAME_EPS)
     return found == value

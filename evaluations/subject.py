@@ -44,11 +44,13 @@ class Subject:
         return self.path.parent / f"eval_{attack}_{self.norm}.json"
 
     def rows(self, attack: str) -> list[Row]:
-        """What that JSON says of this very checkpoint file.
+        """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network.
 
         :raises UserError: if the file is damaged, or says of this checkpoint what no evaluation writes.
         """
-        return checkpoint_rows(self.result_file(attack), self.head(attack))
+        code = self.overrides.get("network")
+        rows = checkpoint_rows(self.result_file(attack), self.head(attack))
+        return [row for row in rows if (row["settings"].get("overrides") or {}).get("network") == code]
 
     def head(self, attack: str) -> Head:
         """What that JSON is about."""
@@ -120,6 +122,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
         for name, value in (("dataset", dataset), ("norm", norm))
         if stored and getattr(stored, name) != value
     }
+    if is_own(network) and network != (stored.network if stored else None):
+        overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
     if weights.keys() != file.weights.keys():
         overrides["model"] = INPUT
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)

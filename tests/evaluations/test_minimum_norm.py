@@ -235,6 +235,8 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert best == [
         min(math.inf if a is None else a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)
     ]
+    weaker = {"ddn": [distance + 1 for distance in ddn["distances"]]}
+    assert Measured(subject, nothing > 0, nothing, weaker, ["ddn"]).best_known() == (ddn["distances"], ["ddn"])
 
 
 def test_fmn_of_foolbox_does_not_project_and_ours_does(here):

@@ -265,8 +265,38 @@ def test_stopped_by_the_clock_at_any_batch_is_the_same_bit_for_bit(run, tmp_path
 
 def test_what_was_stopped_goes_on_with_other_flags_of_no_account(run, capsys):
     assert attack(run, "--eps", 0.1, "--batch_size", 15, "--max_minutes", 0.001) == 75
-    assert attack(run, "--eps", 0.1, "--batch_size", 15, "--save_adv", "--overwrite") == 0
-    assert "going on with an evaluation that was stopped" in capsys.readouterr().out
+    assert attack(run, "--eps", 0.1, "--batch_size", 15, "--overwrite", "--quiet") == 0
+    assert not list(run.glob("partial_*")) and len(found_in(run)) == 1
+
+
+def test_saved_images_break_what_is_broken_also_after_a_stop_without_them(run):
+    """Without `--save_adv` what fell at a smaller radius is not attacked again, so that it is begun anew with it."""
+    assert attack(run, "--eps", 0.05) == 0
+    assert attack(run, "--eps", 0.06, "--batch_size", 15, "--max_minutes", 0.001) == 75
+    assert attack(run, "--eps", 0.06, "--batch_size", 15, "--save_adv") == 0
+    subject = load_subject(parse_eval(["--model", str(run), *SMALL]), CPU)
+    (x_adv,) = checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"].values()
+    broken = torch.tensor([flag == "0" for flag in found_in(run)[1]["flags"]])
+    broken_at_once = torch.tensor([flag == "0" for flag in found_in(run)[0]["flags"]])
+    assert (broken & broken_at_once).sum() > 3, "a smaller radius has broken some"
+    assert (subject.model(x_adv).argmax(1) != subject.test.labels)[broken].all()
+
+
+def test_another_code_of_the_network_is_another_network(run, capsys):
+    """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
+    assert attack(run, "--eps", 0.05, "--save_adv") == 0
+    (first,) = found_in(run)
+    capsys.readouterr()
+    other = ["--network", "linear_networks:Negative"]
+    assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
+    said = capsys.readouterr()
+    assert "linear_networks:Negative instead of the checkpoint's linear_networks:Linear" in said.out + said.err
+    assert "already done" not in said.out
+    second = next(row for row in found_in(run) if row["settings"]["overrides"])
+    assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    for flags, name in (((), "Linear"), (other, "Negative")):
+        assert attack(run, "--eps", 0.05, *flags) == 0
+        assert "already done" in capsys.readouterr().out, name
 
 
 def test_progress_is_of_this_very_evaluation(run):

@@ -13,6 +13,13 @@ class Linear(nn.Module):
         return self.linear(x.flatten(1))
 
 
+class Negative(Linear):
+    """The same weights, other logits."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
 def fitted(images, labels):
     """The linear network of least squares."""
     x = torch.cat([images.flatten(1).float() / 255, torch.ones(len(labels), 1)], dim=1)
