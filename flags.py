@@ -20,7 +20,7 @@ from fractions import Fraction
 
 from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule
 from errors import UserError
-from presets import TRIED, USES, recipe_values
+from presets import TRIED, USES, derived_lengths, recipe_values
 from records.settings import read_settings, what_differs
 from settings.evaluation import EvalConfig
 from settings.radii import radius
@@ -256,6 +256,8 @@ def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], li
     values, notes = recipe_values(recipe, key, method, network), []
     if not given.get("keep_directions", True):
         values.pop("refresh_interval", None)  # without them every start is a fresh one
+    if given.get("search") == "bisection":
+        values.pop("num_search_steps", None)  # the recipe's are passes of the secant search
     if values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
@@ -275,12 +277,15 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
             raise UserError(
                 f"--{name}: has no meaning with --method {config.method}, only with {', '.join(methods)}: leave it out"
             )
-    if config.method == "pgdls" and config.ramp_steps is None:  # of these max_steps, also when a resumed run has more
-        config = replace(config, ramp_steps=max(config.max_steps // 2, 1))
+    if "momentum" in given and config.optimizer == "adam":
+        raise UserError("--momentum: has no meaning with --optimizer adam, only with sgd: leave it out")
+    lengths = derived_lengths(config.max_steps)
+    if config.method == "pgdls" and config.ramp_steps is None:
+        config = replace(config, ramp_steps=lengths["ramp_steps"])
     if config.one_cycle and "lr" not in given:  # the published rates fall by steps
         config = replace(config, lr=((0, max(rate for _, rate in config.lr)),))
-    if config.one_cycle and config.cycle_steps is None:  # of these max_steps, as above
-        config = replace(config, cycle_steps=config.max_steps)
+    if config.one_cycle and config.cycle_steps is None:
+        config = replace(config, cycle_steps=lengths["cycle_steps"])
     if config.method in ALPHA and "clean_loss_coeff" not in given:
         config = replace(config, clean_loss_coeff=ALPHA[config.method])
     return config

@@ -143,4 +143,13 @@ USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some met
     "search": ("mma", "omma"),
     "search_mode": ("mma", "omma"),
     "rest_interval": ("mma", "omma"),
+    "attack_mineps": ("mma", "omma"),
+    "margin_loss_fn": ("mma", "omma"),
+    "search_loss_fn": ("mma", "omma"),
+    "eps_iter_scale": ("mma", "omma", "pgd", "pgdls", "trades"),
 }
+
+
+def derived_lengths(max_steps: int) -> dict[str, int]:
+    """PGDLS's ramp and the one-cycle rate's length where they are not given; of the steps that a run starts with."""
+    return {"ramp_steps": max(max_steps // 2, 1), "cycle_steps": max_steps}

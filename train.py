@@ -80,6 +80,7 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
     if found.finished:
         place.teller.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
+    config = found.config
     trainer = new_trainer(config, place, found.state)
     recorder: RunRecorder | Silent = world.from_first_only(
         lambda: resume.prepare(folder, trainer, found.state, environment_of(trainer)), Silent()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from config import Config
 from errors import UserError
+from presets import derived_lengths
 from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
@@ -42,6 +43,7 @@ FREE_ON_RESUME = {
 class Found(NamedTuple):
     """What a run folder holds."""
 
+    config: Config  # with the lengths that the run fixed when it began
     state: State | None = None  # to go on from; None: nothing yet
     finished: bool = False
 
@@ -65,23 +67,27 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
             f"--savepath {folder.path}: cannot be written ({error.strerror}): choose another folder"
         ) from None
     if not folder.holds_a_run():
-        return Found()
+        return Found(config)
     if not (config.resume or goes_on_by_itself(folder)):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
         )
     stored = folder.read_config()
     if stored is not None:
-        refuse_differences(config, stored_config(stored, folder.config_file), folder)
+        there = stored_config(stored, folder.config_file)
+        config = with_its_lengths(config, there)
+        refuse_differences(config, there, folder)
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
-        return Found(finished=True)
+        return Found(config, finished=True)
     state = usable_state(folder, warn)
     if finished and (state is None or state["checked_step"] >= config.max_steps):
-        return Found(finished=True)
+        return Found(config, finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
     if state is not None:
-        refuse_differences(config, stored_config(state["config"], f"last state in {folder.path}"), folder)
+        there = stored_config(state["config"], f"last state in {folder.path}")
+        config = with_its_lengths(config, there)
+        refuse_differences(config, there, folder)
     elif folder.best.exists() or folder.checked_steps():
         raise UserError(
             f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
@@ -89,7 +95,19 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         )
     if state is not None and state["step"] and not folder.metrics_file.exists():
         warn(f"warning: {folder.metrics_file}: not there: the rows and margins up to step {state['step']} are lost")
-    return Found(state)
+    if config.cycle_steps and config.max_steps > config.cycle_steps:
+        warn(
+            f"warning: --max_steps {config.max_steps}: after its one cycle of {config.cycle_steps} steps the rate is next to 0"
+        )
+    return Found(config, state)
+
+
+def with_its_lengths(config: Config, there: Config) -> Config:
+    """`config`, whose `max_steps` may have grown, with the lengths of ramp and cycle that the run in the folder fixed when
+    it began, where its own only follow from `max_steps`."""
+    derived = derived_lengths(config.max_steps)
+    fixed = {name: getattr(there, name) for name, value in derived.items() if getattr(config, name) == value}
+    return dataclasses.replace(config, **fixed)
 
 
 def usable_state(folder: RunFolder, warn: Warn) -> State | None:
@@ -169,6 +187,11 @@ def prepare(folder: RunFolder, trainer: Trainer, state: State | None, environmen
     :raises UserError: if it cannot be written.
     """
     folder.prepare()
+    if state is None and (folder.last.exists() or folder.previous.exists()):
+        raise UserError(
+            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or choose "
+            "another folder"
+        )
     recorder = RunRecorder(folder, trainer, trainer.device)
     if state is None:
         recorder.save(trainer)  # from here on --resume finds a state

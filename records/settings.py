@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config import PRESETS
 from errors import UserError
-from presets import USES, recipe_values
+from presets import USES, derived_lengths, recipe_values
 from records.reading import parse_json
 
 OF_ONE_RUN = ("savepath", "resume", "max_minutes", "quiet", "environment")  # in a config.json
@@ -52,6 +52,5 @@ def what_differs(file: dict[str, typing.Any], flags: dict[str, typing.Any]) -> d
     if "method" in flags or "clean_loss_coeff" in flags:
         foreign |= {"clean_loss_coeff", "method"}
     steps = file.get("max_steps", preset.max_steps if preset else 0)
-    derived = {"ramp_steps": max(steps // 2, 1), "cycle_steps": steps}  # from the number of steps, and will be again
-    foreign |= {name for name, value in derived.items() if file.get(name) == value}
+    foreign |= {name for name, value in derived_lengths(steps).items() if file.get(name) == value}  # will be again
     return {name: value for name, value in kept.items() if name not in foreign}

@@ -114,6 +114,43 @@ def test_more_steps_continue_a_finished_run(run, tmp_path):
     assert [r for r in alike(run) if r["step"] != 30 or r["kind"] == "train"] == alike(whole)
 
 
+@pytest.mark.parametrize(
+    ("flags", "length"),
+    [(["--one_cycle"], "cycle_steps"), (["--method", "pgdls", "--train_eps", "0.2"], "ramp_steps")],
+)
+def test_more_steps_keep_the_lengths_of_the_start(flags, length, tmp_path, capsys):
+    argv = [*SMALL, *flags, "--savepath", str(tmp_path / "run")]
+    argv = [flag for flag in argv if "pgdls" not in argv or flag not in ("--hinge_maxeps", "0.3")]
+
+    def config():
+        return json.loads((tmp_path / "run" / "config.json").read_text())
+
+    assert train.main([*argv, "--max_steps", "4"]) == 0
+    fixed = config()[length]
+    assert train.main([*argv, "--max_steps", "6", "--resume"]) == 0
+    assert (config()["max_steps"], config()[length]) == (6, fixed)
+    assert ("the rate is next to 0" in capsys.readouterr().err) == (length == "cycle_steps")
+    assert train.main([*argv, "--max_steps", "7", f"--{length}", "5", "--resume"]) == 2
+
+
+def test_a_run_that_another_process_made_meanwhile_stays(tmp_path, monkeypatch, capsys):
+    """The folder was not there when this one began."""
+    argv = [*SMALL, "--savepath", str(tmp_path / "run")]
+    make = train.new_trainer
+
+    def slow(*given):
+        trainer = make(*given)
+        monkeypatch.setattr(train, "new_trainer", make)
+        assert train.main([*argv, "--max_steps", "4"]) == 0
+        slow.left = files(tmp_path / "run")
+        return trainer
+
+    monkeypatch.setattr(train, "new_trainer", slow)
+    assert train.main([*argv, "--max_steps", "2"]) == 2
+    assert "another process has begun a run here meanwhile: add --resume" in capsys.readouterr().err
+    assert files(tmp_path / "run") == slow.left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted(tmp_path, number):

@@ -163,6 +163,11 @@ def test_run_name_in_255ths():
         (["--method", "pgd", "--trades_beta", "5"], "only with trades"),
         (["--method", "pgd", "--train_eps", "0"], "--train_eps 0"),
         (["--method", "pgdl"], "pgdls"),
+        (["--method", "pgd", "--attack_mineps", "0.2"], "only with mma, omma"),
+        (["--method", "pgd", "--margin_loss_fn", "cw"], "only with mma, omma"),
+        (["--method", "trades", "--search_loss_fn", "lm"], "only with mma, omma"),
+        (["--method", "std", "--eps_iter_scale", "1"], "only with mma, omma, pgd, pgdls, trades"),
+        (["--hinge_maxeps", "2", "--momentum", "0.5"], "only with sgd"),
         (["--method", "omma"], "--hinge_maxeps is missing"),
     ],
 )

@@ -57,6 +57,11 @@ def test_what_has_no_meaning_is_left_out_and_said():
     assert len(notes) == 1 and all(name in notes[0] for name in MMA_ONLY if name in FAST["mnist", "Linf"])
 
 
+def test_the_steps_of_its_search_are_those_of_the_secant():
+    fast = [*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast"]
+    assert [parse_train([*fast, *more])[0].num_search_steps for more in ([], ["--search", "bisection"])] == [4, 10]
+
+
 def test_what_belongs_together_goes_together():
     """Without kept directions none is refreshed; alpha = 1 is ordinary training; the one-cycle peak is the largest published rate."""
     config, _ = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--no-keep_directions"])
