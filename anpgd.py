@@ -60,6 +60,8 @@ def secant(loss_at: LossAt, start: Tensor, top: float, passes: int, loss_at_zero
         below = loss < 0
         # The slope that the next proposal follows while nothing above zero is known: of the last two points.
         slope = (loss - low_loss) / (eps - low).clamp(min=1e-12)
+        # Where these two do not rise, as on a plateau of bfloat16: of the chord from zero.
+        slope = torch.where(slope > 0, slope, (loss - loss_at_zero) / eps)
         # Illinois: an end that stays twice has its loss halved, so that the chord cannot creep along one side.
         high_loss = torch.where(below & (same_side < 0), high_loss / 2, high_loss)
         low_loss = torch.where(~below & (same_side > 0), low_loss / 2, low_loss)
@@ -99,7 +101,8 @@ class Search:
         start_eps: Tensor,
         clean_loss: Tensor | None = None,
     ) -> Crossing:
-        """(B, ...), (B,), (B, ...), (B,) -> `Crossing`; the model runs in the caller's mode, without gradients.
+        """(B, ...), (B,), (B, ...), (B,) -> `Crossing`: the eta in [0, max_eps] where loss_fn(model(clip(x + eta direction)), y)
+        is 0, first measured at start_eps, clipped to max_eps. The model runs in the caller's mode, without gradients.
 
         clean_loss: (B,) loss_fn at x, for "secant", which measures it itself where it is not given.
         """
@@ -118,25 +121,6 @@ class Search:
 def _updates_statistics(model: nn.Module) -> bool:
     """Whether a pass moves BatchNorm's running statistics."""
     return model.training and has_batchnorm(model)
-
-
-def zero_crossing(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    direction: Tensor,
-    *,
-    loss_fn: LossFn,
-    start_eps: float | Tensor,
-    max_eps: float,
-    steps: int,
-) -> Tensor:
-    """(B, ...), (B,), (B, ...) -> (B,): the eta in [0, max_eps] where loss_fn(model(clip(x + eta direction)), y) = 0.
-
-    `steps` halvings of [0, max_eps]; the first loss is measured at start_eps, clipped to max_eps. The error is at most
-    max_eps / 2^steps if the loss crosses zero once. The model runs in the caller's mode, without gradients.
-    """
-    return Search(loss_fn, max_eps, steps)(model, x, y, direction, as_rows(start_eps, x)).eps
 
 
 class Shortest(NamedTuple):

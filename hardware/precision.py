@@ -1,6 +1,7 @@
 """In which arithmetic a network runs: float32, TF32, or bfloat16 inside PGD.
 
-Images, perturbations, losses, BatchNorm's statistics and the input standardisation stay float32 in all of them.
+Images, perturbations, cross-entropy, BatchNorm's statistics and the input standardisation stay float32 in all of them; with
+bf16_all the losses of the search, differences of logits, are bfloat16.
 """
 
 from __future__ import annotations

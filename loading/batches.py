@@ -163,13 +163,6 @@ class TrainBatches:
         self.next_step, self.ahead = -1, None
 
 
-def train_batch(
-    split: Split, step: int, *, batch_size: int, seed: int, augment: Augment | None, rank: int = 0, ranks: int = 1
-) -> Batch:
-    """One batch of `TrainBatches`, nothing read ahead."""
-    return TrainBatches(split, batch_size=batch_size, seed=seed, augment=augment, rank=rank, ranks=ranks).alone(step)
-
-
 def first_batch(split: Split, count: int) -> Tensor:
     """(count, C, H, W): the first image so often, to try a network on."""
     return split.batch(torch.zeros(count, dtype=torch.long)).x

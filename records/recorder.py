@@ -114,7 +114,7 @@ class RunRecorder:
     def _show_row(self, row: dict[str, Any]) -> None:
         if skipped := row.get("skipped_steps"):
             tell(f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", sys.stderr)
-        if self.reads_are_free or skipped == self.total:
+        if self.reads_are_free:
             return
         seen = "clean" if row["clean_loss"] is not None else "adv"  # adversarial training sees no clean image
         loss, accuracy = row.get(f"{seen}_loss"), row.get(f"{seen}_acc")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anpgd import Search, anpgd, bisection, secant, zero_crossing
+from anpgd import Search, anpgd, bisection, secant
 from linear_problem import MAX_EPS, SEARCH_STEPS, problem
 from losses import logit_margin, soft_logit_margin
 
@@ -66,26 +66,25 @@ def test_linear_margin_from_random_start(norm, start, shape, batch):
     assert (over <= TOLERANCE + (0.05 * margin if norm == "L2" else 0)).all()
 
 
-def test_zero_crossing_halves_the_bracket_and_returns_the_last_midpoint():
+def test_the_search_halves_the_bracket_and_returns_the_last_midpoint():
     """K halvings of [0, max]: after 1 the answer is a quarter or three quarters, whatever lies between."""
     model, x, y = problem((7,), 4, "Linf")
     direction = -model.w.detach().sign() * (2 * y - 1).double()[:, None]
     margin = model.margin(x, "Linf")
     for steps in range(1, 8):
-        eps = zero_crossing(
-            model, x, y, direction, loss_fn=logit_margin, start_eps=MAX_EPS / 2, max_eps=MAX_EPS, steps=steps
-        )
+        start = torch.full((4,), MAX_EPS / 2, dtype=torch.float64)
+        eps = Search(logit_margin, MAX_EPS, steps)(model, x, y, direction, start).eps
         assert (eps - margin).abs().max() <= MAX_EPS / 2 ** (steps + 1) + 1e-12
         in_halves = eps / MAX_EPS * 2 ** (steps + 1)  # an odd number of them
         torch.testing.assert_close(in_halves, 2 * ((in_halves - 1) / 2).round() + 1)
 
 
-def test_zero_crossing_ends_where_nothing_crosses():
+def test_the_search_ends_where_nothing_crosses():
     """Always right: the upper end. Always wrong: the lower end. start_eps above max_eps is measured at max_eps."""
     model, x, y = problem((7,), 4, "Linf")
     direction = torch.zeros_like(x)
     for labels, end in ((y, MAX_EPS), (1 - y, 0.0)):
-        eps = zero_crossing(model, x, labels, direction, loss_fn=logit_margin, start_eps=1.0, max_eps=MAX_EPS, steps=10)
+        eps = Search(logit_margin, MAX_EPS, 10)(model, x, labels, direction, torch.ones(4, dtype=torch.float64)).eps
         assert (eps - end).abs().max() <= MAX_EPS / 2**10
 
 
@@ -103,6 +102,21 @@ def test_secant_search_on_a_linear_network_is_exact_after_a_few_passes(norm, cle
     found = Search(logit_margin, MAX_EPS, 4, "secant")(model, x, y, direction, start, clean_loss)
     assert (found.eps - model.margin(x, norm)).abs().max() < 1e-3 * MAX_EPS
     assert not found.beyond.any()
+
+
+@pytest.mark.parametrize("step", [1 / 8, 1 / 16, 1 / 32])
+def test_secant_search_on_steps_of_bfloat16_does_not_leave_for_the_end(step):
+    """Two measurements on one step have no slope. A concave loss, rounded as logits of 16 and more are."""
+    zero = torch.linspace(0.12, 0.28, 401)
+    for guess in (0.1, 0.13, 0.2):
+        found = secant(
+            lambda eps: (6 * ((eps / zero).sqrt() - 1) / step).floor() * step,
+            torch.full_like(zero, guess),
+            0.315,
+            4,
+            torch.full_like(zero, -6.0),
+        )
+        assert (found.eps - zero).abs().max() < 0.012 and not found.beyond.any()
 
 
 @pytest.mark.parametrize("passes", [1, 2, 3, 4, 6])

@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "config",
         "hardware",
         "loading",
+        "networks",
         "objectives",
         "pgd",
         "processes",

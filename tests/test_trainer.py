@@ -9,9 +9,10 @@ from torch import nn
 from check import check_split
 from config import PRESETS
 from hardware.optimizer import make_optimizer
-from loading.batches import Batch, Split, train_batch
+from loading.batches import Batch, Split
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
+from train_batches import train_batch
 from trainer import Trainer
 from utils import has_batchnorm
 
@@ -217,7 +218,7 @@ def test_every_example_is_visited_once_an_epoch():
     trainer.train_step = lambda: (seen.append(trainer.step), train_step())[1]
     trainer.run(memory, lambda: False)
     assert seen == [0, 1, 2, 3]
-    from loading.batches import train_batch
+    from train_batches import train_batch
 
     index = torch.cat([train_batch(trainer.data.train, s, batch_size=6, seed=0, augment=None).index for s in range(4)])
     assert torch.equal(index.sort().values, torch.arange(23))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
 from losses import cross_entropy, soft_logit_margin
+from networks.probes import accepts
 from objectives import Mma, StepInput, StepResult
 from pgd import GEOMETRY, InnerPgd
 from processes.replica import Replica
@@ -67,9 +68,9 @@ class MmaObjective:
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
-        # A search of one row in train mode is refused by BatchNorm on vectors.
-        single = not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
-        result = replace(self.loss, search_single_row=single)(Replica(model), StepInput(x, y, start, noise))
+        if self.step == 0:  # a search of one row in train mode: BatchNorm on vectors refuses it
+            self.loss = replace(self.loss, search_single_row=accepts(model, x[:1]))
+        result = self.loss(Replica(model), StepInput(x, y, start, noise))
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1
         return result

@@ -16,9 +16,10 @@ from PIL import Image
 
 from errors import UserError
 from folders import images
-from loading.batches import steps_per_epoch, train_batch
+from loading.batches import steps_per_epoch
 from loading.crops import Augment, draw_crops
 from loading.datasets import MNIST_FILES, Sizes, Source, load_dataset, load_test
+from train_batches import train_batch
 from utils import AUGMENT, generator
 
 CPU = torch.device("cpu")

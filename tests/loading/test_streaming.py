@@ -21,13 +21,14 @@ from command_lines import fails, rows
 from errors import UserError
 from flags import parse_train
 from loading import batches, datasets, streaming
-from loading.batches import TrainBatches, train_batch
+from loading.batches import TrainBatches
 from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
 from settings.validation import stored_config
 from support import ROOT
+from train_batches import train_batch
 
 CPU = torch.device("cpu")
 NET = """

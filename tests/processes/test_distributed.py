@@ -17,7 +17,7 @@ from torch import nn
 import ranks
 from check import checker_of
 from config import PRESETS
-from loading.batches import Split, train_batch
+from loading.batches import Split
 from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from networks.lenet import LeNet5Madry
@@ -27,6 +27,7 @@ from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes
 from records import checkpoint
+from train_batches import train_batch
 from trainer import Trainer
 
 pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch

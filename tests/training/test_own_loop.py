@@ -36,6 +36,19 @@ def test_gradient_and_radii_are_those_of_train_py(norm, alpha, batchnorm):
     assert objective.eps.any()
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(8), nn.Sequential(nn.Unflatten(1, (8, 1, 1)), nn.BatchNorm2d(8), nn.Flatten())]
+)
+def test_one_right_example_and_batchnorm_of_vectors(norm):
+    """Which refuses a single row in train mode: that example is searched with the rest of the batch, or not at all."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), norm, nn.Linear(8, 2))
+    x = torch.rand(6, 1, 3, 3)
+    wrong = 1 - model.train()(x).argmax(1)
+    y = torch.where(torch.arange(6) == 2, 1 - wrong, wrong)
+    objective = MmaObjective(6, "Linf", 0.3, 0.05)
+    assert torch.isfinite(objective(model, x, y, torch.arange(6)).eps).all()
+
+
 @pytest.fixture
 def one_thread():
     """Thousands of small operations only wait for a second one."""
