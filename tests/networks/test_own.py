@@ -72,6 +72,7 @@ def theirs(tmp_path, monkeypatch):
     assert not {n for n in left if str(tmp_path) in str(getattr(sys.modules[n], "__file__", ""))}
     assert all(sys.modules[name] is module for name, module in ours.items())
     assert sys.path[: len(path)] == path
+    sys.path[:] = path  # what theirs added stays in a user's process, and is not for the next test
 
 
 def works(network):
