@@ -44,6 +44,9 @@ for seed in ${SEEDS-1 2}; do
 done
 
 runs=("$out"/mnist-Linf-MMA-0.45-sd?-fast "$out"/mnist-Linf-MMA-0.45-sd?-fast-* "$out"/mnist-Linf-MMA-0.45-sd?-paper)
-python "$root/reports/compare_runs.py" "${runs[@]}" --eps 0.3 --split val --out "$root/benchmarks/mnist_ablation.md"
+for eps in 0.3 0.4; do
+  [ "$eps" = 0.3 ] || echo
+  python "$root/reports/compare_runs.py" "${runs[@]}" --eps "$eps" --split val
+done > "$root/benchmarks/mnist_ablation.md"
 whole=$root/trained_models/mnist-Linf-MMA-0.45-sd0-fast
 python "$root/reports/plot_passes.py" "$out"/mnist-Linf-MMA-0.45-sd0-paper-3300steps "$whole" "$whole"-scale1 --out "$root/docs/mnist-passes"

@@ -10,6 +10,7 @@ from support import ROOT
 def dry_run(script, folder, *arguments, trained=(), **environment):
     """([program, arguments] of each call, what was said) in a clone at `folder` where the runs `trained` have models."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "benchmarks").mkdir(exist_ok=True)
     for name in trained:
         (folder / "trained_models" / name).mkdir(parents=True, exist_ok=True)
         (folder / "trained_models" / name / "model_best.pt").write_bytes(b"")
