@@ -294,6 +294,11 @@ def test_another_code_of_the_network_is_another_network(run, capsys):
     assert "already done" not in said.out
     second = next(row for row in found_in(run) if row["settings"]["overrides"])
     assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    for flags, row in (((), first), (other, second)):
+        (found,) = load_subject(parse_eval(["--model", str(run), *SMALL, *flags]), CPU).rows("pgd")
+        assert found["clean_acc"] == row["clean_acc"]
+    assert attack(run, "--eps", 0.06, "--save_adv") == 0  # the other's file of images is not added to
+    assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06]
     for flags, name in (((), "Linear"), (other, "Negative")):
         assert attack(run, "--eps", 0.05, *flags) == 0
         assert "already done" in capsys.readouterr().out, name
