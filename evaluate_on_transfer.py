@@ -32,8 +32,8 @@ from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import one_process_only
 from records.commands import command
 from records.progress import Teller, tell
-from settings.evaluation import EvalConfig
-from settings.validation import require_positive
+from evaluations.flags import EvalConfig
+from validation import require_positive
 from utils import use_device
 
 

@@ -1,4 +1,4 @@
-"""The command lines of the programs, made from the fields of `Config` and `EvalConfig`: text -> values.
+"""The command lines of the programs, made from the fields of `Config` and of the evaluations' records: text -> values.
 
 :raises UserError: for every mistake, in one line.
 """
@@ -22,9 +22,7 @@ from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config
 from errors import UserError
 from presets import TRIED, USES, derived_lengths, recipe_values
 from records.settings import read_settings, what_differs
-from settings.evaluation import EvalConfig
-from settings.radii import radius
-from settings.validation import require_positive, validate
+from validation import radius, validate
 
 
 def number(text: str) -> float:
@@ -288,22 +286,4 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
         config = replace(config, cycle_steps=lengths["cycle_steps"])
     if config.method in ALPHA and "clean_loss_coeff" not in given:
         config = replace(config, clean_loss_coeff=ALPHA[config.method])
-    return config
-
-
-def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
-    """Evaluation flags. What depends on the checkpoint stays None until it is read.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    parser = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ")
-    given = parser.parse_with_file(argv)
-    if "eps" in given:
-        given["eps"] = tuple(given["eps"])
-        if "grid" in given["eps"] and len(given["eps"]) > 1:
-            raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
-    config = EvalConfig(**given)
-    if not config.model:
-        raise UserError("--model is missing: name a checkpoint file or a run folder")
-    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter", "max_minutes"))
     return config

@@ -31,7 +31,7 @@ from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
 from pgd import pgd
 from records import checkpoint
-from settings.validation import require_positive
+from validation import require_positive
 from utils import generator
 
 EPS, STEPS, BATCH = 0.3, 40, 100

@@ -27,7 +27,7 @@ from networks.leaky_gradients import LeakyGradients
 from pgd import pgd
 from reports.figures import eps_key
 from reports.results import read_run
-from settings.evaluation import EvalConfig
+from evaluations.flags import EvalConfig
 from utils import generator
 
 STEPS, STARTS = 40, 6

@@ -27,7 +27,7 @@ from evaluations.minimum_norm import NAMES
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
 from pgd import noise_towards
-from settings.evaluation import EvalConfig
+from evaluations.flags import EvalConfig
 from utils import generator
 
 VISITS = 7

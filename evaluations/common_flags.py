@@ -13,8 +13,8 @@ from evaluations.subject import Subject, WhatToLoad
 from flags import build_parser
 from processes.distributed import ALONE, World, local_size
 from records.commands import command
-from settings.radii import radius
-from settings.validation import require_positive
+from validation import radius
+from validation import require_positive
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from networks.build import build_model
 from networks.keys import INPUT, our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
-from settings.validation import stored_config
+from validation import stored_config
 
 
 @dataclass(frozen=True)

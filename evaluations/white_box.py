@@ -22,7 +22,7 @@ from hardware.memory import BatchSize
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from records.progress import Teller, tell
-from settings.evaluation import EvalConfig
+from evaluations.flags import EvalConfig
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from torch import Tensor
 from config import Config
 from errors import UserError
 from records.checkpoint import load_model_file
-from settings.validation import stored_config
+from validation import stored_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = ROOT / "trained_models" / "SHA256SUMS"

@@ -16,7 +16,7 @@ from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
 from records.runlog import RunFolder
-from settings.validation import stored_config
+from validation import stored_config
 from trainer import STATE_KEYS, Trainer
 
 State = dict[str, Any]  # what `Trainer.state` gives

@@ -29,7 +29,7 @@ from reports.figures import strongest
 from reports.plotting import read_config
 from reports.report_training import cost, rows_of
 from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
-from settings.validation import stored_config
+from validation import stored_config
 from utils import write_atomically
 
 DATA = {

@@ -30,7 +30,7 @@ from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
 from reports.results import NORMS, eps_text, image_name, title
-from settings.evaluation import EvalConfig
+from evaluations.flags import EvalConfig
 from utils import CHECK, per_row, row_noise, row_norms
 
 

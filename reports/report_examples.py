@@ -15,7 +15,7 @@ from errors import UserError
 from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
 from reports.results import NORMS, Run, eps_text
-from settings.evaluation import EvalConfig
+from evaluations.flags import EvalConfig
 
 EACH = 3  # images a group
 GROUPS = ("smallest", "median", "largest")

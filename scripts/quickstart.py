@@ -25,7 +25,7 @@ import train
 from check import check_split
 from errors import exits_on_user_error
 from evaluations.subject import load_subject
-from flags import parse_eval
+from evaluations.flags import parse_eval
 from reports import make_report
 
 OUT = ROOT / "runs" / "quickstart"

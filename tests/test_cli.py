@@ -270,7 +270,7 @@ def test_attack(run, capsys):
 
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
     from evaluations.subject import load_subject
-    from flags import parse_eval
+    from evaluations.flags import parse_eval
 
     model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
     for row in result["results"]:

@@ -7,10 +7,11 @@ import pytest
 
 from config import PRESETS, Config
 from errors import UserError
-from flags import GROUPS, parse_eval, parse_train
-from settings.evaluation import EvalConfig, eval_step_size
-from settings.radii import radius
-from settings.validation import stored_config
+from evaluations.flags import parse_eval
+from flags import GROUPS, parse_train
+from evaluations.flags import EvalConfig, eval_step_size
+from validation import radius
+from validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]

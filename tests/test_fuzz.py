@@ -27,13 +27,14 @@ import train
 from config import LARGEST, Config
 from errors import UserError
 from evaluations import common_flags
-from flags import parse_eval, parse_train
+from evaluations.flags import parse_eval
+from flags import parse_train
 from records import checkpoint, resume
 from records.runlog import RunFolder
 from reports import plot_examples
-from settings.evaluation import EvalConfig
-from settings.radii import radius
-from settings.validation import stored_config
+from evaluations.flags import EvalConfig
+from validation import radius
+from validation import stored_config
 from trainer import STATE_KEYS
 
 often = settings(

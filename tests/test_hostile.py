@@ -21,7 +21,7 @@ from errors import UserError
 from records import checkpoint
 from records.reading import parse_json, read_margins
 from reports import make_tables, plot_examples, plot_margins, plot_passes, plot_robustness
-from settings.validation import stored_config
+from validation import stored_config
 from trainer import STATE_KEYS
 
 EVALUATORS = {

@@ -13,7 +13,7 @@ from errors import UserError
 from flags import parse_train
 from hardware.fast_pgd import FastPgd
 from objectives import divergence
-from settings.validation import stored_config
+from validation import stored_config
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]

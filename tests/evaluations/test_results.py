@@ -17,14 +17,14 @@ from evaluations.pgd_partial import Partial
 from evaluations.results import Head, checkpoint_rows, content_of
 from evaluations.rows import quoted
 from evaluations.subject import load_subject
-from flags import parse_eval
+from evaluations.flags import parse_eval
 from linear_networks import fitted
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.commands import command
 from reports.results import read_evaluation, read_run
-from settings.evaluation import eval_grid
-from settings.validation import stored_config
+from evaluations.flags import eval_grid
+from validation import stored_config
 
 CPU = torch.device("cpu")
 ATTACK = [*("--device", "cpu", "--network", "linear_networks:Linear", "--nb_iter", "5", "--nb_restart", "2")]

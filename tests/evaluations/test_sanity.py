@@ -25,7 +25,7 @@ from networks.build import build_model
 from pgd import pgd
 from records.checkpoint import load_model_file, load_weights
 from reports.make_tables import make_page
-from settings.evaluation import eval_grid
+from evaluations.flags import eval_grid
 from support import ROOT
 
 EPS = 0.05

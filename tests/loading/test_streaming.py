@@ -26,7 +26,7 @@ from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
-from settings.validation import stored_config
+from validation import stored_config
 from support import ROOT
 from train_batches import train_batch
 

@@ -11,7 +11,7 @@ import pytest
 from flags import parse_train
 from reports import fill_tables
 from reports.results import read_evaluation
-from settings.validation import stored_config
+from validation import stored_config
 from support import ROOT
 
 ROOMS = (

@@ -21,7 +21,8 @@ import evaluate_on_autoattack
 import evaluate_on_minimum_norm
 from command_lines import fails
 from config import Config
-from flags import parse_eval, parse_train
+from evaluations.flags import parse_eval
+from flags import parse_train
 from records.runlog import RunFolder
 from report_runs import ODD, RADII, TRAINED, flags, make_run, result, write_evaluation
 from reports import make_report, published, report_compare, report_examples, report_figures, report_training

@@ -4,7 +4,8 @@ import evaluate_on_autoattack
 import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_transfer as transfer
-from flags import parse_eval, parse_train
+from evaluations.flags import parse_eval
+from flags import parse_train
 
 PARSERS = {
     "train.py": parse_train,

@@ -13,7 +13,7 @@ from config import PRESETS, Config, one_cycle
 from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
-from settings.validation import stored_config
+from validation import stored_config
 from support import ROOT
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]

@@ -1,4 +1,6 @@
-"""Which settings are refused: values that contradict each other or mean nothing, and stored ones that are no settings."""
+"""Which settings are refused: values that contradict each other or mean nothing, radii that no image in [0, 1] can use, and
+stored settings that are none.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config import ALPHA, LARGEST, MOST_DIGITS, MOST_SEARCH_STEPS, PRESETS, Config, method_of
+from config import ALPHA, LARGEST, LARGEST_L2, MOST_DIGITS, MOST_SEARCH_STEPS, PRESETS, SMALLEST_RADIUS, Config, method_of
 from errors import UserError
 from networks.names import is_own, why_unknown
 from presets import PUBLISHED_MAXEPS
-from settings.radii import refuse_extreme_radius
 
 POSITIVE = (
     *("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps", "eps_iter_scale"),
@@ -167,3 +168,31 @@ def _check_types(config: Config) -> None:
             of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
         if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
             raise ValueError(f"{f.name} is {json.dumps(value, default=str)}")
+
+
+def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, list[str]]:
+    """`value` as a radius in input units, and a note if it was read as 255ths (CIFAR-10 under Linf only).
+
+    :raises UserError: for a radius that no image in [0, 1] can use.
+    """
+    if value <= 0:
+        raise UserError(f"--{flag} {value:g}: a radius must be above 0")
+    refuse_extreme_radius(value, norm, flag)
+    if norm != "Linf" or value <= 1:
+        return value, []
+    if dataset == "cifar10" and value <= 255:
+        return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
+    raise UserError(
+        f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
+        f"write {value:g}/255 if 255ths are meant"
+    )
+
+
+def refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
+    """:raises UserError: for a radius that float32 cannot use, or that no two images are apart."""
+    if value < SMALLEST_RADIUS and not flag.endswith("_iter"):
+        raise UserError(
+            f"--{flag} {value:g}: below {SMALLEST_RADIUS:g} a radius is lost in rounding: choose a larger one"
+        )
+    if norm == "L2" and value > LARGEST_L2:
+        raise UserError(f"--{flag} {value:g}: no two images in [0, 1] are so far apart: choose a smaller one")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from config import DATASETS, NORMS, PRECISIONS, QUIET, SPLITS, opt
+from errors import UserError
+from flags import build_parser
 from presets import GRIDS
+from validation import require_positive
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,21 @@ def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
 def eval_step_size(dataset: str, norm: str, eps: float) -> float:
     """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
     return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4
+
+
+def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
+    """Evaluation flags. What depends on the checkpoint stays None until it is read.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    parser = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ")
+    given = parser.parse_with_file(argv)
+    if "eps" in given:
+        given["eps"] = tuple(given["eps"])
+        if "grid" in given["eps"] and len(given["eps"]) > 1:
+            raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
+    config = EvalConfig(**given)
+    if not config.model:
+        raise UserError("--model is missing: name a checkpoint file or a run folder")
+    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter", "max_minutes"))
+    return config
