@@ -152,10 +152,12 @@ class AnPgd:
         start_eps: float | Tensor,
         noise: Tensor | None = None,
         clean_loss: Tensor | None = None,
+        odi_weights: Tensor | None = None,
     ) -> Shortest:
-        """(B, ...), (B,), (B,) or one number -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`."""
+        """(B, ...), (B,), (B,) or one number -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`; odi_weights: see
+        `odi_start`."""
         start_eps = as_rows(start_eps, x)
-        x_pgd = self.attack(model, x, y, start_eps, noise)
+        x_pgd = self.attack(model, x, y, start_eps, noise, odi_weights)
         direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
         eps, beyond = self.search(model, x, y, direction, start_eps, clean_loss)
         return Shortest(x + per_row(eps, x) * direction, eps, direction, beyond)

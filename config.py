@@ -92,6 +92,13 @@ class Config:
     refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")
     rest_interval: int = opt(1, "an image beyond the hinge is attacked at every so many-th visit only")
 
+    step_decay: bool = opt(False, "PGD's steps in training fall from their size to 0")
+    odi_steps: int = opt(0, "steps of ODI before PGD where it starts at random (Tashiro et al. 2020)")
+    start_blocks: int = opt(0, "random starts at corners of the ball, alike in blocks of so many pixels (0: uniform)")
+    ibp_weight: float = opt(0.0, "weight of the cross-entropy of interval bounds beside the method's loss (LeNet5)")
+    ibp_eps: float = opt(0.3, "radius of these bounds, reached after a third of the steps")
+    l1_decay: float = opt(0.0, "L1 penalty of the weights")
+
     batch_size: int = opt(50, "examples a step")
     max_steps: int = opt(100_000, "optimizer steps of the whole run")
     optimizer: str = opt("adam", "optimizer", ("adam", "sgd"))

@@ -33,6 +33,7 @@ class StepInput(NamedTuple):
     noise: Tensor | None = None  # (B, ...) where in its ball the attack starts, see `pgd`; None: at the image
     total: int | None = None  # images of the global batch; None: B
     spared: Tensor | None = None  # (B,) bool: not attacked in this step if right; None: nobody
+    odi_weights: Tensor | None = None  # (B, C) see `pgd.odi_start`; rows of zeros start where noise says
 
     @property
     def count(self) -> int:  # type: ignore[override]  # tuple.count is hidden
@@ -100,7 +101,9 @@ class Mma:
 
         with self._searching(network.model):
             each = self.shortest.passes(network.model)
-        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * each
+        passes = (
+            2 * len(x) + attacked.sum(dtype=torch.float64) * each + _odi_passes(step, self.shortest.attack, attacked)
+        )
         direction = torch.where(per_row(attacked, x), found.direction, 0) if self.keeps_directions else None
         finite = _finite(clean_losses, losses)
         return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
@@ -115,7 +118,10 @@ class Mma:
             return nothing
         noise = None if step.noise is None else step.noise[rows]
         with self._searching(network.model, count == 1):
-            found = self.shortest(network.model, x[rows], step.y[rows], step.eps[rows], noise, search_losses[rows])
+            weights = None if step.odi_weights is None else step.odi_weights[rows]
+            found = self.shortest(
+                network.model, x[rows], step.y[rows], step.eps[rows], noise, search_losses[rows], weights
+            )
         return Shortest(*(own.index_copy(0, rows, new) for own, new in zip(nothing, found, strict=True)))
 
     def _searching(self, model: nn.Module, single_row: bool = False) -> AbstractContextManager[None]:
@@ -152,12 +158,12 @@ class Adversarial:
 
     def __call__(self, network: Replica, step: StepInput) -> StepResult:
         """`step.eps` is the radius of each row's ball."""
-        x_adv = self.attack(network.model, step.x, step.y, step.eps, step.noise)
+        x_adv = self.attack(network.model, step.x, step.y, step.eps, step.noise, step.odi_weights)
         logits = network(x_adv)
         losses = self.loss_fn(logits, step.y)
         loss = losses.sum() / step.count
         network.backward(loss)
-        zero, passes = torch.zeros_like(loss), _passes(step, self.attack.steps + 1)
+        zero, passes = torch.zeros_like(loss), _passes(step, self.attack.steps + 1) + _odi_passes(step, self.attack)
         return StepResult(zero, _right(logits, step.y), loss.detach(), passes, step.eps, _finite(losses))
 
 
@@ -182,14 +188,14 @@ class Trades:
         model = network.model
         with eval_mode(model), torch.no_grad():
             reference = F.log_softmax(model(step.x), dim=1)
-        x_adv = self.attack(model, step.x, reference, step.eps, step.noise)
+        x_adv = self.attack(model, step.x, reference, step.eps, step.noise, step.odi_weights)
         logits = network(step.x)
         clean_losses = self.loss_fn(logits, step.y)
         adv_losses = divergence(network(x_adv), F.log_softmax(logits, dim=1))
         clean_loss, adv_loss = clean_losses.sum() / step.count, adv_losses.sum() / step.count
         network.backward(clean_loss + self.beta * adv_loss)
         finite = _finite(clean_losses, adv_losses)
-        passes = _passes(step, self.attack.steps + 3)
+        passes = _passes(step, self.attack.steps + 3) + _odi_passes(step, self.attack)
         return StepResult(clean_loss.detach(), _right(logits, step.y), adv_loss.detach(), passes, step.eps, finite)
 
 
@@ -203,7 +209,9 @@ def objective_of(
         inner_loss_fn = LOSSES[config.attack_loss_fn]
     elif config.objective == "trades":
         inner_loss_fn = divergence
-    inner = InnerPgd(config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack)
+    inner = InnerPgd(
+        config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack, config.step_decay, config.odi_steps
+    )
     if config.enlarges_margins:
         search = Search(LOSSES[config.search_loss_fn], config.search_maxeps, config.num_search_steps, config.search)
         return Mma(
@@ -228,6 +236,13 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
 
 def _finite(*losses: Tensor) -> Tensor:
     return torch.stack([loss.detach().isfinite() for loss in losses]).all(dim=0)
+
+
+def _odi_passes(step: StepInput, attack: InnerPgd, attacked: Tensor | None = None) -> Tensor:
+    if step.odi_weights is None:
+        return torch.zeros((), dtype=torch.float64, device=step.x.device)
+    climbs = step.odi_weights.any(dim=1)
+    return (climbs if attacked is None else climbs & attacked).sum(dtype=torch.float64) * attack.odi_steps
 
 
 def _passes(step: StepInput, each: int) -> Tensor:

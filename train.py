@@ -30,6 +30,7 @@ from records.progress import Teller
 from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
 from trainer import Trainer
+from training.bounds import small_weights
 from training.not_finite import NotFinite
 from utils import has_batchnorm
 
@@ -220,6 +221,8 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes, config.activation)
+    if config.ibp_weight:
+        small_weights(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:

@@ -32,12 +32,13 @@ from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
 from training import starts
 from training.averaging import WeightAverage
+from training.bounds import bound_gradient
 from training.directions import KeptDirections, Stored
 from training.epoch_check import EpochCheck
 from training.exchange import merged
 from training.not_finite import NotFinite, refuse_not_finite
 from training.sums import Sums, train_columns
-from utils import GLOBAL, START, generator, has_batchnorm, mixed_seed, send
+from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, send
 
 
 class Recorder(Protocol):
@@ -52,6 +53,13 @@ class Recorder(Protocol):
 
 STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
 STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
+
+
+def corners(noise: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) uniform noise -> (B, C, H, W) of 0 and 1, alike in blocks of size x size pixels: corners of the ball."""
+    blocks = (noise[..., ::size, ::size] < 0.5).to(noise)
+    grown = blocks.repeat_interleave(size, -1).repeat_interleave(size, -2)
+    return grown[..., : noise.shape[-2], : noise.shape[-1]]
 
 
 class Trainer:
@@ -191,8 +199,16 @@ class Trainer:
         with tf32(config.precision != "fp32"), training_arithmetic(self.device.type, config.precision):
             outputs = self.gradient(batch.x, batch.y, *self._starts(batch, step))
         result, gradients = StepResult._make(outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
+        if config.ibp_weight:
+            eps = config.ibp_eps * min(1.0, 3 * step / config.max_steps)
+            share, bounds = config.ibp_weight, bound_gradient(self.model, self.parameters, batch.x, batch.y, eps)
+            mixed = zip(gradients, bounds, strict=True)
+            gradients = tuple(None if own is None else (1 - share) * own + share * bound for own, bound in mixed)
+            result = result._replace(passes=result.passes + 2 * len(batch.x))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+            if config.l1_decay and gradient is not None:
+                parameter.grad = gradient + config.l1_decay * parameter.detach().sign()
         if self.directions is None or result.direction is None:
             return result, None
         return result, self.directions.to_store(batch.index, result.direction, self.batches.crops(step))
@@ -204,18 +220,30 @@ class Trainer:
             return (torch.zeros_like(batch.y, dtype=batch.x.dtype),)
         noise = torch.rand(self.total, *batch.x.shape[1:], generator=generator(config.seed, START, step))
         noise = send(noise[self.world.rows(self.total)], self.device)
+        weights = None
+        if config.odi_steps:
+            weights = 2 * torch.rand(self.total, self.data.num_classes, generator=generator(config.seed, ODI, step)) - 1
+            weights = send(weights[self.world.rows(self.total)], self.device)
+        if config.start_blocks:
+            noise = corners(noise, config.start_blocks)
         if not config.enlarges_margins:
-            return starts.fixed(config, batch, step, noise)
+            return starts.fixed(config, batch, step, noise, weights)
         epoch = step // self.steps_per_epoch
         stored, crops = self.eps[batch.index], self.batches.crops(step)
-        return starts.per_example(config, batch, stored, noise, epoch, self.directions, crops)
+        return starts.per_example(config, batch, stored, noise, epoch, self.directions, crops, weights)
 
     def _gradient(
-        self, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None, spared: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        eps: Tensor,
+        noise: Tensor | None = None,
+        spared: Tensor | None = None,
+        odi_weights: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.objective(self.replica, StepInput(x, y, eps, noise, self.total, spared))
+        result = self.objective(self.replica, StepInput(x, y, eps, noise, self.total, spared, odi_weights))
         return (*result, *(parameter.grad for parameter in self.parameters))
 
     def run(self, recorder: Recorder, stop: Callable[[], bool], deadline: Deadline = NEVER) -> bool:

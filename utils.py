@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from errors import UserError
 
 # The streams of random draws. Each draw's generator is keyed by (seed, stream, step or epoch, …).
-ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL, SANITY, STATISTICS = range(9)
+ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL, SANITY, STATISTICS, ODI = range(10)
 
 
 def write_atomically(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvalConfig
 from evaluations.subject import load_subject
 from losses import cross_entropy, logit_margin
 from networks.leaky_gradients import LeakyGradients
 from pgd import pgd
 from reports.figures import eps_key
 from reports.results import read_run
-from evaluations.flags import EvalConfig
 from utils import generator
 
 STEPS, STARTS = 40, 6

@@ -23,11 +23,11 @@ from torch import Tensor
 from anpgd import Shortest, anpgd
 from errors import UserError, exits_on_user_error
 from evaluations.distances import Measured
+from evaluations.flags import EvalConfig
 from evaluations.minimum_norm import NAMES
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
 from pgd import noise_towards
-from evaluations.flags import EvalConfig
 from utils import generator
 
 VISITS = 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,20 +58,23 @@ class Captured:
         self.replay()
         return self.outputs
 
-    def repeat(self, times: int, state: Tensor, *constants: Tensor) -> Tensor:
-        """`times` calls, each on the first output of the one before, from `state` on; `constants` are always the same."""
-        if not self._is_ready((state, *constants)):
-            with tuned(self.tune and len(state) == self.rows):
-                for _ in range(times):
-                    state = _present(self.fn(state, *constants)[0])
+    def repeat(self, state: Tensor, varying: Sequence[Tensor], *constants: Tensor) -> Tensor:
+        """A call for each of `varying`, on the first output of the one before, from `state` on, on it, and on `constants`."""
+        if not varying:
             return state
-        own = self._take((state, *constants))[0]
+        if not self._is_ready((state, varying[0], *constants)):
+            with tuned(self.tune and len(state) == self.rows):
+                for value in varying:
+                    state = _present(self.fn(state, value, *constants)[0])
+            return state
+        own, own_value, *_ = self._take((state, varying[0], *constants))
         assert self.replay is not None
-        for turn in range(times):
+        for turn, value in enumerate(varying):
             if turn:
                 own.copy_(_present(self.outputs[0]))
+                own_value.copy_(value)
             self.replay()
-        return _present(self.outputs[0]) if times else state
+        return _present(self.outputs[0])
 
     def _take(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert self.inputs is not None

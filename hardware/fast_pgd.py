@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hardware.cuda_graph import Captured, Record, record_on_cuda
 from hardware.precision import BFloat16Twin, tf32
-from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd
+from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd, step_sizes
 from utils import eval_mode, frozen
 
 
@@ -50,6 +50,7 @@ class FastPgd:
         step_size: float | Tensor,
         steps: int,
         noise: Tensor | None = None,
+        decays: bool = False,
     ) -> Tensor:
         """See `pgd`."""
         assert model is self.model
@@ -70,16 +71,18 @@ class FastPgd:
                     step_size=step_size,
                     steps=steps,
                     noise=noise,
+                    decays=decays,
                 )
             x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
-            inputs = [tensor[padding] for tensor in (x_adv, x, y, eps, step_size)]
-            return self._step(loss_fn, norm).repeat(steps, *inputs)[: len(x)]
+            state, step_size, *constants = (tensor[padding] for tensor in (x_adv, step_size, x, y, eps))
+            sizes = list(step_sizes(step_size, steps, decays))
+            return self._step(loss_fn, norm).repeat(state, sizes, *constants)[: len(x)]
 
     def _step(self, loss_fn: LossFn, norm: str) -> Captured:
-        """x_adv, x (B, ...), y, eps, step size (B,) -> x_adv one step on."""
+        """x_adv (B, ...), step size (B,), x (B, ...), y, eps (B,) -> x_adv one step on."""
 
-        def step(x_adv: Tensor, x: Tensor, y: Tensor, eps: Tensor, step_size: Tensor) -> tuple[Tensor]:
+        def step(x_adv: Tensor, step_size: Tensor, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor]:
             with eval_mode(self.network), frozen(self.network):
                 return (ascend(lambda x_adv: loss_fn(self.network(x_adv), y), norm, x_adv, x, eps, step_size).detach(),)
 

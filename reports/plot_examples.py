@@ -25,12 +25,12 @@ from torch import Tensor
 from anpgd import anpgd
 from config import DATASETS
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvalConfig
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
 from reports.results import NORMS, eps_text, image_name, title
-from evaluations.flags import EvalConfig
 from utils import CHECK, per_row, row_noise, row_norms
 
 

@@ -18,9 +18,10 @@ from utils import per_row
 BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 
 
-def fixed(config: Config, batch: Batch, step: int, noise: Tensor) -> tuple[Tensor, ...]:
+def fixed(config: Config, batch: Batch, step: int, noise: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
     """One radius for all: (B,) eps and the (B, ...) noise of random starts, see `pgd`."""
-    return torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype), noise
+    eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
+    return (eps, noise) if weights is None else (eps, noise, torch.zeros_like(batch.y, dtype=torch.bool), weights)
 
 
 def per_example(
@@ -31,6 +32,7 @@ def per_example(
     epoch: int,
     directions: KeptDirections | None,
     crops: Crops | None,
+    weights: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """MMA: (B,) eps, (B, ...) noise and, with `rest_interval`, (B,) bool of those that are spared.
 
@@ -45,6 +47,8 @@ def per_example(
             kept = kept & (visit % config.refresh_interval != 0)
         towards = noise_towards(config.norm, batch.x, eps, directions.read(batch.index, crops).to(batch.x))
         noise = torch.where(per_row(kept, noise), towards, noise)
-    if config.rest_interval == 1:
+        weights = None if weights is None else torch.where(kept[:, None], 0, weights)
+    if config.rest_interval == 1 and weights is None:
         return eps, noise
-    return eps, noise, (stored >= BEYOND * config.search_maxeps) & (visit % config.rest_interval != 0)
+    spared = (stored >= BEYOND * config.search_maxeps) & (visit % config.rest_interval != 0)
+    return (eps, noise, spared) if weights is None else (eps, noise, spared, weights)

@@ -26,9 +26,9 @@ from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
 from records.runlog import RunFolder
-from validation import stored_config
 from support import ROOT
 from train_batches import train_batch
+from validation import stored_config
 
 CPU = torch.device("cpu")
 NET = """
