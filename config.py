@@ -23,7 +23,7 @@ ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by 
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
-SEARCH_MODES = ("train", "batch", "eval")
+SEARCH_MODES = ("train", "eval")
 BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
 ACTIVATIONS = ("relu", "silu")
 
@@ -84,9 +84,7 @@ class Config:
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
     search: str = opt("bisection", "how the zero along the direction is found", SEARCHES)
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
-    search_mode: str = opt(
-        "train", "BatchNorm in the search: as the paper; batch: its running statistics stay; eval", SEARCH_MODES
-    )
+    search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", SEARCH_MODES)
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
     keep_directions: bool = opt(False, "PGD starts along the image's last perturbation instead of at random")
     refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")

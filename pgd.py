@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,25 @@ from torch import Tensor, nn
 from utils import eval_mode, frozen, per_row, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
-PgdFn = Callable[..., Tensor]  # `pgd`, or what is called as it is
+
+
+class PgdFn(Protocol):
+    """`pgd`, or what is called as it is."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss_fn: LossFn,
+        norm: str,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        steps: int,
+        noise: Tensor | None = None,
+        decays: bool = False,
+    ) -> Tensor: ...
 
 
 def as_rows(value: float | Tensor, x: Tensor) -> Tensor:
@@ -68,17 +86,22 @@ def _constrain_l2(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
     return x + project_l2(x_adv.clamp(0, 1) - x, eps)  # shrinking towards x stays inside [0, 1]
 
 
+def _length_linf(delta: Tensor) -> Tensor:
+    return delta.flatten(1).abs().amax(dim=1)
+
+
 class Geometry(NamedTuple):
     """What PGD needs to know of a norm. `noise` is uniform on [0, 1), shaped like x."""
 
     start: Callable[[Tensor, Tensor, Tensor], Tensor]  # x, eps, noise -> x_adv
     ascent: Callable[[Tensor], Tensor]  # gradient -> direction of a unit step
     constrain: Callable[[Tensor, Tensor, Tensor], Tensor]  # x_adv, x, eps -> x_adv inside ball and image range
+    length: Callable[[Tensor], Tensor]  # (B, ...) -> (B,): the norm of each row
 
 
 GEOMETRY = {
-    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf),
-    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2),
+    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf, _length_linf),
+    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2, row_norms),
 }
 
 
@@ -151,8 +174,8 @@ def odi_start(
 
     weights: (B, C) uniform on [-1, 1); a row of zeros keeps its start.
     """
-    how = {"loss_fn": weighted_logits, "norm": norm, "eps": eps, "step_size": eps / 3, "steps": steps, "noise": noise}
-    found = run(model, x, weights, **how)
+    how: dict[str, Any] = {"loss_fn": weighted_logits, "norm": norm, "eps": eps, "steps": steps, "noise": noise}
+    found = run(model, x, weights, step_size=eps / 3, **how)
     return noise_towards(norm, x, eps, (found - x) / per_row(eps, x))
 
 

@@ -31,7 +31,7 @@ from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
 from trainer import Trainer
 from training.bounds import small_weights
-from training.not_finite import NotFinite
+from training.guard import NotFinite
 from utils import has_batchnorm
 
 
@@ -90,7 +90,7 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
         with StopSignals(world.largest, launched=is_launched()) as stop:
             place.teller.note(opening(trainer, place, going_on=found.state is not None))
             with recorder, trainer.batches:
-                finished = trainer.run(recorder, stop, deadline)
+                finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
             remedy = "lower --lr or mend the data, then start in another --savepath"
@@ -132,7 +132,7 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     named = [] if is_built_in(config.network) else ["--network", config.network]  # code runs only where it is named
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
-        f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
+        f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
         f"best {best}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"

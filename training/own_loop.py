@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anpgd import AnPgd, Search
 from losses import cross_entropy, soft_logit_margin
 from networks.probes import accepts
-from objectives import Mma, StepInput, StepResult
+from objectives import AttackStart, Mma, StepResult
 from pgd import GEOMETRY, InnerPgd
 from processes.replica import Replica
 from utils import START, generator
@@ -70,7 +70,7 @@ class MmaObjective:
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
         if self.step == 0:  # a search of one row in train mode: BatchNorm on vectors refuses it
             self.loss = replace(self.loss, search_single_row=accepts(model, x[:1]))
-        result = self.loss(Replica(model), StepInput(x, y, start, noise))
+        result = self.loss(Replica(model), x, y, AttackStart(start, noise), len(x))
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1
         return result
