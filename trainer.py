@@ -72,7 +72,11 @@ class Trainer:
         self.batches = TrainBatches(data.train, augment=augment, **how)
         self.search_single_row = accepts(model, first_batch(data.train, 1))
         self._place(model)
-        rates = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}
+        rates: dict[str, Any] = {
+            "lr": config.lr_at(0),
+            "weight_decay": config.weight_decay,
+            "momentum": config.momentum,
+        }
         self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
         self._make_step(is_built_in(config.network) and config.cuda_graphs)
