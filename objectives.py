@@ -21,7 +21,7 @@ from config import Config
 from losses import LOSSES
 from pgd import InnerPgd, LossFn, PgdFn, pgd
 from processes.replica import Replica
-from utils import eval_mode, per_row, statistics_kept
+from utils import eval_mode, per_row
 
 
 class StepInput(NamedTuple):
@@ -71,9 +71,7 @@ class Mma:
     # BatchNorm, and no shape depends on data.
     every_row: bool = False
     keeps_directions: bool = False  # `StepResult.direction` is wanted
-    search_mode: str = (
-        "train"  # BatchNorm in the search: "train", as in the paper; "batch": no running ones move; "eval"
-    )
+    search_mode: str = "train"  # BatchNorm in the search: "train", as in the paper, or "eval"
 
     def __call__(self, network: Replica, step: StepInput) -> StepResult:
         """`step.eps` is where AN-PGD starts in each row."""
@@ -128,7 +126,7 @@ class Mma:
         """The mode of the search, PGD before it always runs in eval mode. single_row: of one right example."""
         if self.search_mode == "eval" or (single_row and not self.search_single_row):
             return eval_mode(model)
-        return statistics_kept(model) if self.search_mode == "batch" else nullcontext()
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def objective_of(
     inner_loss_fn: LossFn = clean_loss_fn
     if config.enlarges_margins:
         inner_loss_fn = LOSSES[config.attack_loss_fn]
-    elif config.objective == "trades":
+    elif config.method == "trades":
         inner_loss_fn = divergence
     inner = InnerPgd(
         config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack, config.step_decay, config.odi_steps
@@ -225,9 +223,9 @@ def objective_of(
             keeps_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
-    if config.objective == "trades":
+    if config.method == "trades":
         return Trades(clean_loss_fn, config.trades_beta, inner)
-    return Standard(clean_loss_fn) if config.objective == "std" else Adversarial(clean_loss_fn, inner)
+    return Standard(clean_loss_fn) if config.method == "std" else Adversarial(clean_loss_fn, inner)
 
 
 def _right(logits: Tensor, y: Tensor) -> Tensor:

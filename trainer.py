@@ -26,12 +26,10 @@ from loading.crops import Augment
 from loading.datasets import Dataset
 from networks.probes import accepts, uses_all
 from objectives import StepInput, StepResult, objective_of
-from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
 from training import starts
-from training.averaging import WeightAverage
 from training.bounds import bound_gradient
 from training.directions import KeptDirections, Stored
 from training.epoch_check import EpochCheck
@@ -44,15 +42,11 @@ from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, send
 class Recorder(Protocol):
     """Where the trainer's results go."""
 
-    def step(self, result: StepResult) -> None: ...
+    def step(self) -> None: ...
     def rows(self, rows: list[dict[str, Any]]) -> None: ...
-    def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None: ...
+    def best(self, model: nn.Module, metrics: dict[str, dict[str, Any]]) -> None: ...
     def margins(self, eps: Tensor, step: int) -> None: ...
-    def save(self, trainer: Trainer) -> None: ...
-
-
-STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
-STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
 def corners(noise: Tensor, size: int) -> Tensor:
@@ -86,8 +80,7 @@ class Trainer:
         self.eps = torch.zeros(len(data.train), device=self.device)
         keeps = config.keep_directions
         self.directions = KeptDirections(len(data.train), data.train.shape, config.norm, self.device) if keeps else None
-        self.average = WeightAverage(self.model, config.average_decay) if config.average_decay else None
-        self.epoch_check = EpochCheck(config, self.checked_model, data, world, recording.check_rows)
+        self.epoch_check = EpochCheck(config, self.model, data, world, recording.check_rows)
         self.best = float("-inf")  # of `config.best_by` on validation images
         self.sums = Sums(self.device)
         self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
@@ -118,18 +111,12 @@ class Trainer:
         return recording
 
     @property
-    def checked_model(self) -> nn.Module:
-        """The network that is checked and kept as the best: the average of the weights, where there is one."""
-        return self.average.model if self.average else self.model
-
-    @property
     def epoch(self) -> int:
         """The epoch of the last step done, counted from 1."""
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, `STATE_KEYS` and more: tensors and plain values."""
-        more = {"directions": self.directions, "average": self.average}
+        """Everything a resumed run needs, `checkpoint.STATE_KEYS` and more: tensors and plain values."""
         return {
             "step": self.step,
             "checked_step": self.checked_step,
@@ -144,7 +131,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "listing": self.data.listing,
             "check": self.epoch_check.state_dict(),
-            **{name: part.state_dict() for name, part in more.items() if part is not None},
+            **({"directions": self.directions.state_dict()} if self.directions is not None else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -154,15 +141,14 @@ class Trainer:
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
         self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
-        passes, self.epoch_check.passes = state.get("passes", (0.0, 0))
+        passes, self.epoch_check.passes = state["passes"]
         self.passes.fill_(passes)
-        self.epoch_check.load_state_dict(state.get("check", {}))
-        in_a_row, since_row = state.get("skipped", (0, 0))
+        self.epoch_check.load_state_dict(state["check"])
+        in_a_row, since_row = state["skipped"]
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
-        for part, name in ((self.directions, "directions"), (self.average, "average")):
-            if part is not None:
-                part.load_state_dict(state[name])
+        if self.directions is not None:
+            self.directions.load_state_dict(state["directions"])
 
     def train_step(self) -> StepResult:
         """One optimizer step; every draw is a function of (seed, step). What comes back is of the global batch.
@@ -180,8 +166,6 @@ class Trainer:
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
         if self.directions is not None and directions is not None:
             self.directions.write(index, directions, counts)
-        if self.average:
-            self.average.update(self.model, counts)
         self.sums.add(result, counts)
         self.passes += result.passes
         self.step += 1
@@ -246,9 +230,8 @@ class Trainer:
         result = self.objective(self.replica, StepInput(x, y, eps, noise, self.total, spared, odi_weights))
         return (*result, *(parameter.grad for parameter in self.parameters))
 
-    def run(self, recorder: Recorder, stop: Callable[[], bool], deadline: Deadline = NEVER) -> bool:
-        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` or the deadline ended
-        it early.
+    def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
+        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
 
         The state is saved every `save_interval` minutes, before and after each check, and when stopped. Of several
         processes the first one's clock counts, and `stop` must say the same on all.
@@ -261,39 +244,39 @@ class Trainer:
         while True:
             stopping, due = stop(), self._check_is_due()
             if due and not stopping:
-                self._save(recorder, deadline)  # a check may take long
+                self._save(recorder)  # a check may take long
                 check_at = time.monotonic()
-                stopping = not self.check(recorder, lambda: stop() or deadline.over("batch of a check"))
+                stopping = not self.check(recorder, stop)
                 if not stopping:
-                    self._save(recorder, deadline)
+                    self._save(recorder)
                     saved_at = time.monotonic()
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
-            if stopping or (self.step < config.max_steps and deadline.over("step")):
-                self._save(recorder, deadline)
+            if stopping:
+                self._save(recorder)
                 self.world.wait()  # a launcher ends all when the first one has ended
                 return False
             if self.step >= config.max_steps:
                 return True
-            recorder.step(self.train_step())
+            self.train_step()
+            recorder.step()
             if self.step % config.disp_interval == 0:
                 now = time.monotonic()
                 recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
                 row_at, row_step = now, self.step
             due = time.monotonic() - saved_at > 60 * config.save_interval
             if self.world.largest(int(due and self.world.is_first)):
-                self._save(recorder, deadline)
+                self._save(recorder)
                 saved_at = time.monotonic()
 
     def _check_is_due(self) -> bool:
         interval = self.steps_per_epoch * self.config.check_interval
         return self.step > self.checked_step and (self.step >= self.config.max_steps or self.step % interval == 0)
 
-    def _save(self, recorder: Recorder, deadline: Deadline = NEVER) -> None:
+    def _save(self, recorder: Recorder) -> None:
         refuse_not_finite(self.guard, self.batches)
         if not all_finite(self.guard.changing()):
             raise NotFinite(f"a weight is not finite at step {self.step}")
-        with deadline.saving():
-            recorder.save(self)
+        recorder.save(self.state())
 
     def _train_row(self, steps_per_second: float) -> dict[str, Any]:
         refuse_not_finite(self.guard, self.batches)
@@ -309,14 +292,12 @@ class Trainer:
 
         False if stopped on the way: then nothing was handed over.
         """
-        with tf32(self.config.precision != "fp32"):
-            passes = self.average.re_estimate(self.batches, self.step, self.world) if self.average else 0
-        rows = self.epoch_check.rows(self.step, self.epoch, stop, passes)
+        rows = self.epoch_check.rows(self.step, self.epoch, stop)
         if rows is None:
             return False
         if (figure := rows[0][self.config.best_by]) > self.best:
             self.best = figure
-            recorder.best(self, {row["split"]: row for row in rows})
+            recorder.best(self.model, {row["split"]: row for row in rows})
         if self.config.enlarges_margins:
             recorder.margins(self.eps, self.step)
         recorder.rows(rows)

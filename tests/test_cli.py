@@ -21,26 +21,13 @@ from evaluations import white_box
 from evaluations.pgd_partial import Partial
 from records import checkpoint, resume
 from records.progress import Teller
-from records.runlog import RunFolder
+from records.run_folder import RunFolder
 from support import ROOT
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A small finished run, to be copied."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert train.main([*SMALL, "--max_steps", "30", "--savepath", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_the_run_folder(trained):
@@ -509,7 +496,7 @@ def test_two_processes_do_not_train_in_one_folder(run, capsys):
             sys.executable,
             "-c",
             f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; "
-            f"from records.runlog import RunFolder; folder = RunFolder(Path({str(run)!r})); folder.lock(); print('locked', flush=True); time.sleep(60)",
+            f"from records.run_folder import RunFolder; folder = RunFolder(Path({str(run)!r})); folder.lock(); print('locked', flush=True); time.sleep(60)",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -608,7 +595,7 @@ def test_pretrained_is_not_needed_to_go_on(run, tmp_path):
 
 
 def test_without_git(monkeypatch):
-    from records import runlog
+    from records import run_folder
 
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
-    assert runlog.git_commit() is None
+    assert run_folder.git_commit() is None

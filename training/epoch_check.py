@@ -48,12 +48,10 @@ class EpochCheck:
         has = {name: Measured(found.to(device), int(done)) for name, (found, done) in state.get("begun", {}).items()}
         self.begun = has if self.world.is_first else {name: one.of_another() for name, one in has.items()}
 
-    def rows(
-        self, step: int, epoch: int, stop: Callable[[], bool], passes_before: int = 0
-    ) -> list[dict[str, Any]] | None:
+    def rows(self, step: int, epoch: int, stop: Callable[[], bool]) -> list[dict[str, Any]] | None:
         """One row of metrics for validation and one for test images; None if stopped on the way: the next call with this
-        step goes on from there. passes_before: that were needed to have the network that is checked."""
-        rows, passes = [], self.passes + passes_before
+        step goes on from there."""
+        rows, passes = [], self.passes
         self.begun, self.begun_at = self.begun if self.begun_at == step else {}, step
         for number, (name, split) in enumerate(self._splits(step).items()):
             if not len(split):

@@ -40,7 +40,7 @@ class Sums:
 def train_columns(config: Config, means: dict[str, float | None]) -> dict[str, float | None]:
     """What a train row says of losses and accuracies; None for what the method does not see."""
     seen = dict.fromkeys(("clean_loss", "clean_acc", "mma_loss"))
-    if config.objective in ("pgd", "pgdls"):
+    if config.method in ("pgd", "pgdls"):
         seen |= {"adv_loss": means["adv_loss"], "adv_acc": means["correct"]}
     else:
         seen |= {"clean_loss": means["clean_loss"], "clean_acc": means["correct"]}
