@@ -64,7 +64,10 @@ def test_finished_runs_are_skipped_and_full_folders_refused(run, capsys):
     assert train.main([*argv, "--resume"]) == 0
     assert "already finished" in capsys.readouterr().out
     fails(capsys, train.main, argv, run, "--resume")
-    for flag, value, own in (("--seed", "1", "0"), ("--max_steps", "20", "30"), ("--norm", "L2", "Linf")):
+    for flag, value, own in (
+        *(("--seed", "1", "0"), ("--max_steps", "20", "30"), ("--norm", "L2", "Linf"), ("--method", "trades", "mma")),
+        *(("--dataset", "mnist", "digits"), ("--network", "wrn_10_1", "lenet5"), ("--precision", "bf16", "fp32")),
+    ):
         fails(capsys, train.main, [*argv, "--resume", flag, value], f"{flag} {value} here, {own} there")
     assert files(run) == before
     of_run = "--data_root elsewhere --disp_interval 5 --save_interval 1 --quiet --tensorboard --no-cuda_graphs"
