@@ -46,7 +46,7 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
 
         try:
             found = pretrained.load_pretrained(name)
-            model = network or _network(found.config.network, found.config.activation)(*shape_of(found.weights))
+            model = network or _network(found.config.network, "relu")(*shape_of(found.weights))
             checkpoint.load_weights(model, found.weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None

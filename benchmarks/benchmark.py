@@ -26,7 +26,7 @@ from benchmarks.timing import Case, measure
 from benchmarks.training_cases import TRAINING, against_the_rule, check_case, layout_case, training_case
 from config import PRECISIONS
 from errors import UserError, exits_on_user_error
-from records.runlog import environment
+from records.run_folder import environment
 from utils import use_device
 
 LAYOUTS = ["layout-mnist-Linf", "layout-cifar10-Linf"]

@@ -112,7 +112,7 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
         )
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
-    model = build_model(network, *images.shape, images.num_classes, stored.activation if stored else "relu")
+    model = build_model(network, *images.shape, images.num_classes)
     weights = our_keys(file.weights, model.state_dict())
     load_weights(model, weights, file.path)
     model = model.to(device).eval().requires_grad_(False)

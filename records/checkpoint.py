@@ -28,6 +28,9 @@ CHECKSUM = "checksum"
 ANOTHER = "name another file"
 PICKLED = (b"PK", b"\x80")  # how what torch writes begins: a zip file, or a pickle of before
 NOTHING: Mapping[str, type] = MappingProxyType({})
+# Of a run's state, and what each is; see `trainer.Trainer.state`.
+STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
+STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
 
 
 def digest(value: object) -> str:

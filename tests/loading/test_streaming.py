@@ -25,7 +25,7 @@ from loading.batches import TrainBatches
 from loading.crops import Augment
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
-from records.runlog import RunFolder
+from records.run_folder import RunFolder
 from support import ROOT
 from train_batches import train_batch
 from validation import stored_config

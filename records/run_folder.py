@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, margins.npy, TensorBoard; where the checkpoints lie.
+"""The run folder: config.json, metrics.jsonl, margins.npy, where the checkpoints lie, and its lock.
 
 `metrics.jsonl` holds one JSON object a line; `margins.npy` the per-example radii, float16,
 (checks, training examples), one row for each per-epoch check.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import math
@@ -15,14 +16,13 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 import torchvision
 
-from errors import UserError
-from records.lock import FolderLock
+from errors import UserError, remedy
 from records.reading import parse_json, read_margins
 from utils import write_atomically
 
@@ -35,8 +35,8 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.metrics_file = path / "metrics.jsonl"
         self.margins_file = path / "margins.npy"
-        self._lock = FolderLock(path)
         self.last, self.previous, self.best = path / "last.pt", path / "last.prev.pt", path / "model_best.pt"
+        self._locked: TextIO | None = None
 
     def holds_a_run(self) -> bool:
         return any(f.exists() for f in (self.config_file, self.metrics_file, self.last, self.previous, self.best))
@@ -44,13 +44,31 @@ class RunFolder:
     def lock(self) -> None:
         """Keep other processes out of this folder, which must be there, until `unlock` or the end of this one.
 
-        :raises UserError: if another process trains here.
+        :raises UserError: if another process trains here, or this file system has no locks.
+        :raises OSError: if the file cannot be written.
         """
-        self._lock.acquire()
+        if self._locked is not None:
+            return
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            who, has_locks = file.read(1000) or "unknown", isinstance(error, BlockingIOError)
+            file.close()
+            wrong = f"another process trains here ({who})" if has_locks else f"no locks here ({error.strerror})"
+            raise UserError(f"--savepath {self.path}: {wrong}: choose another folder") from None
+        self._locked = file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
 
     def unlock(self) -> None:
         """Let others in."""
-        self._lock.release()
+        if self._locked is not None:
+            self._locked.truncate(0)
+            self._locked.close()
+            self._locked = None
 
     def prepare(self) -> None:
         """Make and lock the folder, and remove what an interrupted write left.
@@ -64,7 +82,7 @@ class RunFolder:
                 file.with_name(f".{file.name}.tmp").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"--savepath {self.path}: cannot be written ({error.strerror}): choose another folder"
+                f"--savepath {self.path}: cannot be written, {remedy(error)}, or choose another folder"
             ) from None
 
     def read_config(self) -> dict[str, Any] | None:
@@ -84,9 +102,9 @@ class RunFolder:
                 f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath"
             ) from None
 
-    def write_config(self, config: dict[str, Any], device: torch.device, machinery: dict[str, str]) -> None:
-        """Every field of the config, plus package versions, device and git commit, and what else `machinery` names."""
-        content = {**config, "environment": environment(device) | machinery}
+    def write_config(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Every field of the config, and what it ran on."""
+        content = {**config, "environment": environment}
         write_atomically(self.config_file, (json.dumps(content, indent=2) + "\n").encode())
 
     def rows(self) -> list[dict[str, Any]]:
@@ -99,10 +117,12 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 row = parse_json(line)
-                if not _is_row(row):
+                if not isinstance(row["kind"], str) or type(row["step"]) is not int:
+                    raise ValueError("not a row")
+                if row["kind"] == "eval" and not isinstance(row["split"], str):
                     raise ValueError("not a row")
                 rows.append(row)
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 if number < len(lines):
                     raise UserError(
                         f"{self.metrics_file}: line {number} is damaged: mend it, or choose another --savepath"
@@ -156,36 +176,6 @@ class RunFolder:
         buffer = io.BytesIO()
         np.save(buffer, margins)
         write_atomically(self.margins_file, buffer.getvalue())
-
-
-def _is_row(row: object) -> bool:
-    """Whether it can be a line of metrics.jsonl."""
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str) or type(row.get("step")) is not int:
-        return False
-    return row["kind"] != "eval" or isinstance(row.get("split"), str)
-
-
-class TensorBoard:
-    """The rows of metrics.jsonl as scalars, and the margins as a histogram."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def row(self, row: dict[str, Any]) -> None:
-        group = row.get("split", "train")
-        for name, value in row.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"{group}/{name}", value, row["step"])
-
-    def margins(self, eps: np.ndarray, step: int) -> None:
-        self.writer.add_histogram("train/margins", eps, step)
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
