@@ -14,28 +14,28 @@ SMALL = shlex.split("--dataset digits --norm Linf --hinge_maxeps 0.3 --device cp
 SMALL += shlex.split("--train_size 100 --test_size 0 --batch_size 50 --max_steps 4 --num_search_steps 3")
 
 
-def with_figures(best_by, memory):
+def with_figures(best_by, memory, monkeypatch):
     trainer = tiny_trainer(16, best_by=best_by)
 
-    def rows(step, epoch, *_):
+    def rows(config, model, data, step, *_, **how):
         margin, robust = FIGURES[step // 4 - 1]
         return [
-            {"kind": "eval", "split": "val", "step": step, "mean_margin": margin, "robust_acc": robust},
-            {"kind": "eval", "split": "test", "step": step, "mean_margin": 9.0, "robust_acc": 1.0},
+            {"kind": "eval", "split": "val", "step": step, "epoch": 1, "mean_margin": margin, "robust_acc": robust, "check_passes": step},
+            {"kind": "eval", "split": "test", "step": step, "epoch": 1, "mean_margin": 9.0, "robust_acc": 1.0, "check_passes": step},
         ]
 
-    trainer.epoch_check.rows = rows
+    monkeypatch.setattr("trainer.check_rows", rows)
     return trainer
 
 
 @pytest.mark.parametrize("stop_at", [None, 10])
 @pytest.mark.parametrize("best_by", WANTED)
-def test_the_best_by_each_figure(best_by, stop_at):
+def test_the_best_by_each_figure(best_by, stop_at, monkeypatch):
     memory = Memory()
-    trainer = with_figures(best_by, memory)
+    trainer = with_figures(best_by, memory, monkeypatch)
     if stop_at:
         trainer.run(memory, lambda: trainer.step >= stop_at)
-        trainer = with_figures(best_by, memory)
+        trainer = with_figures(best_by, memory, monkeypatch)
         trainer.restore(memory.states[-1])
     trainer.run(memory, lambda: False)
     assert [step for step, _ in memory.bests] == WANTED[best_by]
