@@ -16,11 +16,11 @@ from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import first_batch
-from loading.datasets import Dataset, Sizes, Source, load_dataset
+from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
-from networks.keys import INPUT, our_keys
+from networks.foreign import INPUT, our_keys
 from networks.names import is_built_in
-from networks.probes import accepts
+from networks.probes import probe
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
 from processes.signals import StopSignals
@@ -148,8 +148,19 @@ def continuation(argv: list[str], world: World) -> str:
 def new_trainer(config: Config, place: Place, state: resume.State | None) -> Trainer:
     """The trainer at its start, or as `state` has it."""
     world, device = place.world, place.device
-    source = Source(config.dataset, config.data_root, config.streaming, config.num_workers)
-    sizes = Sizes(config.train_size, config.val_size, config.test_size)
+
+    def load() -> Dataset:
+        return load_dataset(
+            config.dataset,
+            config.data_root,
+            seed=config.seed,
+            device=device,
+            train_size=config.train_size,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            streaming=config.streaming,
+            num_workers=config.num_workers,
+        )
 
     def build() -> nn.Module:
         model = new_model(config, data, None if state else config.pretrained, place.teller.note).to(device)
@@ -157,7 +168,7 @@ def new_trainer(config: Config, place: Place, state: resume.State | None) -> Tra
         check_batches(config, model, data, world)
         return model
 
-    data = world.one_a_machine_first(lambda: load_dataset(source, sizes, seed=config.seed, device=device))
+    data = world.one_a_machine_first(load)
     if config.streaming is None and data.streamed:
         gib = data.nbytes / 2**30
         place.teller.note(
@@ -187,15 +198,15 @@ def environment_of(trainer: Trainer) -> dict[str, str]:
 
 def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
     """:raises UserError: if a batch, or a process's slice of it, would hold fewer images than the network works on."""
-    size = config.batch_size
-    if not accepts(model, first_batch(data.train, 1)) and (len(data.train) - 1) % size == 0:
+    size, needs = config.batch_size, probe(model, first_batch(data.train, 1))
+    if not needs.one_row and (len(data.train) - 1) % size == 0:
         raise UserError(
             f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
             "BatchNorm cannot work: choose another"
         )
     if world.size > 1 and config.local_bn:
         slices = {batch // world.size for batch in (size, len(data.train) % size or size)}
-        if 1 in slices and not accepts(model, first_batch(data.train, 1)):
+        if 1 in slices and not needs.one_row:
             raise UserError(
                 f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
                 "BatchNorm cannot work: choose another, or leave --local_bn out"
@@ -207,7 +218,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
             "processes in attacks: give --local_bn"
         )
     shares = world.size > 1 and has_batchnorm(model) and not config.local_bn
-    if (shares or len(data.train) % size % world.size) and not accepts(model, first_batch(data.train, 0)):
+    if (shares or len(data.train) % size % world.size) and not needs.no_row:
         raise UserError(
             f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
             "it" + (", or give --local_bn" if shares else ", or choose another --batch_size")
@@ -219,7 +230,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
-    model = build_model(config.network, *data.train.shape, data.num_classes, config.activation)
+    model = build_model(config.network, *data.train.shape, data.num_classes)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:

@@ -24,7 +24,7 @@ from hardware.recording import NOTHING, Recording, recording_of
 from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.crops import Augment
 from loading.datasets import Dataset
-from networks.probes import accepts, uses_all
+from networks.probes import probe
 from objectives import StepInput, StepResult, objective_of
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
@@ -67,7 +67,7 @@ class Trainer:
         how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
         augment = Augment(config.crop_pad, config.flip) if config.augment else None
         self.batches = TrainBatches(data.train, augment=augment, **how)
-        self.search_single_row = accepts(model, first_batch(data.train, 1))
+        self.needs = probe(model, first_batch(data.train, 1))
         self._place(model)
         rates = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}
         self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
@@ -90,7 +90,7 @@ class Trainer:
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
         self.model = with_global_statistics(model, self.device) if shares_statistics else model
         self.parameters = list(self.model.parameters())
-        leaves_out = world.size > 1 and not uses_all(self.model, one)
+        leaves_out = world.size > 1 and not self.needs.uses_all
         self.replica = Replica(self.model, world, shares_statistics, leaves_out)
         self.replica.warm_up(one)
 
@@ -102,7 +102,7 @@ class Trainer:
         recording = recording if config.cuda_graphs else NOTHING
         tune = layout_for(self.device, config.precision, config.deterministic).tune
         self.attack = FastPgd(self.model, config.precision, rows=recording.attack_rows, tune=tune)
-        single = self.search_single_row
+        single = self.needs.one_row
         self.objective = objective_of(config, self.attack, search_single_row=single, every_row=recording.gradient)
         self.gradient: Callable[..., tuple[Tensor | None, ...]] = self._gradient
         if recording.gradient:

@@ -30,7 +30,7 @@ from errors import UserError, exits_on_user_error
 from flags import Parser, whole
 from networks.build import build_model
 from networks.names import is_built_in
-from networks.shapes import shape_of
+from networks.foreign import shape_of
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
 from reports.results import read_run
@@ -87,9 +87,7 @@ def built(source: Pretrained, size: int | None) -> nn.Module:
             'with torch.hub.load(…, "mma", name=RUN, network=…) and save it from there'
         )
     channels, height, width, classes = shape_of(source.weights)
-    return build_model(
-        source.config.network, channels, size or height, size or width, classes, source.config.activation
-    )
+    return build_model(source.config.network, channels, size or height, size or width, classes)
 
 
 def to_safetensors(export: Export) -> list[Path]:
@@ -106,9 +104,9 @@ def to_safetensors(export: Export) -> list[Path]:
 def to_robustbench_format(export: Export) -> list[Path]:
     """The state dict, and the model_info JSON beside it."""
     config, (channels, _, _, classes) = export.source.config, shape_of(export.source.weights)
-    if (config.network, config.activation, channels, classes) != ("wrn28_4", "relu", 3, 10):
+    if (config.network, channels, classes) != ("wrn28_4", 3, 10):
         raise UserError(
-            f"--to robustbench: {config.network} with {config.activation} on {channels} channels and {classes} classes: RobustBench's class is a "
+            f"--to robustbench: {config.network} on {channels} channels and {classes} classes: RobustBench's class is a "
             "WRN-28-4 on colour images and 10 classes: choose safetensors or onnx"
         )
     file, info = export.file(".pt"), export.file(".json")

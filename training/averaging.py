@@ -51,7 +51,7 @@ class WeightAverage:
         steps = range(max(step - BATCHES, 0), step)
         torch.manual_seed(mixed_seed(batches.seed, STATISTICS, step, world.rank))  # dropout in people's own networks
         with torch.no_grad():
-            update_bn((batches.alone(each).x for each in steps), self.model)
+            update_bn((batches(each).x for each in steps), self.model)
         world.share_from(0, *(buffer for norm in norms for buffer in norm.buffers()))
         return sum(len(batches.global_rows(each)) for each in steps)
 

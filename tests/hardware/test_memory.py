@@ -19,7 +19,7 @@ from errors import UserError
 from evaluations import shards, white_box_attack
 from hardware.memory import BatchSize, out_of_memory
 from linear_networks import Linear, fitted
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from records import checkpoint
 from support import ROOT
 
@@ -65,7 +65,7 @@ def limited():
 
 
 def make_network(folder, name="Greedy"):
-    data = load_dataset(Source("digits"), Sizes(val=200), seed=0, device=CPU)
+    data = load_dataset("digits", val_size=200, seed=0, device=CPU)
     model = fitted(data.train.images, data.train.labels)
     config = {
         **train.parse_train(SMALL)[0].to_dict(),
