@@ -47,7 +47,8 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
                 if not _networks("names").is_built_in(kind):
                     raise UserError(f"network {kind}: is code of yours: give an instance of it as network=")
                 network = _networks("build").built_in(kind, *_networks("foreign").shape_of(found.weights))
-            checkpoint.load_weights(network, found.weights, found.path)
+            weights, _ = _networks("foreign").our_keys(found.weights, network.state_dict())
+            checkpoint.load_weights(network, weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None
     network.config = found.config.to_dict()

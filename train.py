@@ -18,7 +18,7 @@ from hardware.layout import Layout, lay_out, layout_for
 from loading.batches import first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
-from networks.foreign import INPUT, our_keys
+from networks.foreign import our_keys
 from networks.names import is_built_in
 from networks.probes import probe
 from processes.deadline import AGAIN, Deadline, since_start
@@ -169,6 +169,8 @@ def new_trainer(config: Config, place: Place, state: resume.State | None) -> Tra
         return model
 
     data = world.one_a_machine_first(load)
+    if data.about:
+        place.teller.note(f"{config.data_root}: {data.about}")
     if config.streaming is None and data.streamed:
         gib = data.nbytes / 2**30
         place.teller.note(
@@ -241,10 +243,10 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        weights = our_keys(source.weights, model.state_dict())
+        weights, said = our_keys(source.weights, model.state_dict())
         checkpoint.load_weights(model, weights, source.path)
-        if weights.keys() != source.weights.keys():
-            say(f"--pretrained: {INPUT}")
+        if said:
+            say(f"--pretrained: {said}")
         for name in ("dataset", "norm"):
             if source.config and source.config.get(name) != getattr(config, name):
                 say(

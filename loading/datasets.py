@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     listing: str = ""  # of an image folder, a digest of its training files' names; other sets' content is known
+    about: str = ""  # of an image folder, how many images it has of which class, and which files are not used
 
     @property
     def streamed(self) -> bool:
@@ -45,6 +46,7 @@ class Dataset(NamedTuple):
 class TestSplit(NamedTuple):
     split: Split
     num_classes: int
+    about: str = ""  # of an image folder, see `Dataset`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,6 +59,7 @@ class Raw(NamedTuple):
     images: np.ndarray | ImagesOnDisk
     labels: np.ndarray
     num_classes: int
+    about: str = ""  # of an image folder, see `Dataset`
 
     def split(self, rows: np.ndarray, device: torch.device) -> Split:
         """These rows as tensors on `device`; images on disk stay there."""
@@ -101,7 +104,8 @@ def load_dataset(
             f"{test.num_classes}: they must be alike"
         )
     listing = raw.images.listing if isinstance(raw.images, ImagesOnDisk) else ""
-    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes, listing)
+    about = "; ".join(filter(None, (raw.about, test.about)))
+    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes, listing, about)
     if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
         train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
     else:
@@ -146,7 +150,7 @@ def _test(name: str, root: str, test_size: int | None, device: torch.device) -> 
     """The test images, those of a folder still on disk."""
     raw = _read(name, root, "test")
     rows = _first(name, raw.labels, np.arange(len(raw.labels)), test_size, "test_size", "test images")
-    return TestSplit(raw.split(rows, device), raw.num_classes)
+    return TestSplit(raw.split(rows, device), raw.num_classes, raw.about)
 
 
 def _read(name: str, root: str, part: str) -> Raw:
@@ -268,7 +272,7 @@ def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
 def _imagefolder(root: Path, part: str) -> Raw:
     """`<part>/<class>/*`, still on disk."""
     found = list_folder(root, part)
-    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes)
+    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes, found.about)
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "imagefolder": _imagefolder}

@@ -128,6 +128,49 @@ def test_image_modes(folder, mode):
         assert load("imagefolder", folder).train.shape == (3, 12, 12)
 
 
+def test_pictures_stand_upright_as_the_camera_says(folder):
+    """Turned by a right angle in EXIF, the size with it; read in memory and from disk."""
+    for path in sorted(folder.rglob("*.png")):
+        Image.new("RGB", (8, 12)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    upright = Image.fromarray(np.arange(0, 192, 2, dtype=np.uint8).reshape(12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(folder / "test/ant/000.jpg", exif=exif, quality=95)
+    for streaming in (False, True):
+        found = load("imagefolder", folder, streaming=streaming).test.batch(torch.tensor([0])).x
+        assert found.shape == (1, 3, 12, 8)
+        assert (255 * found[0, 0] - torch.from_numpy(np.array(upright))).abs().max() < 16
+
+
+@pytest.mark.parametrize("kind", ["tiff", "webp", "png"])
+def test_several_pages_in_one_file_are_refused(folder, kind):
+    first, *rest = images(3, 12)
+    first.save(folder / "train" / "bee" / f"scan.{kind}", save_all=True, append_images=rest)
+    with pytest.raises(UserError, match=rf"scan\.{kind}: cannot be read \(3 pages or frames in one file"):
+        load("imagefolder", folder)
+
+
+def test_links_to_a_folder_above_are_refused_and_others_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    images(1, 12)[0].save(elsewhere / "more.png")
+    (folder / "train" / "ant" / "more").symlink_to(elsewhere)
+    assert len(load("imagefolder", folder).train) == 28
+    (elsewhere / "back").symlink_to(folder / "train")
+    with pytest.raises(UserError, match="is a link to a folder it lies in"):
+        load("imagefolder", folder)
+
+
+def test_what_a_folder_holds_is_said(folder):
+    assert load("imagefolder", folder).about == "train: ant 10, bee 10, cat 10; test: ant 4, bee 4, cat 4"
+    for name in ("train/labels.csv", "train/bee/shot.heic", "test/cat/old.gif"):
+        (folder / name).write_text("")
+    assert load("imagefolder", folder).about == (
+        "train: ant 10, bee 10, cat 10; 2 not used, no image in a class folder: labels.csv, shot.heic; "
+        "test: ant 4, bee 4, cat 4; 1 not used, no image in a class folder: old.gif"
+    )
+
+
 @pytest.mark.parametrize(
     ("sizes", "flag"),
     [

@@ -232,7 +232,7 @@ def test_state_dicts_of_others_load_with_equal_logits(network, theirs):
     assert parameters(reference) == parameters(ours)
     with pytest.raises(RuntimeError):
         ours.load_state_dict(reference.state_dict())
-    ours.load_state_dict(our_keys(reference.state_dict(), ours.state_dict()))
+    ours.load_state_dict(our_keys(reference.state_dict(), ours.state_dict())[0])
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(x), reference(PerImageStandardize()(x)), rtol=1e-4, atol=1e-4)
@@ -240,23 +240,56 @@ def test_state_dicts_of_others_load_with_equal_logits(network, theirs):
 
 def test_keys_that_fit_or_fit_in_no_way_stay():
     own = build_model("wrn_10_1", *CIFAR).state_dict()
-    assert list(our_keys(own, own)) == list(own)
     lenet = build_model("lenet5", 1, 8, 8, 3).state_dict()
-    assert list(our_keys(lenet, own)) == list(lenet) and list(our_keys(lenet, lenet)) == list(lenet)
+    for weights, wanted in ((own, own), (lenet, own), (lenet, lenet)):
+        found, said = our_keys(weights, wanted)
+        assert list(found) == list(weights) and not said
 
 
-def test_state_dicts_of_others_with_a_prefix_and_a_group_that_no_image_passes():
-    """TRADES' WideResNet, which many of RobustBench's are, has `sub_block1`; others lie in a wrapper as `model`."""
-    reference, ours = trained(TheirWideResNet(10, 1)), build_model("wrn_10_1", *CIFAR).eval()
-    theirs = reference.state_dict()
-    more = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
-    assert more
-    found = our_keys({f"model.{key}": value for key, value in (theirs | more).items()}, ours.state_dict())
-    assert all(torch.equal(value, expected) for value, expected in zip(found.values(), theirs.values(), strict=True))
-    ours.load_state_dict(found)
-    normalised = {"mu": torch.zeros(1, 3, 1, 1), **theirs}  # which ours would leave out
-    with pytest.raises(UserError, match="mu is"):
-        checkpoint.load_weights(ours, our_keys(normalised, ours.state_dict()), Path("theirs.pt"))
+@pytest.mark.parametrize(
+    "prefixes",
+    ["module.", "_orig_mod.module.", "model.", "model.module.", "net.", "attacker.model.", "module.network."],
+)
+def test_prefixes_are_taken_off_where_the_network_asked_for_lacks_them(prefixes):
+    """What a network's own parameters are called stays; of what is taken off, nothing need be said."""
+    plain = nn.Linear(3, 2).state_dict()
+    wrapped = {prefixes + key: value for key, value in plain.items()}
+    found, said = our_keys(wrapped, plain)
+    assert list(found) == list(plain) and found["bias"] is plain["bias"] and not said
+    assert list(our_keys(wrapped, wrapped)[0]) == list(wrapped)
+    deeper = {f"module.{key}": value for key, value in wrapped.items()}
+    assert list(our_keys(deeper, wrapped)[0]) == list(wrapped)
+
+
+def foreign_files():
+    """Of TRADES, which many of RobustBench's are; of an old torch; of the robustness package, with its network twice."""
+    theirs = trained(TheirWideResNet(10, 1)).state_dict()
+    sub = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
+    old = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
+    twice = {f"module.{side}model.{key}": value for side in ("", "attacker.") for key, value in theirs.items()}
+    return theirs, ({f"model.{key}": value for key, value in (theirs | sub).items()}, old, twice)
+
+
+def test_state_dicts_of_others_in_wrappers():
+    theirs, files = foreign_files()
+    ours = build_model("wrn_10_1", *CIFAR)
+    for file in files:
+        found, said = our_keys(file, ours.state_dict())
+        ours.load_state_dict(found)
+        assert "another program's" in said
+        for key, value in our_keys(theirs, ours.state_dict())[0].items():
+            assert key.endswith("num_batches_tracked") or torch.equal(found[key], value)
+
+
+@pytest.mark.parametrize("buffer", ["mu", "normalizer.new_mean", "module.normalize.std"])
+def test_a_normalisation_beside_the_network_is_refused_by_name(buffer):
+    """Ours would leave it out, and give other logits than theirs."""
+    theirs, _ = foreign_files()
+    ours = build_model("wrn_10_1", *CIFAR)
+    prefix = "module.model." if buffer.startswith("module.") else "model."
+    file = {buffer: torch.zeros(1, 3, 1, 1)} | {prefix + key: value for key, value in theirs.items()}
+    with pytest.raises(UserError, match=buffer.removeprefix("module.") + " is 1x3x1x1 there"):
+        checkpoint.load_weights(ours, our_keys(file, ours.state_dict())[0], Path("theirs.pt"))
 
 
 def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):

@@ -17,7 +17,7 @@ def plain_statistics(trainer, first, last):
     """(mean, unbiased variance) of the first BatchNorm's input, each a mean over the batches of these steps."""
     conv, seen = trainer.checked_model[0], []
     for step in range(first, last):
-        x = conv(trainer.batches.alone(step).x).detach().transpose(0, 1).flatten(1)
+        x = conv(trainer.batches(step).x).detach().transpose(0, 1).flatten(1)
         seen.append(torch.stack([x.mean(1), x.var(1)]))
     return torch.stack(seen).mean(0)
 
