@@ -46,7 +46,6 @@ class Dataset(NamedTuple):
 class TestSplit(NamedTuple):
     split: Split
     num_classes: int
-    about: str = ""  # of an image folder, see `Dataset`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,16 +95,22 @@ def load_dataset(
     raw = _read(name, root, "train")
     val, rest = _parts(name, raw.labels, val_size, seed)
     rest = _first(name, raw.labels, rest, train_size, "train_size", "training images beside validation")
-    test = _test(name, root, test_size, device)
-    if test.shape != raw.images.shape[1:] or test.num_classes != raw.num_classes:
-        here, there = ("x".join(map(str, shape)) for shape in (raw.images.shape[1:], test.shape))
+    test, test_rows = _test(name, root, test_size)
+    shape, test_shape = raw.images.shape[1:], test.images.shape[1:]
+    if test_shape != shape or test.num_classes != raw.num_classes:
+        here, there = ("x".join(map(str, sizes)) for sizes in (shape, test_shape))
         raise UserError(
             f"--data_root {root}: training images are {here} in {raw.num_classes} classes, test images {there} in "
             f"{test.num_classes}: they must be alike"
         )
-    listing = raw.images.listing if isinstance(raw.images, ImagesOnDisk) else ""
-    about = "; ".join(filter(None, (raw.about, test.about)))
-    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes, listing, about)
+    data = Dataset(
+        raw.split(rest, device),
+        raw.split(val, device),
+        test.split(test_rows, device),
+        raw.num_classes,
+        listing=raw.images.listing if isinstance(raw.images, ImagesOnDisk) else "",
+        about="; ".join(filter(None, (raw.about, test.about))),
+    )
     if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
         train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
     else:
@@ -118,8 +123,8 @@ def load_test(name: str, root: str, *, test_size: int | None, device: torch.devi
 
     :raises UserError: as `load_dataset`.
     """
-    test = _test(name, root, test_size, device)
-    return test._replace(split=test.split.in_memory())
+    raw, rows = _test(name, root, test_size)
+    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
 
 
 def load_own(
@@ -146,11 +151,10 @@ def load_own(
     return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
 
 
-def _test(name: str, root: str, test_size: int | None, device: torch.device) -> TestSplit:
-    """The test images, those of a folder still on disk."""
+def _test(name: str, root: str, test_size: int | None) -> tuple[Raw, np.ndarray]:
+    """The test images, those of a folder still on disk, and the rows of them that are asked for."""
     raw = _read(name, root, "test")
-    rows = _first(name, raw.labels, np.arange(len(raw.labels)), test_size, "test_size", "test images")
-    return TestSplit(raw.split(rows, device), raw.num_classes, raw.about)
+    return raw, _first(name, raw.labels, np.arange(len(raw.labels)), test_size, "test_size", "test images")
 
 
 def _read(name: str, root: str, part: str) -> Raw:

@@ -295,19 +295,16 @@ def test_a_missing_data_file_is_named(whole, how):
     assert not path.exists()
 
 
-def test_a_folder_in_place_of_a_data_file_is_named(whole):
+@pytest.mark.parametrize("how", ["directory", "Permission denied"])
+def test_a_data_file_that_cannot_be_read_is_named(whole, how, file_modes_count):
     name, root, paths = whole
     path = next(iter(paths.values()))
-    path.unlink()
-    path.mkdir()
-    refused(name, root, path, "cannot be read", "directory")
-
-
-def test_an_unreadable_data_file_is_named(whole, file_modes_count):
-    name, root, paths = whole
-    path = next(iter(paths.values()))
-    path.chmod(0)
-    refused(name, root, path, "cannot be read", "Permission denied")
+    if how == "directory":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.chmod(0)
+    refused(name, root, path, "cannot be read", how)
 
 
 def test_real_mnist(mnist_root):
