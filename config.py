@@ -23,7 +23,7 @@ ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by 
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
-SEARCH_MODES = ("train", "batch", "eval")
+SEARCH_MODES = ("train", "eval")
 BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
 ACTIVATIONS = ("relu", "silu")
 
@@ -84,13 +84,18 @@ class Config:
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
     search: str = opt("bisection", "how the zero along the direction is found", SEARCHES)
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
-    search_mode: str = opt(
-        "train", "BatchNorm in the search: as the paper; batch: its running statistics stay; eval", SEARCH_MODES
-    )
+    search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", SEARCH_MODES)
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
     keep_directions: bool = opt(False, "PGD starts along the image's last perturbation instead of at random")
     refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")
     rest_interval: int = opt(1, "an image beyond the hinge is attacked at every so many-th visit only")
+
+    step_decay: bool = opt(False, "PGD's steps in training fall from their size to 0")
+    odi_steps: int = opt(0, "steps of ODI before PGD where it starts at random (Tashiro et al. 2020)")
+    start_blocks: int = opt(0, "random starts at corners of the ball, alike in blocks of so many pixels (0: uniform)")
+    ibp_weight: float = opt(0.0, "weight of the cross-entropy of interval bounds beside the method's loss (LeNet5)")
+    ibp_eps: float = opt(0.3, "radius of these bounds, reached after a third of the steps")
+    l1_decay: float = opt(0.0, "L1 penalty of the weights")
 
     batch_size: int = opt(50, "examples a step")
     max_steps: int = opt(100_000, "optimizer steps of the whole run")

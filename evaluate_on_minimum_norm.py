@@ -173,7 +173,9 @@ def anpgd_margins(subject: Subject, world: World = ALONE) -> Tensor:
     batch = BatchSize(subject.training.eval_batch_size, "AN-PGD's batch", tell)
 
     def check(size: int, attack: PgdFn) -> Tensor:
-        found = checker_of(subject.training, attack, size)(subject.model, subject.test, *CHECK_KEY, world=world)
+        found = replace(checker_of(subject.training, attack), batch_size=size)(
+            subject.model, subject.test, *CHECK_KEY, world=world
+        )
         assert found is not None  # nothing stops it
         return found.margins
 

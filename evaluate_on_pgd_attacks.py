@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from errors import exits_on_user_error
 from evaluations.common_flags import line_that_goes_on, what_next
+from evaluations.flags import parse_eval
 from evaluations.subject import load_subject
 from evaluations.white_box import evaluate
-from evaluations.flags import parse_eval
 from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import device_of, main_of_process
 from records.progress import Teller

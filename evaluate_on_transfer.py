@@ -21,6 +21,7 @@ from errors import UserError, exits_on_user_error
 from evaluations import white_box
 from evaluations.adversarial_images import saved_images
 from evaluations.common_flags import line_that_goes_on
+from evaluations.flags import EvalConfig
 from evaluations.results import add_rows, require_writable
 from evaluations.rows import Row, effort
 from evaluations.subject import Subject, load_subject
@@ -32,9 +33,8 @@ from processes.deadline import AGAIN, Deadline, since_start
 from processes.distributed import one_process_only
 from records.commands import command
 from records.progress import Teller, tell
-from evaluations.flags import EvalConfig
-from validation import require_positive
 from utils import use_device
+from validation import require_positive
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from records.progress import Teller
 from records.recorder import RunRecorder, Silent
 from records.runlog import RunFolder
 from trainer import Trainer
-from training.not_finite import NotFinite
+from training.bounds import small_weights
+from training.guard import NotFinite
 from utils import has_batchnorm
 
 
@@ -89,7 +90,7 @@ def run(config: Config, place: Place, argv: list[str], deadline: Deadline) -> in
         with StopSignals(world.largest, launched=is_launched()) as stop:
             place.teller.note(opening(trainer, place, going_on=found.state is not None))
             with recorder, trainer.batches:
-                finished = trainer.run(recorder, stop, deadline)
+                finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
             remedy = "lower --lr or mend the data, then start in another --savepath"
@@ -131,7 +132,7 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     named = [] if is_built_in(config.network) else ["--network", config.network]  # code runs only where it is named
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
-        f"{trainer.epoch_check.passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
+        f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
         f"best {best}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
@@ -233,6 +234,8 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     torch.manual_seed(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
+    if config.ibp_weight:
+        small_weights(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config import ALPHA, LARGEST, LARGEST_L2, MOST_DIGITS, MOST_SEARCH_STEPS, PRESETS, SMALLEST_RADIUS, Config, method_of
+from config import (
+    ALPHA,
+    LARGEST,
+    LARGEST_L2,
+    MOST_DIGITS,
+    MOST_SEARCH_STEPS,
+    PRESETS,
+    SMALLEST_RADIUS,
+    Config,
+    method_of,
+)
 from errors import UserError
 from networks.names import is_own, why_unknown
 from presets import PUBLISHED_MAXEPS
@@ -46,7 +56,7 @@ RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_ite
 def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
     require_positive(config, POSITIVE)
-    for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
+    for name in ("momentum", "weight_decay", "trades_beta", "num_workers", "ibp_weight", "l1_decay"):
         if getattr(config, name) < 0:
             raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
     if config.streaming and config.dataset != "imagefolder":

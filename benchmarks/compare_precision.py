@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import evaluate_on_pgd_attacks
 import train
 from check import check_split
-from evaluations.subject import load_subject
 from evaluations.flags import parse_eval
+from evaluations.subject import load_subject
 
 RADII = (0.1, 0.2)
 COLUMNS = ["clean", *(f"robust at {eps:g}" for eps in RADII), "mean margin"]

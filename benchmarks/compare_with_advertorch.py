@@ -31,8 +31,8 @@ from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
 from pgd import pgd
 from records import checkpoint
-from validation import require_positive
 from utils import generator
+from validation import require_positive
 
 EPS, STEPS, BATCH = 0.3, 40, 100
 STEPS_ACROSS = 30  # steps of eps / 30: 0.01 at 0.3

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from advertorch_examples.models import LeNet5Madry
 from torch import Tensor, nn
 
-from anpgd import anpgd
+from anpgd import AnPgd, Search
 from benchmarks import reference_style
 from benchmarks.timing import Case, pass_seconds
 from evaluations.advertorch_compat import advertorch  # noqa: F401  before advertorch_examples
@@ -22,6 +22,7 @@ from loading.batches import Split
 from loading.datasets import load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
+from pgd import InnerPgd
 
 RESTARTS = 10
 
@@ -97,8 +98,8 @@ def _radius_of_half(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Just below half stand there, so that the last batch is not nearly empty."""
     with torch.no_grad():
         right = logit_margin(model(x), y) < 0
-    how = {"attack_loss_fn": soft_logit_margin, "search_loss_fn": logit_margin}
-    found = anpgd(model, x[right], y[right], norm="Linf", start_eps=0.1, max_eps=0.5, steps=20, **how)
+    shortest = AnPgd(InnerPgd("Linf", 20, soft_logit_margin), Search(logit_margin, 0.5))
+    found = shortest(model, x[right], y[right], 0.1)
     margins = torch.zeros(len(x), device=x.device)
     margins[right] = found.eps
     return float(margins.quantile(0.55))

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from anpgd import Shortest, anpgd
+from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
 from evaluations.distances import Measured
+from evaluations.flags import EvalConfig
 from evaluations.minimum_norm import NAMES
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
-from pgd import noise_towards
-from evaluations.flags import EvalConfig
+from pgd import InnerPgd, noise_towards
 from utils import generator
 
 VISITS = 7
@@ -67,19 +67,8 @@ def visits(subject: Subject, x: Tensor, y: Tensor, kept: bool, steps: int, scale
         noise = torch.rand(x.shape, generator=draws).to(x)
         if kept and direction is not None:
             noise = noise_towards(subject.norm, x, eps, direction)
-        shortest = anpgd(
-            subject.model,
-            x,
-            y,
-            norm=subject.norm,
-            start_eps=eps,
-            max_eps=top,
-            attack_loss_fn=soft_logit_margin,
-            search_loss_fn=soft_logit_margin,
-            steps=steps,
-            step_scale=scale,
-            noise=noise,
-        )
+        attack, search = InnerPgd(subject.norm, steps, soft_logit_margin, scale), Search(soft_logit_margin, top)
+        shortest = AnPgd(attack, search)(subject.model, x, y, eps, noise)
         found.append(shortest)
         eps, direction = shortest.eps.clamp(min=subject.training.attack_mineps), shortest.direction
     return found

@@ -13,8 +13,7 @@ from evaluations.subject import Subject, WhatToLoad
 from flags import build_parser
 from processes.distributed import ALONE, World, local_size
 from records.commands import command
-from validation import radius
-from validation import require_positive
+from validation import radius, require_positive
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from evaluations import sanity
 from evaluations.accuracy import accuracy_of, as_flags, clean_accuracy, interval
 from evaluations.adversarial_images import save_images, saved_images
 from evaluations.common_flags import overrides_said
+from evaluations.flags import EvalConfig
 from evaluations.others import overestimates
 from evaluations.pgd_partial import Partial
 from evaluations.repeated_pgd import Running
@@ -22,7 +23,6 @@ from hardware.memory import BatchSize
 from processes.deadline import NEVER, Deadline
 from processes.distributed import ALONE, World
 from records.progress import Teller, tell
-from evaluations.flags import EvalConfig
 
 
 def evaluate(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluations.flags import EvalConfig, eval_grid, eval_step_size
 from evaluations.repeated_pgd import Protocol
 from evaluations.rows import Kind, Row, same_eps
 from evaluations.subject import Subject
 from losses import cross_entropy, cw_loss
 from pgd import LossFn
-from evaluations.flags import EvalConfig, eval_grid, eval_step_size
 from validation import radius
 
 OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ

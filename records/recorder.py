@@ -68,7 +68,7 @@ class RunRecorder:
                 self._show_row(row)
 
     def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        weights = {name: value.detach().cpu().clone() for name, value in trainer.checked_model.state_dict().items()}
+        weights = {name: value.detach().cpu().clone() for name, value in trainer.model.state_dict().items()}
         content = {"epoch": trainer.epoch, "model": weights, "config": trainer.config.to_dict(), "metrics": metrics}
         self.waiting = [(kind, write) for kind, write in self.waiting if kind != "best"]
         self._write("best", lambda: checkpoint.save(self.folder.best, content))

@@ -16,8 +16,8 @@ from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
 from records.runlog import RunFolder
-from validation import stored_config
 from trainer import STATE_KEYS, Trainer
+from validation import stored_config
 
 State = dict[str, Any]  # what `Trainer.state` gives
 Warn = Callable[[str], None]

@@ -29,8 +29,8 @@ from reports.figures import strongest
 from reports.plotting import read_config
 from reports.report_training import cost, rows_of
 from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
-from validation import stored_config
 from utils import write_atomically
+from validation import stored_config
 
 DATA = {
     "digits": "scikit-learn's digits, 8×8 grey: 1 200 training, 200 validation, 397 test images",

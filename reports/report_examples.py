@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from errors import UserError
+from evaluations.flags import EvalConfig
 from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
 from reports.results import NORMS, Run, eps_text
-from evaluations.flags import EvalConfig
 
 EACH = 3  # images a group
 GROUPS = ("smallest", "median", "largest")

@@ -24,8 +24,8 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
-from evaluations.subject import load_subject
 from evaluations.flags import parse_eval
+from evaluations.subject import load_subject
 from reports import make_report
 
 OUT = ROOT / "runs" / "quickstart"

@@ -269,8 +269,8 @@ def test_attack(run, capsys):
     from loading.datasets import load_test
 
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
-    from evaluations.subject import load_subject
     from evaluations.flags import parse_eval
+    from evaluations.subject import load_subject
 
     model = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu")).model
     for row in result["results"]:

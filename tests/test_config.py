@@ -7,11 +7,9 @@ import pytest
 
 from config import PRESETS, Config
 from errors import UserError
-from evaluations.flags import parse_eval
+from evaluations.flags import EvalConfig, eval_step_size, parse_eval
 from flags import GROUPS, parse_train
-from evaluations.flags import EvalConfig, eval_step_size
-from validation import radius
-from validation import stored_config
+from validation import radius, stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]

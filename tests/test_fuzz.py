@@ -27,15 +27,13 @@ import train
 from config import LARGEST, Config
 from errors import UserError
 from evaluations import common_flags
-from evaluations.flags import parse_eval
+from evaluations.flags import EvalConfig, parse_eval
 from flags import parse_train
 from records import checkpoint, resume
 from records.runlog import RunFolder
 from reports import plot_examples
-from evaluations.flags import EvalConfig
-from validation import radius
-from validation import stored_config
 from trainer import STATE_KEYS
+from validation import radius, stored_config
 
 often = settings(
     max_examples=200,

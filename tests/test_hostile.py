@@ -21,8 +21,8 @@ from errors import UserError
 from records import checkpoint
 from records.reading import parse_json, read_margins
 from reports import make_tables, plot_examples, plot_margins, plot_passes, plot_robustness
-from validation import stored_config
 from trainer import STATE_KEYS
+from validation import stored_config
 
 EVALUATORS = {
     "pgd": evaluate_on_pgd_attacks,

@@ -269,9 +269,9 @@ def test_per_example_radii_start_the_next_attack():
     assert len(stored) and (stored <= trainer.config.search_maxeps).all()
     starts, objective = [], trainer.objective
 
-    def spied(network, given):
-        starts.append(given.eps)
-        return objective(network, given)
+    def spied(network, x, y, start, total):
+        starts.append(start.eps)
+        return objective(network, x, y, start, total)
 
     trainer.objective = spied
     before = trainer.eps.clone()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anpgd import AnPgd, Search
 from losses import cross_entropy, soft_logit_margin
 from networks.probes import probe
-from objectives import Mma, StepInput, StepResult
+from objectives import AttackStart, Mma, StepResult
 from pgd import GEOMETRY, InnerPgd
 from processes.replica import Replica
 from utils import START, generator
@@ -74,7 +74,7 @@ class MmaObjective:
         if not self.probed:  # a search of one row in train mode: BatchNorm on vectors refuses it
             self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
             self.probed = True
-        result = self.loss(Replica(model), StepInput(x, y, start, noise))
+        result = self.loss(Replica(model), x, y, AttackStart(start, noise), len(x))
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1
         return result

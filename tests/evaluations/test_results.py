@@ -13,17 +13,16 @@ from command_lines import fails, found_in
 from config import PRESETS
 from evaluations import white_box_attack
 from evaluations.findings import merged
+from evaluations.flags import eval_grid, parse_eval
 from evaluations.pgd_partial import Partial
 from evaluations.results import Head, checkpoint_rows, content_of
 from evaluations.rows import quoted
 from evaluations.subject import load_subject
-from evaluations.flags import parse_eval
 from linear_networks import fitted
 from loading.datasets import load_dataset
 from records import checkpoint
 from records.commands import command
 from reports.results import read_evaluation, read_run
-from evaluations.flags import eval_grid
 from validation import stored_config
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from torch import nn
 import evaluate_on_pgd_attacks
 from evaluations import white_box_attack
 from evaluations.accuracy import accuracy_of
+from evaluations.flags import eval_grid
 from evaluations.others import not_stronger, overestimates
 from evaluations.repeated_pgd import Attacked, Images, Protocol, Running, clean_attacked, repeated_pgd
 from evaluations.results import Head, checkpoint_rows
@@ -25,7 +26,6 @@ from networks.build import build_model
 from pgd import pgd
 from records.checkpoint import load_model_file, load_weights
 from reports.make_tables import make_page
-from evaluations.flags import eval_grid
 from support import ROOT
 
 EPS = 0.05

@@ -11,8 +11,8 @@ import pytest
 from flags import parse_train
 from reports import fill_tables
 from reports.results import read_evaluation
-from validation import stored_config
 from support import ROOT
+from validation import stored_config
 
 ROOMS = (
     "trained_models",

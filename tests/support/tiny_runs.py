@@ -9,7 +9,7 @@ from torch import nn
 from config import PRESETS
 from loading.batches import Batch, Split
 from loading.datasets import Dataset
-from objectives import StepInput, objective_of
+from objectives import AttackStart, objective_of
 from processes.replica import Replica
 from trainer import Trainer
 
@@ -92,4 +92,4 @@ def tiny_trainer(max_steps=10, model=None, **changes):
 def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False):
     """One step of the config's objective: its gradient is left in the parameters."""
     objective = objective_of(config, search_single_row=search_single_row, every_row=every_row)
-    return objective(Replica(model), StepInput(x, y, eps, noise))
+    return objective(Replica(model), x, y, AttackStart(eps, noise), len(x))

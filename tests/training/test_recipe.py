@@ -13,8 +13,8 @@ from config import PRESETS, Config, one_cycle
 from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
-from validation import stored_config
 from support import ROOT
+from validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 

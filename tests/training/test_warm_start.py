@@ -1,4 +1,4 @@
-"""Kept directions: eight bits a pixel, the same after a round through the file, and where an attack that starts there is."""
+"""Warm starts: eight bits a pixel, the same after a round through the file, and where an attack that starts there is."""
 
 import copy
 from dataclasses import replace
@@ -15,7 +15,7 @@ from loading.crops import Augment, Crops, draw_crops
 from pgd import GEOMETRY, noise_towards
 from ranks import in_processes
 from tiny_runs import Memory, network, rand, tiny_trainer
-from training.directions import LEVELS, KeptDirections, Stored, decode, encode
+from training.warm_start import LEVELS, Stored, WarmStarts, decode, encode
 from utils import generator
 
 RECIPE = {"keep_directions": True, "refresh_interval": 3, "search": "secant", "num_search_steps": 4, "rest_interval": 3}
@@ -44,72 +44,66 @@ def test_the_attack_starts_at_the_image_plus_eps_times_the_direction(norm):
     torch.testing.assert_close(start, x + 0.1 * directions, rtol=0, atol=1e-6)
 
 
-def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_taken_back():
-    table = KeptDirections(5, (1, 8, 8), "Linf", torch.device("cpu"))
+def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_left_out():
+    table = WarmStarts(5, (1, 8, 8), "Linf", torch.device("cpu"))
     new = some("Linf", 2)
     new[1] = 0
     table.write(torch.tensor([3, 1]), encode(new), torch.tensor(False))
-    assert not table.kept(torch.arange(5)).any()
+    assert not table.known(torch.arange(5)).any()
     table.write(torch.tensor([3, 1]), encode(new), torch.tensor(True))
-    assert table.kept(torch.arange(5)).tolist() == [False, False, False, True, False]
+    assert table.known(torch.arange(5)).tolist() == [False, False, False, True, False]
     with pytest.raises(ValueError, match="of 4 images of 1x8x8 pixels, and the training set is 5 images"):
-        table.load_state_dict(KeptDirections(4, (1, 8, 8), "Linf", torch.device("cpu")).state_dict())
+        table.load_state_dict(WarmStarts(4, (1, 8, 8), "Linf", torch.device("cpu")).state_dict())
 
 
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("average_decay", [None, 0.9])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_recipe_resumes_exactly(norm, average_decay, augment):
-    """Directions, rests and average included; the average is what is checked and kept as the best."""
-    changes = {**RECIPE, "norm": norm, "average_decay": average_decay, "one_cycle": True, "lr": ((0, 0.02),)}
+def test_the_recipe_resumes_exactly(norm, augment):
+    """Directions and skipped images included."""
+    changes = {**RECIPE, "norm": norm, "one_cycle": True, "lr": ((0, 0.02),)}
     changes |= {"augment": augment}
     changes |= {"attack_mineps": 0.1, "hinge_maxeps": 0.25} if norm == "L2" else {}
     whole, straight = tiny_trainer(12, **changes), Memory()
     whole.run(straight, lambda: False)
     first, memory = tiny_trainer(12, **changes), Memory()
     first.run(memory, lambda: first.step >= 7)
-    assert first.directions.kept(torch.arange(23)).any()
+    assert first.directions.known(torch.arange(23)).any()
     second = tiny_trainer(12, **changes)
     second.restore(memory.states[-1])
     second.run(memory, lambda: False)
-    for name, value in whole.checked_model.state_dict().items():
-        assert torch.equal(value, second.checked_model.state_dict()[name]), name
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
     assert all(map(torch.equal, whole.directions.table, second.directions.table))
     assert torch.equal(whole.eps, second.eps) and whole.passes == second.passes > 0
-    assert (whole.checked_model is whole.model) == (average_decay is None)
     assert straight.lines[-1] == memory.lines[-1]
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_step_that_is_taken_back_writes_neither_directions_nor_average(augment):
-    trainer = tiny_trainer(12, **RECIPE, average_decay=0.9, augment=augment)
+def test_a_step_that_is_left_out_writes_no_directions(augment):
+    trainer = tiny_trainer(12, **RECIPE, augment=augment)
     for _ in range(6):
         trainer.train_step()
-    before = copy.deepcopy((trainer.directions.table, trainer.average.state_dict()))
+    before = copy.deepcopy(trainer.directions.table)
     objective = trainer.objective
-    trainer.objective = lambda net, step: (lambda r: r._replace(finite=torch.zeros_like(r.finite)))(
-        objective(net, step)
-    )
+    trainer.objective = lambda *step: (lambda r: r._replace(finite=torch.zeros_like(r.finite)))(objective(*step))
     trainer.train_step()
-    assert all(map(torch.equal, before[0], trainer.directions.table))
-    for name, value in trainer.average.state_dict().items():
-        assert torch.equal(value, before[1][name]), name
+    assert all(map(torch.equal, before, trainer.directions.table))
 
 
-def test_a_rested_image_is_not_attacked_and_keeps_its_radius():
+def test_a_skipped_image_is_not_attacked_and_keeps_its_radius():
     """Where the search met no wrong point, two visits of three; its loss is beyond the hinge all the same."""
     trainer = tiny_trainer(40, **RECIPE, model=network(False, 400).float(), clean_loss_coeff=1 / 3, hinge_maxeps=0.03)
     trainer.eps.fill_(trainer.config.search_maxeps)
     result = trainer.train_step()
     index = trainer.batches.global_rows(0)
-    spared = (index % 3) != 0
-    assert 0 < spared.sum() < 6
+    skipped = (index % 3) != 0
+    assert 0 < skipped.sum() < 6
     right = result.eps > 0
     assert torch.equal(
-        result.eps[spared & right], torch.full_like(result.eps[spared & right], trainer.config.search_maxeps)
+        result.eps[skipped & right], torch.full_like(result.eps[skipped & right], trainer.config.search_maxeps)
     )
-    assert (result.direction.flatten(1).abs().amax(1)[spared] == 0).all()
-    attacked = int((right & ~spared).sum())
+    assert (result.direction.flatten(1).abs().amax(1)[skipped] == 0).all()
+    attacked = int((right & ~skipped).sum())
     assert int(result.passes) == 2 * 6 + attacked * (5 + 4)
 
 
@@ -165,7 +159,7 @@ def test_a_table_of_other_images_is_refused_on_resume(capsys, tmp_path):
 
 def filled(norm, directions):
     """A table that holds these."""
-    table = KeptDirections(len(directions), directions.shape[1:], norm, torch.device("cpu"))
+    table = WarmStarts(len(directions), directions.shape[1:], norm, torch.device("cpu"))
     table.write(torch.arange(len(directions)), encode(directions), torch.tensor(True))
     return table
 
@@ -251,11 +245,11 @@ def test_training_on_crops_reads_and_writes_by_the_image():
     for _ in range(4):
         trainer.train_step()
     before = trainer.directions.read(torch.arange(23))
-    kept = trainer.directions.kept(torch.arange(23))
+    kept = trainer.directions.known(torch.arange(23))
     seen, objective = {}, trainer.objective
 
-    def spied(net, step):
-        seen["noise"], seen["result"] = step.noise, objective(net, step)
+    def spied(net, x, y, start, total):
+        seen["noise"], seen["result"] = start.noise, objective(net, x, y, start, total)
         return seen["result"]
 
     trainer.objective = spied
@@ -280,7 +274,6 @@ def test_training_on_crops_reads_and_writes_by_the_image():
         (["--no-flip", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
         (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),
         (["--one_cycle", "--lr", "0:0.1,5:0.01", "--hinge_maxeps", "0.3"], "--lr: with --one_cycle it is the highest"),
-        (["--average_decay", "1.5", "--hinge_maxeps", "0.3"], "--average_decay 1.5: between 0 and 1"),
         (["--search", "newton", "--hinge_maxeps", "0.3"], "newton"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Kept directions: the last perturbation of each training image, over its radius, in eight bits a pixel.
+"""Where the attack of a training step starts: radius, place in the ball, and which images it skips.
 
-A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
+Warm starts keep the last perturbation of each training image, over its radius, in eight bits a pixel (as ATTA does with
+whole perturbations: Zheng et al. 2020). A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
 flipped along, reflected where the crop is; what is found on the crop is moved back, and only for pixels that it shows.
 
-B batch, N training images, ... any image shape. What training reads is always what was stored, so that a resumed run, which
-reads it from the file, computes the same.
+B batch, N training images, C classes, ... any image shape. What training reads is always what was stored, so that a resumed
+run, which reads it from the file, computes the same. Every draw is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from config import Config
+from loading.batches import Batch
 from loading.crops import Crops
+from objectives import AttackStart
+from pgd import noise_towards
 from utils import per_row, row_norms
 
+BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 LEVELS = 127  # of an int8, on either side of 0
 
 
@@ -45,7 +51,7 @@ def decode(stored: Stored, norm: str) -> Tensor:
     return direction
 
 
-class KeptDirections:
+class WarmStarts:
     """The table of all training images. crops: of the batch that is read or written; None: it shows whole images."""
 
     def __init__(self, count: int, shape: tuple[int, ...], norm: str, device: torch.device) -> None:
@@ -73,7 +79,7 @@ class KeptDirections:
         moved, shown = crops.undone(new)
         return encode(torch.where(found, torch.where(shown, moved, self.read(index).to(new)), 0))
 
-    def kept(self, index: Tensor) -> Tensor:
+    def known(self, index: Tensor) -> Tensor:
         """(B,) -> (B,) bool: whether there is one."""
         return self.table.scale[index] > 0
 
@@ -94,7 +100,7 @@ class KeptDirections:
                     f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} pixels"
                     for pixels in (state["pixels"], self.table.pixels)
                 )
-                return f"has kept directions of {there}, and the training set is {here}"
+                return f"has warm starts of {there}, and the training set is {here}"
         return None
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -103,3 +109,32 @@ class KeptDirections:
             raise ValueError(wrong)
         for name, own in self.table._asdict().items():
             own.copy_(state[name])
+
+
+def start_of_margins(
+    config: Config,
+    batch: Batch,
+    stored: Tensor,
+    noise: Tensor,
+    epoch: int,
+    directions: WarmStarts | None,
+    crops: Crops | None,
+    odi_weights: Tensor | None,
+) -> AttackStart:
+    """MMA's start. stored: (B,) the radii of the last visit; noise: (B, ...) uniform on [0, 1).
+
+    An image starts along its stored direction, but at every `refresh_interval`-th visit at random: directions go stale, and
+    a stale one makes eps too large. One whose last search met no wrong point is attacked at every `rest_interval`-th visit.
+    """
+    eps, visit = stored.clamp(min=config.attack_mineps), epoch + batch.index
+    if directions is not None:
+        warm = directions.known(batch.index)
+        if config.refresh_interval:
+            warm = warm & (visit % config.refresh_interval != 0)
+        towards = noise_towards(config.norm, batch.x, eps, directions.read(batch.index, crops).to(batch.x))
+        noise = torch.where(per_row(warm, noise), towards, noise)
+        odi_weights = None if odi_weights is None else torch.where(warm[:, None], 0, odi_weights)
+    skipped = None
+    if config.rest_interval > 1:
+        skipped = (stored >= BEYOND * config.search_maxeps) & (visit % config.rest_interval != 0)
+    return AttackStart(eps, noise, skipped, odi_weights)
