@@ -67,7 +67,7 @@ class Config:
         "leave an image folder on disk (default: if it would take more than half of the device's free memory)",
         of_run=True,
     )
-    num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process", of_run=True)
+    num_workers: int = opt(2, "threads that read ahead what is on disk; 0: read when it is due", of_run=True)
 
     recipe: str = opt(
         "paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", tuple(RECIPES)

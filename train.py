@@ -15,11 +15,11 @@ from errors import UserError, exits_on_user_error
 from flags import parse_train
 from hardware.layout import lay_out, layout_for
 from loading.batches import first_batch
-from loading.datasets import Dataset, Sizes, Source, load_dataset
+from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
-from networks.keys import INPUT, our_keys
+from networks.foreign import our_keys
 from networks.names import is_built_in
-from networks.probes import accepts
+from networks.probes import probe
 from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
 from processes.signals import StopSignals
 from records import checkpoint, resume
@@ -131,9 +131,23 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
 
 def new_trainer(config: Config, world: World, device: torch.device, pretrained: str | None, teller: Teller) -> Trainer:
     """The trainer at its start; pretrained: the checkpoint whose weights it starts from."""
-    source = Source(config.dataset, config.data_root, config.streaming, config.num_workers)
-    sizes = Sizes(config.train_size, config.val_size, config.test_size)
-    data = world.one_a_machine_first(lambda: load_dataset(source, sizes, seed=config.seed, device=device))
+
+    def load() -> Dataset:
+        return load_dataset(
+            config.dataset,
+            config.data_root,
+            seed=config.seed,
+            device=device,
+            train_size=config.train_size,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            streaming=config.streaming,
+            num_workers=config.num_workers,
+        )
+
+    data = world.one_a_machine_first(load)
+    if data.about:
+        teller.note(f"{config.data_root}: {data.about}")
     if config.streaming is None and data.streamed:
         gib = data.nbytes / 2**30
         teller.note(
@@ -156,18 +170,18 @@ def new_trainer(config: Config, world: World, device: torch.device, pretrained: 
 
 def check_batches(config: Config, model: nn.Module, data: Dataset, world: World) -> None:
     """:raises UserError: if a batch, or a process's slice of it, would hold fewer images than the network works on."""
-    size, several = config.batch_size, world.size > 1
+    size, several, needs = config.batch_size, world.size > 1, probe(model, first_batch(data.train, 1))
     last = len(data.train) % size or size  # of an epoch's batches
     if size < world.size:
         raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
-    if last == 1 and not accepts(model, first_batch(data.train, 1)):
+    if last == 1 and not needs.one_row:
         raise UserError(
             f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
             "BatchNorm cannot work: choose another"
         )
     if several and config.local_bn:
         slices = {rows for batch in (size, last) for rows in (batch // world.size, -(-batch // world.size))}
-        if 1 in slices and not accepts(model, first_batch(data.train, 1)):
+        if 1 in slices and not needs.one_row:
             raise UserError(
                 f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
                 "BatchNorm cannot work: choose another, or leave --local_bn out"
@@ -178,7 +192,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
             "processes in attacks: give --local_bn"
         )
     shares = several and has_batchnorm(model) and not config.local_bn
-    if (shares or last < world.size) and not accepts(model, first_batch(data.train, 0)):
+    if (shares or last < world.size) and not needs.no_row:
         raise UserError(
             f"--network {config.network}: cannot work on an empty batch, which a process's share may be: mend "
             "it" + (", or give --local_bn" if shares else ", or choose another --batch_size")
@@ -201,10 +215,10 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        weights = our_keys(source.weights, model.state_dict())
+        weights, said = our_keys(source.weights, model.state_dict())
         checkpoint.load_weights(model, weights, source.path)
-        if weights.keys() != source.weights.keys():
-            say(f"--pretrained: {INPUT}")
+        if said:
+            say(f"--pretrained: {said}")
         for name in ("dataset", "norm"):
             there, here = (source.config or {}).get(name), getattr(config, name)
             if source.config and there != here:

@@ -24,7 +24,7 @@ from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.crops import Augment
 from loading.datasets import Dataset
 from networks.names import is_built_in
-from networks.probes import accepts, uses_all
+from networks.probes import probe
 from objectives import AttackStart, StepResult, objective_of
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import with_global_statistics
@@ -66,7 +66,7 @@ class Trainer:
         how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
         augment = Augment(config.crop_pad, config.flip) if config.augment else None
         self.batches = TrainBatches(data.train, augment=augment, **how)
-        self.search_single_row = accepts(model, first_batch(data.train, 1))
+        self.needs = probe(model, first_batch(data.train, 1))
         self._place(model)
         rates: dict[str, Any] = {
             "lr": config.lr_at(0),
@@ -93,7 +93,7 @@ class Trainer:
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
         self.model = with_global_statistics(model, self.device) if shares_statistics else model
         self.parameters = list(self.model.parameters())
-        leaves_out = world.size > 1 and not uses_all(self.model, one)
+        leaves_out = world.size > 1 and not self.needs.uses_all
         self.replica = Replica(self.model, world, shares_statistics, leaves_out)
         self.replica.warm_up(one)
 
@@ -108,7 +108,7 @@ class Trainer:
         # On CPUs one copy of the network in bfloat16 serves both.
         same = parts.check_rows == parts.attack_rows
         self.check_attack = self.attack if same else FastPgd(self.model, config.precision, parts.check_rows, tune=tune)
-        single = self.search_single_row
+        single = self.needs.one_row
         self.objective = objective_of(config, self.attack, search_single_row=single, every_row=parts.gradient)
         self.gradient: Callable[..., tuple[StepResult, list[Tensor | None]]] = self._gradient
         if parts.gradient:

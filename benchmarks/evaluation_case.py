@@ -19,7 +19,7 @@ from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
 from pgd import InnerPgd
@@ -107,7 +107,7 @@ def _radius_of_half(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def _trained_on_digits(count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     """LeNet5 after 100 steps of ordinary training, in eval mode, and `count` images with labels."""
-    data = load_dataset(Source("digits"), Sizes(val=100), seed=0, device=torch.device("cpu"))
+    data = load_dataset("digits", val_size=100, seed=0, device=torch.device("cpu"))
 
     def large(split: Split) -> tuple[Tensor, Tensor]:
         batch = split.everything()

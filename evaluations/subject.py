@@ -17,9 +17,9 @@ from evaluations.results import Head, checkpoint_rows
 from evaluations.rows import PORTIONS, Kind, Row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split
-from loading.datasets import Own, TestSplit, load_own, load_test
+from loading.datasets import TestSplit, load_own, load_test
 from networks.build import build_model
-from networks.keys import INPUT, our_keys
+from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
 from validation import stored_config
@@ -113,7 +113,7 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
     model = build_model(network, *images.shape, images.num_classes)
-    weights = our_keys(file.weights, model.state_dict())
+    weights, said = our_keys(file.weights, model.state_dict())
     load_weights(model, weights, file.path)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
@@ -124,8 +124,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     }
     if is_own(network) and network != (stored.network if stored else None):
         overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
-    if weights.keys() != file.weights.keys():
-        overrides["model"] = INPUT
+    if said:
+        overrides["model"] = said
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
 
 
@@ -156,8 +156,8 @@ def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: s
             f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
         )
     training = stored or PRESETS[dataset, "Linf"]
-    own = Own(flags.split, training.val_size, training.train_size, training.seed)
-    return load_own(dataset, data_root, own, size=flags.test_size, device=device)
+    sizes = {"val_size": training.val_size, "train_size": training.train_size, "size": flags.test_size}
+    return load_own(dataset, data_root, flags.split, seed=training.seed, device=device, **sizes)
 
 
 def _is_folder(name: str) -> bool:

@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 from errors import UserError, exits_on_user_error
 from flags import Parser, whole
 from networks.build import build_model
+from networks.foreign import shape_of
 from networks.names import is_built_in
-from networks.shapes import shape_of
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
 from reports.results import read_run

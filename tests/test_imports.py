@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "anpgd": {"pgd", "utils"},
     "hardware": {"pgd", *LOW},
     "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
-    "hubconf": {"anpgd", "errors", "losses", "networks", "pgd", "records", "training"},
+    "hubconf": {"anpgd", "errors", "losses", "pgd", "records", "training"},
     "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
     "training": {
         "anpgd",

@@ -13,7 +13,7 @@ import evaluate_on_transfer as transfer
 from command_lines import fails
 from config import PRESETS
 from linear_networks import Linear, fitted
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from records import checkpoint
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def save(folder, model, norm="Linf", **changes):
 def place(tmp_path_factory):
     """Networks `a` and `b` of two halves of the digits, and `copy`, the same as `a`."""
     root = tmp_path_factory.mktemp("place")
-    train = load_dataset(Source("digits"), Sizes(val=200, test=0), seed=0, device=CPU).train
+    train = load_dataset("digits", val_size=200, test_size=0, seed=0, device=CPU).train
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these networks are too small for more
     for name, rows in (("a", slice(0, 600)), ("b", slice(600, 1200)), ("copy", slice(0, 600))):
@@ -178,7 +178,7 @@ def test_what_cannot_be_compared(here, capsys):
     def refused(*argv, parts):
         fails(capsys, transfer.main, [*argv, *SMALL], *parts)
 
-    train = load_dataset(Source("digits"), Sizes(val=200, test=0), seed=0, device=CPU).train
+    train = load_dataset("digits", val_size=200, test_size=0, seed=0, device=CPU).train
     model = fitted(train.images, train.labels)
     save(here / "wider", model, test_eps=0.2)
     save(here / "l2", model, norm="L2", test_eps=1.0)

@@ -19,7 +19,7 @@ from evaluations.results import Head, checkpoint_rows, content_of
 from evaluations.rows import quoted
 from evaluations.subject import load_subject
 from linear_networks import fitted
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from records import checkpoint
 from records.commands import command
 from reports.results import read_evaluation, read_run
@@ -46,7 +46,7 @@ def make_run(folder, **changes):
         **changes,
     }
     config = stored_config(values)
-    data = load_dataset(Source("digits"), Sizes(val=config.val_size, test=0), seed=config.seed, device=CPU)
+    data = load_dataset("digits", val_size=config.val_size, test_size=0, seed=config.seed, device=CPU)
     model = fitted(data.train.images, data.train.labels)
     folder.mkdir()
     checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
@@ -198,8 +198,8 @@ def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
 def test_training_images_are_those_of_the_training_run(tmp_path, changes):
     folder = make_run(tmp_path / "changed", **changes)
     stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
-    sizes = Sizes(train=stored.train_size, val=stored.val_size, test=0)
-    data = load_dataset(Source("digits"), sizes, seed=stored.seed, device=CPU)
+    sizes = {"train_size": stored.train_size, "val_size": stored.val_size, "test_size": 0}
+    data = load_dataset("digits", **sizes, seed=stored.seed, device=CPU)
     subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "train"]), CPU)
     assert torch.equal(subject.test.images, data.train.images)
     assert torch.equal(subject.test.numbers, data.train.numbers)
@@ -212,7 +212,7 @@ def test_training_images_are_those_of_the_training_run(tmp_path, changes):
 def test_validation_images_are_those_of_the_training_run(run, tmp_path, changes):
     folder = make_run(tmp_path / "changed", **changes)
     stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
-    data = load_dataset(Source("digits"), Sizes(val=stored.val_size, test=0), seed=stored.seed, device=CPU)
+    data = load_dataset("digits", val_size=stored.val_size, test_size=0, seed=stored.seed, device=CPU)
     subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "val"]), CPU)
     assert torch.equal(subject.test.images, data.val.images) and torch.equal(subject.test.numbers, data.val.numbers)
     assert len(subject.test) == stored.val_size and not set(data.val.numbers.tolist()) & set(

@@ -14,8 +14,7 @@ from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
-from networks.image_conv import ImageConv2d
-from networks.lenet import LeNet5Madry
+from networks.lenet import ImageConv2d, LeNet5Madry
 from pgd import InnerPgd, pgd
 from recorded import replayed
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer

@@ -20,10 +20,9 @@ from config import PRESETS
 from errors import UserError
 from loading.batches import Split
 from loading.crops import Augment
-from loading.datasets import Dataset, Sizes, Source, load_dataset
+from loading.datasets import Dataset, load_dataset
 from networks.lenet import LeNet5Madry
-from networks.standardisation import PerImageStandardize
-from networks.wide_resnet import WideResNet
+from networks.resnets import PerImageStandardize, WideResNet
 from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes
@@ -56,7 +55,7 @@ class Exact(Split):
 
 
 def digits(dtype):
-    data = load_dataset(Source("digits"), Sizes(val=200, test=60), seed=0, device=torch.device("cpu"))
+    data = load_dataset("digits", val_size=200, test_size=60, seed=0, device=torch.device("cpu"))
     return data._replace(train=Exact(*vars(data.train).values(), dtype), val=Exact(*vars(data.val).values(), dtype))
 
 

@@ -20,8 +20,24 @@ def with_figures(best_by, memory, monkeypatch):
     def rows(config, model, data, step, *_, **how):
         margin, robust = FIGURES[step // 4 - 1]
         return [
-            {"kind": "eval", "split": "val", "step": step, "epoch": 1, "mean_margin": margin, "robust_acc": robust, "check_passes": step},
-            {"kind": "eval", "split": "test", "step": step, "epoch": 1, "mean_margin": 9.0, "robust_acc": 1.0, "check_passes": step},
+            {
+                "kind": "eval",
+                "split": "val",
+                "step": step,
+                "epoch": 1,
+                "mean_margin": margin,
+                "robust_acc": robust,
+                "check_passes": step,
+            },
+            {
+                "kind": "eval",
+                "split": "test",
+                "step": step,
+                "epoch": 1,
+                "mean_margin": 9.0,
+                "robust_acc": 1.0,
+                "check_passes": step,
+            },
         ]
 
     monkeypatch.setattr("trainer.check_rows", rows)
