@@ -22,22 +22,12 @@ from torch import Tensor, nn
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.common_flags import (
-    CommonFlags,
-    choose,
-    line_that_goes_on,
-    overrides_said,
-    parse_flags,
-    settle_eps,
-    what_next,
-)
-from evaluations.packages import square_starts
-from evaluations.results import is_done
-from evaluations.shard_parts import Job
-from evaluations.shards import Attacker, Attempt, Show, run_job
-from evaluations.subject import Subject, load_subject
-from processes.deadline import AGAIN, Deadline, since_start
-from processes.distributed import World, device_of, main_of_process
+from evaluations import package_attacks
+from evaluations.flags import EvaluationFlags, choose, parse_flags
+from evaluations.package_attacks import PackageAttack, settled_eps, square_starts
+from evaluations.shards import run_evaluation
+from evaluations.subject import Subject
+from processes.distributed import World, main_of_process
 from records.progress import Teller
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -55,7 +45,7 @@ TRIAL_STEPS = 10
 
 
 @dataclass(frozen=True)
-class AutoAttackFlags(CommonFlags):
+class AutoAttackFlags(EvaluationFlags):
     """One evaluation by AutoAttack."""
 
     eps: float | None = opt(None, "radius (default: the training's test radius)")
@@ -71,47 +61,34 @@ def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
 
     :raises UserError: for a wrong flag or value.
     """
-    flags = parse_flags(AutoAttackFlags, argv, "Attack a network with AutoAttack.")
-    if flags.attacks is not None:
-        choose(flags.attacks, list(PARTS))
-    return flags
+    return parse_flags(AutoAttackFlags, argv, "Attack a network with AutoAttack.", list(PARTS))
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
-    flags = parse(argv)
-    with device_of(flags.device, flags.deterministic) as (world, device):
-        deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
-        subject = world.one_a_machine_first(lambda: load_subject(flags, device))
-        teller = Teller(world.is_first, flags.quiet)
-        if evaluate(flags, subject, teller, world, deadline):
-            teller.say(what_next(flags, subject))
-            return 0
-        teller.say(line_that_goes_on("evaluate_on_autoattack.py", argv, flags.max_minutes, world))
-        return AGAIN
+    return run_evaluation(parse(argv), evaluate)
 
 
-def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World, deadline: Deadline) -> bool:
-    """Of several processes each attacks its shards, and the first prints and writes. False: the deadline stopped it."""
-    device = subject.test.labels.device
-    eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
+def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
+    """The ensemble at one radius."""
+    eps = settled_eps(flags.eps, subject, teller, world)
     ensemble = world.together(lambda: choose_ensemble(flags, subject))
-    for note in notes + overrides_said(subject) + ensemble.notes:
+    for note in ensemble.notes:
         teller.note(note)
-    size = flags.batch_size or len(subject.test)
-    job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, size, ensemble.settings(subject))
-    if world.from_first(lambda: is_done(job, flags.overwrite)):
-        teller.say(f"{subject.result_file('autoattack')}: already done")
-        return True
 
     def build(seed: int) -> AutoAttack:
-        return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=device)
+        return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
 
-    def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
-        return run_ensemble(build(seed), x, y, show)
-
-    return run_job(job, Attacker(attack, lambda x, y: longest(build, ensemble, x, y)), teller, world, deadline)
+    attack = PackageAttack(
+        "autoattack",
+        ensemble.title,
+        eps,
+        ensemble.settings(),
+        lambda x, y, seed: run_ensemble(build(seed), x, y),
+        lambda x, y: longest(build, ensemble, x, y),
+    )
+    package_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
 
 
 class Ensemble(NamedTuple):
@@ -130,7 +107,7 @@ class Ensemble(NamedTuple):
     def title(self) -> str:
         return f"AutoAttack ({'' if self.standard else 'not standard AutoAttack: '}{', '.join(self.attacks)})"
 
-    def settings(self, subject: Subject) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """For the JSON: what makes two results comparable."""
         return {
             "attacks": list(self.attacks),
@@ -139,7 +116,6 @@ class Ensemble(NamedTuple):
             "name": "AutoAttack" if self.standard else "not standard AutoAttack",
             "targets": self.targets,
             "package": f"pyautoattack {version('pyautoattack')}",
-            "overrides": subject.overrides,
         }
 
 
@@ -183,19 +159,19 @@ def build_autoattack(
     return built
 
 
-def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor, show: Show) -> Attempt:
+def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
     """(B, ...), (B,), all classified right -> what the ensemble finds, with the package's warnings."""
     trace = sys.gettrace()  # the package takes away a debugger's or coverage's
-    with package_log(show) as warnings:
+    with package_log() as warnings:
         try:
             x_adv, _ = ensemble.run_standard_evaluation(x, y, batch_size=len(y))
         finally:
             sys.settrace(trace)
-    return Attempt(x_adv, list(warnings.values()))
+    return x_adv, list(warnings.values())
 
 
 @contextmanager
-def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
+def package_log() -> Iterator[dict[str, str]]:
     """Silence the package's logger; give its warnings, of those that differ in numbers only the first."""
     logger = logging.getLogger("auto-attack")
     before = logger.handlers, logger.level, logger.propagate
@@ -204,13 +180,10 @@ def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage().replace(" See flags_doc.md for details.", "")
-            if record.levelno >= logging.WARNING:
-                warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
-            elif text.startswith("running "):
-                show(text.removeprefix("running "))
+            warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
 
     logger.handlers, logger.propagate = [Listener()], False
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(logging.WARNING)
     try:
         yield warnings
     finally:

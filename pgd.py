@@ -74,11 +74,12 @@ class Geometry(NamedTuple):
     start: Callable[[Tensor, Tensor, Tensor], Tensor]  # x, eps, noise -> x_adv
     ascent: Callable[[Tensor], Tensor]  # gradient -> direction of a unit step
     constrain: Callable[[Tensor, Tensor, Tensor], Tensor]  # x_adv, x, eps -> x_adv inside ball and image range
+    length: Callable[[Tensor], Tensor]  # delta (B, ...) -> (B,): how long each perturbation is
 
 
 GEOMETRY = {
-    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf),
-    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2),
+    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf, lambda delta: delta.flatten(1).abs().amax(1)),
+    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2, row_norms),
 }
 
 

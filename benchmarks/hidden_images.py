@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import PgdFlags
 from evaluations.subject import load_subject
 from losses import cross_entropy, logit_margin
 from networks.leaky_gradients import LeakyGradients
 from pgd import pgd
 from reports.figures import eps_key
 from reports.results import read_run
-from evaluations.flags import EvalConfig
 from utils import generator
 
 STEPS, STARTS = 40, 6
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_root", default="data")
     flags = parser.parse_args(argv)
     which = hidden(read_run(Path(flags.run)).evaluations, flags.eps)
-    subject = load_subject(EvalConfig(model=str(flags.run), data_root=flags.data_root), torch.device("cpu"))
+    subject = load_subject(PgdFlags(model=str(flags.run), data_root=flags.data_root), torch.device("cpu"))
     everything = subject.test.everything()
     x, y = everything.x[which], everything.y[which]
     print(f"{len(x)} images that AutoAttack breaks at {flags.eps:g} and PGD does not\n")

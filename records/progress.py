@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    Bar = tqdm[Any]
+    Tqdm = tqdm[Any]
 LOG_EVERY = 30.0  # seconds between lines where there is no terminal
 MEASURED_FOR = 5.0  # seconds of work from which the rest is forecast
 WORTH_SAYING = 30.0  # seconds of work left, from which the forecast is said
@@ -26,11 +26,21 @@ class Progress:
     def __init__(
         self, total: int, unit: str, *, done: int = 0, quiet: bool = False, beside: str = "", warm: bool = False
     ) -> None:
-        self.total, self.unit, self.done, self.quiet, self.beside = total, unit, done, quiet, beside
+        self._total, self.unit, self.done, self.quiet, self.beside = total, unit, done, quiet, beside
         self.warm = warm
         self.measured_from: tuple[float, int] | None = None  # since when, and how many were done then
         self.said = False
-        self.bar: Bar | None = None
+        self.bar: Tqdm | None = None
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @total.setter
+    def total(self, count: int) -> None:
+        self._total = count
+        if self.bar is not None:
+            self.bar.total = count
 
     def __enter__(self) -> Self:
         if not self.quiet:
@@ -54,6 +64,9 @@ class Progress:
         if not self.said:
             self._forecast(time.monotonic())
 
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self.moving(text) if refresh else self.note(text)
+
     def note(self, text: str) -> None:
         """Shown behind the bar from its next update on."""
         if self.bar is not None:
@@ -70,8 +83,6 @@ class Progress:
     def fewer(self, count: int) -> None:
         """So many pieces need not be done."""
         self.total -= count
-        if self.bar is not None:
-            self.bar.total = self.total
 
     def _forecast(self, now: float) -> None:
         if self.measured_from is None:  # the first piece also warms up
@@ -87,7 +98,10 @@ class Progress:
             tell(f"about {duration(left)} for the {self.total - self.done} {self.unit}s left{beside}")
 
 
-def _bar(total: int, done: int, unit: str) -> Bar:
+Bar = Progress
+
+
+def _bar(total: int, done: int, unit: str) -> Tqdm:
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
     plain = f"{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} gone, {{remaining}} left, {{rate_fmt}}{{postfix}}"

@@ -25,12 +25,12 @@ from torch import Tensor
 from anpgd import anpgd
 from config import DATASETS
 from errors import UserError, exits_on_user_error
+from evaluations.flags import PgdFlags
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
 from reports.plotting import save
 from reports.results import NORMS, eps_text, image_name, title
-from evaluations.flags import EvalConfig
 from utils import CHECK, per_row, row_noise, row_norms
 
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
     if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
         raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
-    flags = EvalConfig(given["run"], device="cpu", **{flag: given[flag] for flag in choices})
+    flags = PgdFlags(model=given["run"], device="cpu", **{flag: given[flag] for flag in choices})
     subject = load_subject(flags, torch.device("cpu"))
     path = Path(given["run"]).resolve()
     name = path.parent.name if path.is_file() else path.name

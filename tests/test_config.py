@@ -7,11 +7,9 @@ import pytest
 
 from config import PRESETS, Config
 from errors import UserError
-from evaluations.flags import parse_eval
+from evaluations.flags import PgdFlags, eval_step_size, parse_pgd
 from flags import GROUPS, parse_train
-from evaluations.flags import EvalConfig, eval_step_size
-from validation import radius
-from validation import stored_config
+from validation import radius, stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 MMA = [*MNIST, "--hinge_maxeps", "0.45"]
@@ -141,11 +139,11 @@ def test_wrong_flags_are_one_line(flags, parts):
 )
 def test_wrong_evaluation_flags(flags):
     with pytest.raises(UserError):
-        parse_eval(flags)
+        parse_pgd(flags)
 
 
 def test_several_radii():
-    assert parse_eval(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
+    assert parse_pgd(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
 
 
 def test_an_eps_above_one():
@@ -186,12 +184,12 @@ def test_configs_survive_json():
 
 
 def test_every_field_says_what_it_is():
-    for cls in (Config, EvalConfig):
+    for cls in (Config, PgdFlags):
         assert all(len(f.metadata["help"]) > 3 for f in fields(cls))
 
 
 def test_help_exits_without_an_error(capsys):
-    for parse in (parse_train, parse_eval):
+    for parse in (parse_train, parse_pgd):
         with pytest.raises(SystemExit) as stop:
             parse(["--help"])
         assert stop.value.code == 0
@@ -300,5 +298,5 @@ def test_every_flag_is_in_one_group():
 
     named = [name for names in GROUPS.values() for name in names.split()]
     assert len(named) == len(set(named))
-    classes = (Config, EvalConfig, AutoAttackFlags, GradientFreeFlags, MinimumNormFlags, TransferFlags)
+    classes = (Config, PgdFlags, AutoAttackFlags, GradientFreeFlags, MinimumNormFlags, TransferFlags)
     assert {f.name for cls in classes for f in fields(cls)} == set(named)

@@ -290,10 +290,10 @@ def test_the_activation_is_the_checkpoints(tmp_path, capsys):
     small = [*SMALL, "--max_steps", "1", "--network", "small_resnet"]
     assert train.main([*small, "--activation", "silu", "--savepath", str(run)]) == 0
     assert json.loads((run / "config.json").read_text())["activation"] == "silu"
+    from evaluations.flags import parse_pgd
     from evaluations.subject import load_subject
-    from evaluations.flags import parse_eval
 
-    subject = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu"))
+    subject = load_subject(parse_pgd(["--model", str(run), *ATTACK]), torch.device("cpu"))
     assert subject.model[1].activation is F.silu
     fails(capsys, train.main, [*small, "--resume", "--savepath", run], "--activation relu here, silu there")
     own = ["--network", "mine:net", "--activation", "silu", "--savepath", tmp_path / "no"]

@@ -369,7 +369,7 @@ def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
 
 def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):
     folder = shutil.copytree(trained / "lenet5", tmp_path / "run")
-    argv = ["--model", str(folder), *shlex.split("--device cpu --nb_iter 2 --nb_restart 2 --test_size 40 --resume")]
+    argv = ["--model", str(folder), *shlex.split("--device cpu --nb_iter 2 --nb_restart 2 --test_size 40")]
     for size in (2, 1, 3):
         found = in_processes(size, ranks.evaluate_quietly, argv)
         assert [status for status, _ in found] == [0] * size
