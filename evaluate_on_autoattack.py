@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
@@ -57,11 +57,8 @@ class AutoAttackFlags(EvaluationFlags):
 
 
 def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
-    """The command line.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    return parse_flags(AutoAttackFlags, argv, "Attack a network with AutoAttack.", list(PARTS))
+    """The command line."""
+    return parse_flags(AutoAttackFlags, "Attack a network with AutoAttack.", list(PARTS), argv)
 
 
 @exits_on_user_error
@@ -73,54 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
     """The ensemble at one radius."""
     eps = settled_eps(flags.eps, subject, teller, world)
-    ensemble = world.together(lambda: choose_ensemble(flags, subject))
-    for note in ensemble.notes:
+    settings, notes = world.together(lambda: choose_ensemble(flags, subject))
+    for note in notes:
         teller.note(note)
 
     def build(seed: int) -> AutoAttack:
-        return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
+        return build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
 
     attack = PackageAttack(
         "autoattack",
-        ensemble.title,
+        f"AutoAttack ({'' if settings['standard'] else 'not standard AutoAttack: '}{', '.join(settings['attacks'])})",
         eps,
-        ensemble.settings(),
+        settings,
         lambda x, y, seed: run_ensemble(build(seed), x, y),
-        lambda x, y: longest(build, ensemble, x, y),
+        lambda x, y: longest(build, settings["attacks"], x, y),
     )
     package_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
 
 
-class Ensemble(NamedTuple):
-    """Which attacks are run, and how."""
-
-    attacks: tuple[str, ...]
-    targets: int  # wrong classes that the targeted attacks try
-    custom: bool  # a list of the user's own, by the package's budgets for such lists
-    notes: list[str]
-
-    @property
-    def standard(self) -> bool:
-        return not self.custom and self.attacks == STANDARD
-
-    @property
-    def title(self) -> str:
-        return f"AutoAttack ({'' if self.standard else 'not standard AutoAttack: '}{', '.join(self.attacks)})"
-
-    def settings(self) -> dict[str, Any]:
-        """For the JSON: what makes two results comparable."""
-        return {
-            "attacks": list(self.attacks),
-            "version": "custom" if self.custom else "standard",
-            "standard": self.standard,
-            "name": "AutoAttack" if self.standard else "not standard AutoAttack",
-            "targets": self.targets,
-            "package": f"pyautoattack {version('pyautoattack')}",
-        }
-
-
-def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
-    """The standard ensemble less what cannot run on this network, or the list in `--attacks`.
+def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> tuple[dict[str, Any], list[str]]:
+    """The standard ensemble less what cannot run on this network, or the list in `--attacks`: settings for the JSON, which
+    say all, and what the user should be told.
 
     :raises UserError: if an attack of that list cannot run.
     """
@@ -134,28 +104,35 @@ def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
     }
     if not square_starts(subject.norm, height, width):
         reasons["square"] = f"square cannot start on {height}x{width} images under L2"
-    targets = min(MOST_TARGETS, classes - 1)
-    if flags.attacks is not None:
-        names = choose(flags.attacks, list(PARTS))
-        if wrong := [name for name in names if name in reasons]:
-            raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
-        return Ensemble(tuple(names), targets, True, ["not standard AutoAttack: --attacks is a list of your own"])
-    notes = [f"not standard AutoAttack: {reasons[name]}" for name in STANDARD if name in reasons]
-    return Ensemble(tuple(name for name in STANDARD if name not in reasons), targets, False, notes)
+    names = choose(flags.attacks, list(PARTS)) if flags.attacks else [name for name in STANDARD if name not in reasons]
+    if wrong := [name for name in names if name in reasons]:
+        raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
+    standard = not flags.attacks and names == list(STANDARD)
+    settings = {
+        "attacks": names,
+        "version": "custom" if flags.attacks else "standard",  # by the package's budgets for a list of the user's own
+        "standard": standard,
+        "name": "AutoAttack" if standard else "not standard AutoAttack",
+        "targets": min(MOST_TARGETS, classes - 1),  # wrong classes that the targeted attacks try
+        "package": f"pyautoattack {version('pyautoattack')}",
+    }
+    why = (
+        ["--attacks is a list of your own"]
+        if flags.attacks
+        else [reasons[name] for name in STANDARD if name in reasons]
+    )
+    return settings, [f"not standard AutoAttack: {reason}" for reason in why]
 
 
 def build_autoattack(
-    model: nn.Module, ensemble: Ensemble, *, norm: str, eps: float, seed: int, device: torch.device
+    model: nn.Module, settings: dict[str, Any], *, norm: str, eps: float, seed: int, device: torch.device
 ) -> AutoAttack:
     """The package's object for these attacks, with no more target classes than there are."""
-    common = {"norm": norm, "eps": eps, "seed": seed, "device": device}
-    if ensemble.custom:
-        built = AutoAttack(model, attacks=list(ensemble.attacks), version="custom", **common)
-    else:
-        with package_log():
-            built = AutoAttack(model, version="standard", **common)
-        built.attacks_to_run = list(ensemble.attacks)
-    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = ensemble.targets
+    chosen = {"attacks": settings["attacks"]} if settings["version"] == "custom" else {}
+    with package_log():
+        built = AutoAttack(model, version=settings["version"], norm=norm, eps=eps, seed=seed, device=device, **chosen)
+    built.attacks_to_run = settings["attacks"]
+    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = settings["targets"]
     return built
 
 
@@ -191,13 +168,13 @@ def package_log() -> Iterator[dict[str, str]]:
         logger.setLevel(before[1])
 
 
-def longest(build: Callable[[int], AutoAttack], ensemble: Ensemble, x: Tensor, y: Tensor) -> float:
+def longest(build: Callable[[int], AutoAttack], attacks: Sequence[str], x: Tensor, y: Tensor) -> float:
     """Seconds the ensemble takes on (B, ...), (B,) if nothing falls: a few steps of each attack, times their number."""
     total = 0.0
-    for name in ensemble.attacks:
+    for name in attacks:
         place, length, _ = PARTS[name]
         part = getattr(build(0), place)
-        steps = getattr(part, length) * (ensemble.targets if name.endswith("-t") else part.n_restarts)
+        steps = getattr(part, length) * (part.n_target_classes if name.endswith("-t") else part.n_restarts)
         setattr(part, length, TRIAL_STEPS)
         part.n_restarts = part.n_target_classes = 1
         if place == "fab":

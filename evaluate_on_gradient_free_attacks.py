@@ -54,11 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> GradientFreeFlags:
-    """The command line.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    return parse_flags(GradientFreeFlags, argv, "Attack a network without its gradients.", list(ATTACKS))
+    """The command line."""
+    return parse_flags(GradientFreeFlags, "Attack a network without its gradients.", list(ATTACKS), argv)
 
 
 def evaluate(flags: GradientFreeFlags, subject: Subject, teller: Teller, world: World) -> None:

@@ -53,11 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> MinimumNormFlags:
-    """The command line. What depends on the checkpoint stays None until it is read.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    return parse_flags(MinimumNormFlags, argv, "Look for the nearest adversarial images.", NAMES)
+    """The command line."""
+    return parse_flags(MinimumNormFlags, "Look for the nearest adversarial images.", NAMES, argv)
 
 
 def attacks_asked(flags: MinimumNormFlags, subject: Subject) -> list[str]:

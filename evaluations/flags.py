@@ -61,7 +61,9 @@ Shared = TypeVar("Shared", bound=SharedFlags)
 Flags = TypeVar("Flags", bound=EvaluationFlags)
 
 
-def parse_flags(cls: type[Flags], argv: Sequence[str] | None, description: str, attacks: Sequence[str] = ()) -> Flags:
+def parse_flags(
+    cls: type[Flags], description: str, attacks: Sequence[str] = (), argv: Sequence[str] | None = None
+) -> Flags:
     """Command line -> flags of one network. What depends on the checkpoint stays None until it is read.
 
     attacks: what `--attacks` may name.
@@ -77,11 +79,8 @@ def parse_flags(cls: type[Flags], argv: Sequence[str] | None, description: str, 
 
 
 def parse_pgd(argv: Sequence[str] | None = None) -> PgdFlags:
-    """The flags of `evaluate_on_pgd_attacks.py`.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    return parse_flags(PgdFlags, argv, "Attack a network with repeated white-box PGD.")
+    """The flags of `evaluate_on_pgd_attacks.py`."""
+    return parse_flags(PgdFlags, "Attack a network with repeated white-box PGD.", argv=argv)
 
 
 def checked_flags(cls: type[Shared], given: dict[str, Any]) -> Shared:

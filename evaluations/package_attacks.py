@@ -19,7 +19,7 @@ from evaluations import sanity
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import EvaluationFlags
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, accuracy_lines, accuracy_of, as_flags, clean_accuracy, merged, require_writable
+from evaluations.results import Row, accuracy_lines, as_flags, finished, merged, require_writable
 from evaluations.shards import Part, Parts, already_done, attack_batches
 from evaluations.subject import Subject
 from losses import logit_margin
@@ -141,12 +141,9 @@ def _finished(
     as_strong = robust if attack.name == "autoattack" else None  # as plain PGD
     checks = sanity.battery(subject, attack.eps, batch_size, as_strong)
     checks["perturbations within eps"] = sanity.Finding(invalid == 0, f"{invalid} too long or outside [0, 1]")
+    seconds = sum(part["seconds"] for part in parts)
     return {
-        **row,
-        **clean_accuracy(right),
-        **accuracy_of(flags),
-        "settings": {**row["settings"], "device": str(subject.device), "batch_size": batch_size},
-        "seconds": round(sum(part["seconds"] for part in parts), 1),
+        **finished(row, right, robust, seconds, device=str(subject.device), batch_size=batch_size),
         "invalid": invalid,
         "warnings": list(dict.fromkeys(warning for part in parts for warning in part["warnings"])),
         "sanity": sanity.as_json(checks),

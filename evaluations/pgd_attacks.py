@@ -16,14 +16,13 @@ from errors import UserError
 from evaluations import sanity
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import PgdFlags, eval_grid, eval_step_size
-from evaluations.repeated_pgd import AttackState, Restart, clean_logits, repeated_pgd
+from evaluations.repeated_pgd import AttackState, clean_logits, repeated_pgd
 from evaluations.results import (
     Row,
     accuracy_lines,
     accuracy_of,
-    as_flags,
     average_accuracies,
-    clean_accuracy,
+    finished,
     require_writable,
     same_eps,
     same_kind,
@@ -69,7 +68,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
             return
         found = {row["eps"]: state for row, state in zip(missing, states, strict=True)}
         where = {"device": str(subject.device), "processes": world.size, "batch_size": batch_size}
-        rows = [_finished(row, right, found[row["eps"]], where) for row in new]
+        rows = [finished(row, right, found[row["eps"]].robust, found[row["eps"]].seconds, **where) for row in new]
         checks: sanity.Findings = {}
         if rows:
             at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
@@ -119,21 +118,21 @@ def attacked(
         return int((part["margin"] < 0).sum()) * (len(losses) - int(part["restart"]))
 
     def attack_piece(piece: int, bar: Bar) -> Part:
-        radius, rows = piece // len(shards), shards[piece % len(shards)]
+        number, rows = piece // len(shards), shards[piece % len(shards)]
         counted = attacks_left(piece)
         if begun := parts.known.get(piece):
             state = _as_state(begun, x.device)
         else:
             smaller = parts.known.get(piece - len(shards))
             state = AttackState(x[rows], clean[rows]) if smaller is None else _as_state(smaller, x.device)
-            state = state.larger_radius(fallen[radius].to(x.device)[rows])
+            state = state.larger_radius(fallen[number].to(x.device)[rows])
 
         def show_and_keep(state: AttackState) -> None:
             nonlocal counted
             parts.save(piece, _as_part(state))
             standing = int(state.robust.sum())
             bar.set_postfix_str(
-                f"eps {asked[radius]['eps']:.4g}, {standing} of {len(rows)} images stand", refresh=False
+                f"eps {asked[number]['eps']:.4g}, {standing} of {len(rows)} images stand", refresh=False
             )
             bar.update(counted - attacks_left(piece))  # an image that has fallen is done with
             counted = attacks_left(piece)
@@ -143,8 +142,8 @@ def attacked(
             x[rows],
             y[rows],
             subject.test.numbers[rows],
-            restarts=[partial(attack, **how(asked[radius], subject.norm, loss)) for loss in losses],
-            eps=asked[radius]["eps"],
+            restarts=[partial(attack, **how(asked[number], subject.norm, loss)) for loss in losses],
+            eps=asked[number]["eps"],
             seed=flags.seed,
             batch_size=batch_size,
             state=state,
@@ -153,9 +152,15 @@ def attacked(
         return parts.known[piece]
 
     def seconds_an_attack() -> float:
-        first = torch.arange(batch_size, device=x.device)
-        restart = partial(attack, **{**how(asked[0], subject.norm), "steps": TRIAL_STEPS}, noise=None)
-        return _seconds(subject, restart, x[first], y[first]) * flags.nb_iter / TRIAL_STEPS / batch_size
+        """By two short restarts on a batch, of which the first warms up."""
+        rows = torch.arange(batch_size, device=x.device)
+        for _ in range(2):
+            started = time.monotonic()
+            with says_without_gradient(subject):
+                attack(
+                    subject.model, x[rows], y[rows], **{**how(asked[0], subject.norm), "steps": TRIAL_STEPS}
+                ).sum().item()
+        return (time.monotonic() - started) * flags.nb_iter / TRIAL_STEPS / batch_size
 
     found = run_shards(
         parts, attack_piece, attacks_left, seconds_an_attack, f"{subject.norm} PGD", "attack", teller, world
@@ -177,24 +182,18 @@ def _as_part(state: AttackState) -> Part:
     return {**vars(state), "x_adv": state.x_adv.cpu(), "margin": state.margin.cpu()}
 
 
-def _seconds(subject: Subject, restart: Restart, x: Tensor, y: Tensor) -> float:
-    """How long a short restart on the batch (B, ...), (B,) takes.
-
-    :raises UserError: if the network has no gradient.
-    """
-    for _ in range(2):  # the first one warms up
-        started = time.monotonic()
-        try:
-            restart(subject.model, x, y).sum().item()
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-            raise UserError(
-                f"{subject.path}: no gradient reaches the images through this network: attack it with "
-                "evaluate_on_gradient_free_attacks.py"
-            ) from None
-        seconds = time.monotonic() - started
-    return seconds
+@contextmanager
+def says_without_gradient(subject: Subject) -> Iterator[None]:
+    """:raises UserError: if the network inside has no gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise UserError(
+            f"{subject.path}: no gradient reaches the images through this network: attack it with "
+            "evaluate_on_gradient_free_attacks.py"
+        ) from None
 
 
 # --- what is asked for, and what is stored of it -------------------------------------------------------------------
@@ -276,17 +275,6 @@ def settled(rows: list[Row], like: Row) -> list[Row]:
 
 
 # --- what is written and said --------------------------------------------------------------------------------------
-
-
-def _finished(row: Row, right: Tensor, state: AttackState, where: dict[str, Any]) -> Row:
-    """The row with what was found; right (N,) bool: classified right without a perturbation; where: and how it ran."""
-    return {
-        **row,
-        **clean_accuracy(right),
-        **accuracy_of(as_flags(state.robust)),
-        "settings": {**row["settings"], **where},
-        "seconds": round(state.seconds, 1),
-    }
 
 
 def _lines(subject: Subject, rows: Sequence[Row], processes: int) -> list[str]:

@@ -32,7 +32,6 @@ SAME_EPS = 1e-6  # relative: radii that differ by rounding only
 PORTIONS = ("device", "processes", "batch_size")
 EFFORTS = ("nb_restart", "nb_iter", "nb_sample", "queries", "steps", "searches", "targets")
 ORDER = ("eps", "n", "split", "images", "seed", "clean_acc", "clean_ci95", "robust_acc", "ci95", "flags", "settings")
-NEEDED = {"n": int, "split": str, "settings": dict, "clean_acc": float | int}  # of any row
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
@@ -65,6 +64,18 @@ def clean_accuracy(right: Tensor) -> Row:
     """(N,) bool, classified right without a perturbation -> the part of a row that says so."""
     standing, count = int(right.sum()), len(right)
     return {"clean_acc": standing / count, "clean_ci95": wilson(standing, count)}
+
+
+def finished(row: Row, right: Tensor, robust: Tensor, seconds: float, **where: object) -> Row:
+    """A row with what was found; right, robust (N,) bool: of the images without and under the attack. where: and how it
+    ran, for its settings."""
+    return {
+        **row,
+        **clean_accuracy(right),
+        **accuracy_of(as_flags(robust)),
+        "settings": {**row["settings"], **where},
+        "seconds": round(seconds, 1),
+    }
 
 
 def accuracy_lines(rows: Sequence[Row]) -> list[str]:
@@ -209,11 +220,10 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 
 def _is_row(row: object) -> bool:
     """Whether it has what every reader relies on."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in NEEDED.items()):
+    if not isinstance(row, dict) or not isinstance(row.get("settings"), dict):
         return False
-    if "distances" in row:
-        return isinstance(row["distances"], list) and isinstance(row.get("quartiles"), list)
-    return all(isinstance(row.get(key), float | int) for key in ("eps", "robust_acc")) and isinstance(row["flags"], str)
+    figures = {"distances", "mean", "quartiles"} if "distances" in row else {"eps", "robust_acc", "flags"}
+    return row.keys() >= {"n", "split", "seed", "clean_acc", *figures}
 
 
 def checkpoint_rows(path: Path, head: Mapping[str, str]) -> list[Row]:

@@ -89,16 +89,9 @@ class Parts:
         """Of each round this process does every so many-th shard, always the same ones; the second round of 5 shards begins
         at piece 5. identity: everything that the result depends on, beside the network and its images.
         """
-        about = [
-            subject.sha256,
-            subject.dataset,
-            subject.norm,
-            subject.split,
-            subject.images,
-            subject.overrides,
-            shards,
-        ]
-        self.identity = checkpoint.digest([*about, str(subject.device), str(torch.__version__), *identity])
+        images = [subject.split, subject.images, subject.overrides, str(subject.device)]
+        about = [subject.head(attack), *images, str(torch.__version__), shards, *identity]
+        self.identity = checkpoint.digest(about)
         self.folder, self.stem = subject.path.parent, f"partial_{attack}_{subject.norm}_{self.identity[:12]}"
         self.pieces = [piece for piece in range(rounds * shards) if piece % shards % world.size == world.rank]
         self.known = {piece: part for piece in self.pieces if (part := self._load(piece)) is not None}

@@ -49,15 +49,16 @@ class Subject:
         :raises UserError: if the file is damaged.
         """
         code = self.overrides.get("network")
-        rows = checkpoint_rows(self.result_file(attack), self._head(attack))
+        rows = checkpoint_rows(self.result_file(attack), self.head(attack))
         return [row for row in rows if (row["settings"].get("overrides") or {}).get("network") == code]
 
     def add_rows(self, attack: str, rows: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = list) -> list[Row]:
         """Write rows into that JSON, as `results.add_rows`, and give those of this very evaluation as they stand there."""
-        stored = add_rows(self.result_file(attack), self._head(attack), rows, settle)
+        stored = add_rows(self.result_file(attack), self.head(attack), rows, settle)
         return [row for row in (stored_row(stored, like) for like in rows) if row is not None]
 
-    def _head(self, attack: str) -> dict[str, str]:
+    def head(self, attack: str) -> dict[str, str]:
+        """What that JSON is about."""
         return {"attack": attack, "model_sha256": self.sha256, "dataset": self.dataset, "norm": self.norm}
 
     def row(self, seed: int, settings: Mapping[str, Any], eps: float | None = None, **more: Any) -> Row:

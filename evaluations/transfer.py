@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from evaluations.results import Row, accuracy_of, alone_in, as_flags, clean_accuracy, same_eps, says_where
+from evaluations.results import Row, alone_in, finished, same_eps, says_where
 from evaluations.subject import Subject
 from losses import logit_margin
 from pgd import GEOMETRY
@@ -168,22 +168,16 @@ def replay(
                 for subject, answers in zip(subjects, right, strict=True):
                     answers.append(right_on(subject, source[eps], batch_size))
                     bar.update(1)
-        seconds = round(time.monotonic() - started, 1)
+        seconds = time.monotonic() - started
         lines = []
         for own, (subject, row) in enumerate(zip(subjects, asked, strict=True)):
             transferred = torch.stack([flags for source, flags in enumerate(right[own]) if source != own]).all(0)
             robust = transferred & right[own][own] & clean[own]
             source_accs, transferred_acc = [_share(flags) for flags in right[own]], _share(transferred)
-            found = {
-                "whitebox_acc": source_accs[own],
-                "transferred_acc": transferred_acc,
-                "source_accs": source_accs,  # in the order of `sources`, itself among them
-                "settings": {**row["settings"], "device": str(subject.device)},
-                "seconds": seconds,
-            }
-            subject.add_rows(
-                "transfer", [{**row, **clean_accuracy(clean[own]), **accuracy_of(as_flags(robust)), **found}]
-            )
+            whole = finished(row, clean[own], robust, seconds, device=str(subject.device))
+            accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": transferred_acc}
+            # In the order of `sources`, itself among them.
+            subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
             lines.append([_share(clean[own]), *source_accs, source_accs[own], transferred_acc, _share(robust)])
         for line in _matrix(subjects, eps, lines):
             teller.say(line)

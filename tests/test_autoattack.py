@@ -6,15 +6,14 @@ import shutil
 
 import pytest
 import torch
-from evaluations.judge import judge
-from evaluations.packages import untouched
-from evaluations.rows import quoted
 from torch import nn
 
 import evaluate_on_autoattack
 import two_way
 from command_lines import fails
 from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
+from evaluations.package_attacks import judge, untouched
+from evaluations.results import quoted
 from folders import images
 from two_way import CPU, TwoWay, arguments, result, worst_margins
 from utils import eval_mode
@@ -154,9 +153,9 @@ def test_the_network_is_as_before(norm):
         y = model(x).argmax(1)
     logger, draws = logging.getLogger("auto-attack"), torch.get_rng_state()
     before = list(logger.handlers), logger.level, logger.propagate
-    ensemble = evaluate_on_autoattack.Ensemble(("fab", "fab-t", "apgd-dlr"), 9, True, [])
+    settings = {"attacks": ["fab", "fab-t", "apgd-dlr"], "version": "custom", "targets": 9}
     with untouched(model, CPU):
-        built = build_autoattack(model, ensemble, norm=norm, eps=0.01, seed=3, device=CPU)
+        built = build_autoattack(model, settings, norm=norm, eps=0.01, seed=3, device=CPU)
         built.fab.n_iter = built.apgd.n_iter = 3
         x_adv, _ = run_ensemble(built, x, y)
     assert x_adv.shape == x.shape and all(p.grad is None for p in model.parameters())

@@ -12,13 +12,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from evaluations.pgd_partial import Partial
 
 import evaluate_on_pgd_attacks
 import train
 from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
-from evaluations import white_box
 from records import checkpoint, resume
 from records.progress import Teller
 from records.runlog import RunFolder

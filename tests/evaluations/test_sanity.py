@@ -225,7 +225,7 @@ def test_train_mode_and_images_out_of_bounds(tmp_path):
 
 
 def write(s, attack, flags="", eps=EPS, model_sha256="abc", **more):
-    shared = {"n": len(flags), "split": "test", "settings": {}, "clean_acc": 1.0}
+    shared = {"n": len(flags), "split": "test", "settings": {}, "clean_acc": 1.0, "seed": 0, "mean": None}
     row = {**shared, **({"eps": eps, **accuracy_of(flags)} if flags else {}), **more}
     content = {"format": 2, "attack": attack, "model_sha256": model_sha256, "dataset": s.dataset, "norm": s.norm}
     s.result_file(attack).write_text(json.dumps({**content, "results": [row]}))

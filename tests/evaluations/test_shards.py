@@ -22,8 +22,7 @@ from errors import exits_on_user_error
 from evaluations import pgd_attacks, shards
 from evaluations.shards import Parts
 from hardware.fast_pgd import FastPgd
-from linear_networks import attack, subject_of
-from processes.distributed import ALONE
+from linear_networks import attack
 from records.commands import ROOT, interpreter
 from two_way import arguments
 
@@ -233,11 +232,3 @@ def test_when_memory_ends_one_line_names_the_batch_size(run, capsys, monkeypatch
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", full)
     assert attack(run, "--eps", 0.1, "--batch_size", 16) == 2
     assert capsys.readouterr().err.startswith("error: --batch_size 16: memory does not suffice")
-
-
-def test_each_process_has_pieces_of_its_own(run):
-    """Of each round every so many-th shard."""
-    subject = subject_of(run)
-    worlds = [ALONE._replace(rank=rank, size=3) for rank in range(3)]
-    pieces = [Parts(subject, "pgd", 6, world, rounds=2).pieces for world in worlds]
-    assert pieces == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evaluations.distances import summary
 from torch import nn
 
 from config import PRESETS
+from evaluations.minimum_norm import summary
 from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model
