@@ -71,15 +71,6 @@ def test_stored_flags_of_another_protocol_are_not_taken(run, tmp_path):
     assert sorted(row["eps"] for row in found_in(run)) == [*[0.099] * 5, 0.1]
 
 
-def test_many_images_then_few_and_the_other_way_round(run, tmp_path):
-    few_first = shutil.copytree(run, tmp_path / "few")
-    for folder, sizes in ((run, (80, 30)), (few_first, (30, 80))):
-        assert [attack(folder, "--eps", 0.1, "--test_size", size) for size in sizes] == [0, 0]
-    assert found_in(run) == found_in(few_first)
-    many, few = content(run)["results"]
-    assert (many["n"], few["n"]) == (80, 30) and many["flags"][:30] == few["flags"] and quoted([few, many]) == [many]
-
-
 def test_the_same_command_again_is_done_and_overwrite_computes_it_anew(run, capsys):
     assert attack(run, "--eps", 0.05, 0.1) == 0
     before = (run / "eval_pgd_Linf.json").read_bytes()
