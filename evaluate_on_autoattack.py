@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations import package_attacks
+from evaluations import external_attacks
+from evaluations.external_attacks import ExternalAttack, settled_eps, square_starts
 from evaluations.flags import EvaluationFlags, choose, parse_flags
-from evaluations.package_attacks import PackageAttack, settled_eps, square_starts
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
@@ -77,7 +77,7 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: Wo
     def build(seed: int) -> AutoAttack:
         return build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
 
-    attack = PackageAttack(
+    attack = ExternalAttack(
         "autoattack",
         f"AutoAttack ({'' if settings['standard'] else 'not standard AutoAttack: '}{', '.join(settings['attacks'])})",
         eps,
@@ -85,7 +85,7 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: Wo
         lambda x, y, seed: run_ensemble(build(seed), x, y),
         lambda x, y: longest(build, settings["attacks"], x, y),
     )
-    package_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
+    external_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
 
 
 def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> tuple[dict[str, Any], list[str]]:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations import package_attacks
+from evaluations import external_attacks
 from evaluations.advertorch_compat import advertorch
+from evaluations.external_attacks import ExternalAttack, settled_eps, square_starts
 from evaluations.flags import EvaluationFlags, choose, parse_flags
-from evaluations.package_attacks import PackageAttack, settled_eps, square_starts
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
@@ -63,8 +63,8 @@ def evaluate(flags: GradientFreeFlags, subject: Subject, teller: Teller, world: 
     eps = settled_eps(flags.eps, subject, teller, world)
     for name in world.together(lambda: attacks_asked(flags, subject)):
         size = flags.batch_size or ATTACKS[name][1]
-        attack = package_attack(name, flags, subject, eps, min(size, len(subject.test)))
-        package_attacks.evaluate(attack, flags, size, subject, teller, world)
+        attack = attack_of(name, flags, subject, eps, min(size, len(subject.test)))
+        external_attacks.evaluate(attack, flags, size, subject, teller, world)
 
 
 def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
@@ -78,7 +78,7 @@ def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     return names
 
 
-def package_attack(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, together: int) -> PackageAttack:
+def attack_of(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, together: int) -> ExternalAttack:
     """Square with AutoAttack's settings, or SPSA with advertorch's but for the number of steps; on so many images together."""
 
     def square(x: Tensor, y: Tensor, seed: int, queries: int) -> Tensor:
@@ -108,7 +108,7 @@ def package_attack(name: str, flags: GradientFreeFlags, subject: Subject, eps: f
         perturb(x, y, 0, min(trial_steps, steps))
         return (time.monotonic() - started) * steps / min(trial_steps, steps)
 
-    return PackageAttack(
+    return ExternalAttack(
         name,
         title,
         eps,

@@ -55,10 +55,10 @@ class Gap(NamedTuple):
         )
 
 
-def gaps(attack: str, dataset: str, pgd: Sequence[Row], others: Sequence[Row]) -> Iterator[Gap]:
+def gaps(attack: str, dataset: str, pgd: Sequence[Row], other: Sequence[Row]) -> Iterator[Gap]:
     """Between rows of one checkpoint by PGD and by `attack`: at each radius of both, of the test images of both."""
     for ours in quoted(pgd):
-        for theirs in quoted(others):
+        for theirs in quoted(other):
             first, second = ours.get("flags") or "", _left_at(ours["eps"], theirs)
             count = min(len(first), len(second))
             # A part of an image folder is drawn, not its first images.

@@ -1,4 +1,4 @@
-"""Attacks that look for the nearest adversarial image, through foolbox, batch by batch, with what is done kept.
+"""Attacks that look for the nearest adversarial image, through foolbox, batch by batch.
 
 A distance is 0 for a misclassified image and inf where nothing was found; None says so in a JSON. B batch, N images,
 C classes, ... any image shape; images in [0, 1]; distances in the same unit.
@@ -21,7 +21,7 @@ from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfF
 from foolbox.attacks.base import MinimizationAttack
 from torch import Tensor
 
-from evaluations.package_attacks import untouched
+from evaluations.external_attacks import untouched
 from evaluations.repeated_pgd import clean_logits
 from evaluations.results import Row, clean_accuracy, interval, require_writable
 from evaluations.shards import Part, Parts, already_done, attack_batches

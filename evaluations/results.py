@@ -207,15 +207,15 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         content = parse_json(path.read_text())
     except FileNotFoundError:
         return []
-    others = content.pop("others", []) if isinstance(content, dict) else None
-    if not isinstance(others, list):
+    of_other_checkpoints = content.pop("others", []) if isinstance(content, dict) else None
+    if not isinstance(of_other_checkpoints, list):
         raise ValueError("not a result of ours")
-    for part in (content, *others):
+    for part in (content, *of_other_checkpoints):
         if not isinstance(part, dict) or part.get("format") != FORMAT or not isinstance(part.get("attack"), str):
             raise ValueError(f"not a result of ours in format {FORMAT}")
         if not isinstance(part.get("results"), list) or not all(map(_is_row, part["results"])):
             raise ValueError("results is not a list of rows, or one lacks something")
-    return [content, *others]
+    return [content, *of_other_checkpoints]
 
 
 def _is_row(row: object) -> bool:
@@ -260,12 +260,12 @@ def add_rows(
     with alone_in(path.parent):
         contents = _read(path)
         stored = checkpoint_rows(path, head)
-        kept = [row for row in stored if not any(stored_row([row], one) for one in new)]
-        rows = [_stronger(row, stored_row(stored, row)) for row in settle([*kept, *new])]
+        remaining = [row for row in stored if not any(stored_row([row], one) for one in new)]
+        rows = [_stronger(row, stored_row(stored, row)) for row in settle([*remaining, *new])]
         rows = [{key: row[key] for key in (*ORDER, *row) if key in row} for row in sorted(rows, key=_order)]
         content = {"format": FORMAT, **head, "results": rows}
-        if others := [content for content in contents if not _is_of(content, head)]:
-            content["others"] = others
+        if of_other_checkpoints := [part for part in contents if not _is_of(part, head)]:
+            content["others"] = of_other_checkpoints
         with says_where(path):
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return rows

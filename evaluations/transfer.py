@@ -58,13 +58,13 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
             stored = _of_checkpoint(path, subject)
         before = saved_images(subject, list(images))
         new = {eps: _stronger(subject, before.get(eps), x_adv.cpu(), batch_size) for eps, x_adv in images.items()}
-        kept = {
+        remaining = {
             eps: x_adv
             for eps, x_adv in _fitting(stored, subject).items()
             if not any(same_eps(eps, other) for other in new)
         }
         content = {
-            "x_adv": kept | new,
+            "x_adv": remaining | new,
             "labels": subject.test.labels.cpu(),
             "numbers": subject.test.numbers.cpu(),
             "split": subject.split,

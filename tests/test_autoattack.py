@@ -12,7 +12,7 @@ import evaluate_on_autoattack
 import two_way
 from command_lines import fails
 from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
-from evaluations.package_attacks import judge, untouched
+from evaluations.external_attacks import untouched, verified
 from folders import images
 from two_way import CPU, TwoWay, arguments, result, worst_margins
 from utils import eval_mode
@@ -102,14 +102,14 @@ def test_a_perturbation_beyond_eps_breaks_nothing_and_is_said(network, stub, cap
     assert "WARNING: it went too far" in out and "beyond eps or outside [0, 1]" in out
 
 
-def test_judge():
+def test_verified():
     model = nn.Flatten()  # two pixels are two logits
     x, y = torch.tensor([[0.6, 0.4]]).expand(6, 2), torch.zeros(6, dtype=torch.int64)
     x_adv = torch.tensor([[0.6, 0.4], [0.45, 0.5], [0.5, 0.5], [0.3, 0.9], [math.nan, 0.4], [0.5, -0.1]])
-    robust, valid = judge(model, x, y, x_adv, norm="Linf", eps=0.2)
+    robust, valid = verified(model, x, y, x_adv, norm="Linf", eps=0.2)
     assert robust.tolist() == [True, False, False, True, True, True]  # a tie is not right
     assert valid.tolist() == [True, True, True, False, False, False]
-    assert judge(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
+    assert verified(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -6,8 +6,8 @@ from torch import nn
 
 import two_way
 from command_lines import fails
-from evaluate_on_gradient_free_attacks import GradientFreeFlags, main, package_attack
-from evaluations.package_attacks import square_starts
+from evaluate_on_gradient_free_attacks import GradientFreeFlags, attack_of, main
+from evaluations.external_attacks import square_starts
 from two_way import arguments, result, worst_margins
 
 digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
@@ -58,7 +58,7 @@ def test_another_seed_gives_other_draws():
     y = model(x).argmax(1)
     subject = type("Subject", (), {"model": model, "norm": "Linf", "test": x})()
     flags = GradientFreeFlags(square_queries=3, spsa_iter=3)
-    for attack in (package_attack(name, flags, subject, 0.01, 2) for name in ("square", "spsa")):
+    for attack in (attack_of(name, flags, subject, 0.01, 2) for name in ("square", "spsa")):
         a, b, c = (attack.run(x, y, seed)[0] for seed in (1, 1, 2))
         if attack.name == "spsa":
             assert torch.equal(a, b) and not torch.equal(a, c)

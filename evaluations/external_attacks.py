@@ -34,7 +34,7 @@ RANGE_TOLERANCE = 1e-6  # rounding of x + delta at 0 and 1
 
 
 @dataclass(frozen=True)
-class PackageAttack:
+class ExternalAttack:
     """An attack of another package, at one radius."""
 
     name: str  # as in the name of the JSON
@@ -60,7 +60,7 @@ def settled_eps(eps: float | None, subject: Subject, teller: Teller, world: Worl
 
 
 def evaluate(
-    attack: PackageAttack, flags: EvaluationFlags, batch_size: int, subject: Subject, teller: Teller, world: World
+    attack: ExternalAttack, flags: EvaluationFlags, batch_size: int, subject: Subject, teller: Teller, world: World
 ) -> None:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
@@ -81,7 +81,7 @@ def evaluate(
         if len(rows):
             with untouched(subject.model, x.device):
                 x_adv, warnings = attack.run(x[rows], y[rows], mixed_seed(flags.seed, EVALUATE, number))
-                robust[rows], valid[rows] = judge(
+                robust[rows], valid[rows] = verified(
                     subject.model, x[rows], y[rows], x_adv.detach(), norm=subject.norm, eps=attack.eps
                 )
         return {
@@ -109,7 +109,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
 
 
-def judge(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+def verified(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:
     """(B, ...), (B,), (B, ...) -> (B,) bool robust, (B,) bool valid, by our own forward pass.
 
     A perturbation beyond eps or outside [0, 1] is not valid and breaks nothing.
@@ -133,7 +133,7 @@ def square_starts(norm: str, height: int, width: int) -> bool:
 
 
 def _finished(
-    row: Row, parts: list[Part], right: Tensor, attack: PackageAttack, batch_size: int, subject: Subject
+    row: Row, parts: list[Part], right: Tensor, attack: ExternalAttack, batch_size: int, subject: Subject
 ) -> Row:
     """The row with what was found; right (N,) bool: classified right without a perturbation."""
     flags, invalid = "".join(part["robust"] for part in parts), sum(part["invalid"] for part in parts)
@@ -150,7 +150,7 @@ def _finished(
     }
 
 
-def _lines(row: Row, attack: PackageAttack, subject: Subject) -> list[str]:
+def _lines(row: Row, attack: ExternalAttack, subject: Subject) -> list[str]:
     """What to say of a finished evaluation."""
     too_far = (
         f"WARNING: {row['invalid']} images got a perturbation beyond eps or outside [0, 1]; they count as not broken, "
