@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import evaluate_on_pgd_attacks
 import train
 from check import check_split
-from evaluations.flags import parse_eval
+from evaluations.flags import parse_pgd
 from evaluations.subject import load_subject
 
 RADII = (0.1, 0.2)
@@ -61,7 +61,7 @@ def result(precision: str, seed: int, steps: int) -> list[float]:
             status = program.main(flags)
         if status:
             sys.exit(said.getvalue())
-    subject = load_subject(parse_eval(attack), torch.device("cpu"))
+    subject = load_subject(parse_pgd(attack), torch.device("cpu"))
     margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins
     found = json.loads(subject.result_file("pgd").read_text())
     return [100 * found["clean_acc"], *(100 * row["robust_acc"] for row in found["results"]), float(margins.mean())]

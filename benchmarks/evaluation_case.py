@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from anpgd import AnPgd, Search
 from benchmarks import reference_style
 from benchmarks.timing import Case, pass_seconds
 from evaluations.advertorch_compat import advertorch  # noqa: F401  before advertorch_examples
-from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.repeated_pgd import repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
@@ -53,15 +54,17 @@ class Contest:
         """Repeated PGD on what still stands."""
         self.batches[precision] = 0
 
-        def count_batch(*_: int) -> None:
+        def counted(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
             self.batches[precision] += 1
+            return attack(model, x, y, **settings)
 
+        how = {"norm": "Linf", "eps": self.eps, "step_size": self.step_size, "steps": self.steps}
         losses = (cross_entropy,) * (RESTARTS // 2) + (cw_loss,) * (RESTARTS - RESTARTS // 2)
-        protocol = Protocol(losses, "Linf", self.eps, self.step_size, self.steps, seed=0)
-        images = Images(self.x, self.y, torch.arange(self.count, device=self.x.device))
-        portions = Running(self.batch_size, attack)
-        clean = clean_attacked(self.model, images, portions)
-        state = repeated_pgd(self.model, images, protocol, clean, portions, Listener(count_batch))
+        index = torch.arange(self.count, device=self.x.device)
+        restarts = [functools.partial(counted, loss_fn=loss, **how) for loss in losses]
+        state = repeated_pgd(
+            self.model, self.x, self.y, index, restarts=restarts, eps=self.eps, batch_size=self.batch_size
+        )
         self.robust[precision] = float(state.robust.float().mean())
 
     def floor(self, network: nn.Module, precision: str) -> float:

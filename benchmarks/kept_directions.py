@@ -22,9 +22,7 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
-from evaluations.distances import Measured
-from evaluations.flags import EvalConfig
-from evaluations.minimum_norm import NAMES
+from evaluations.flags import PgdFlags
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
 from pgd import InnerPgd, noise_towards
@@ -48,8 +46,7 @@ def nearest_known(subject: Subject) -> Tensor:
     :raises UserError: if there are none for all of these images.
     """
     count = len(subject.test)
-    nobody = torch.zeros(count)
-    known = Measured(subject, nobody > 0, nobody, {}, NAMES).best_known()[0]
+    known = best_known(subject, {})[0]
     best = torch.tensor(known, dtype=torch.float64)
     if len(best) < count or not best.isfinite().all():
         raise UserError(
@@ -91,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test_size", type=int, default=200)
     flags = parser.parse_args(argv)
     subject = load_subject(
-        EvalConfig(model=flags.run, data_root=flags.data_root, test_size=flags.test_size), torch.device("cpu")
+        PgdFlags(model=flags.run, data_root=flags.data_root, test_size=flags.test_size), torch.device("cpu")
     )
     nearest = nearest_known(subject)
     right = nearest > 0

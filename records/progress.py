@@ -27,19 +27,6 @@ class Bar(Plain):
         with suppress(OSError):
             super().close()
 
-    # The rest goes when the evaluators no longer use it.
-    def note(self, text: str) -> None:
-        self.set_postfix_str(text, refresh=False)
-
-    def moving(self, text: str) -> None:
-        self.set_postfix_str(text)
-
-    def fewer(self, count: int) -> None:
-        self.total = (self.total or 0) - count
-
-
-Progress = Bar
-
 
 class Teller:
     """What a long command says. speaks: of several processes the first one does. quiet: no bars and no notes."""

@@ -24,7 +24,7 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
-from evaluations.flags import parse_eval
+from evaluations.flags import parse_pgd
 from evaluations.subject import load_subject
 from reports import make_report
 
@@ -62,7 +62,7 @@ def train_and_attack(name: str, flags: list[str]) -> dict:
     folder = Path(flags[-1])
     attack = ["--model", str(folder), "--device", "cpu", "--nb_iter", "40", "--nb_restart", "4", "--batch_size", "50"]
     must(evaluate_on_pgd_attacks.main([*attack, "--eps", *map(str, RADII)]))
-    subject = load_subject(parse_eval(attack), torch.device("cpu"))
+    subject = load_subject(parse_pgd(attack), torch.device("cpu"))
     margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins.numpy()
     return {"folder": folder, "margins": margins, **json.loads(subject.result_file("pgd").read_text())}
 
@@ -102,7 +102,7 @@ def draw(found: dict[str, dict]) -> list[Path]:
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for (name, result), style in zip(found.items(), STYLES, strict=True):
-        accuracy = [result["clean_acc"], *(row["robust_acc"] for row in result["results"])]
+        accuracy = [result["results"][-1]["clean_acc"], *(row["robust_acc"] for row in result["results"])]
         axes.plot([0, *RADII], [100 * a for a in accuracy], label=name, linewidth=2, **style)
     axes.set(
         xlabel="eps: Linf radius of the attack (images in [0, 1])",

@@ -7,7 +7,7 @@ import pytest
 
 from config import PRESETS, Config
 from errors import UserError
-from evaluations.flags import EvalConfig, eval_step_size, parse_eval
+from evaluations.flags import PgdFlags, eval_step_size, parse_pgd
 from flags import GROUPS, parse_train
 from validation import radius, stored_config
 
@@ -123,11 +123,11 @@ def test_wrong_flags_are_one_line(flags, parts):
 @pytest.mark.parametrize("flags", ["", "--model x --eps a", "--model x --nb_iter 0", "--model", "--modle x"])
 def test_wrong_evaluation_flags(flags):
     with pytest.raises(UserError):
-        parse_eval(flags.split())
+        parse_pgd(flags.split())
 
 
 def test_radii():
-    assert parse_eval(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
+    assert parse_pgd(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
     value, notes = radius(8, "cifar10", "Linf", "eps")
     assert value == 8 / 255 and "8/255" in notes[0]
     assert radius(8, "cifar10", "L2", "eps") == (8, []) and radius(1.0, "mnist", "Linf", "eps") == (1.0, [])
@@ -161,7 +161,7 @@ def test_configs_survive_json():
 
 
 def test_every_field_says_what_it_is_and_stands_in_one_group():
-    for cls in (Config, EvalConfig):
+    for cls in (Config, PgdFlags):
         assert all(len(f.metadata["help"]) > 3 for f in fields(cls))
     named = [name for names in GROUPS.values() for name in names.split()]
     assert len(named) == len(set(named)) and {f.name for f in fields(Config)} <= set(named)
@@ -249,6 +249,6 @@ def test_help_shows_groups_and_the_presets_values(capsys):
 
     text = shown("--dataset", "cifar10", "--norm=Linf")
     assert "(cifar10 Linf: 0:0.3,20000:0.09,30000:0.03,40000:0.009)" in text and "(cifar10 Linf: wrn28_4)" in text
-    assert "(MNIST Linf: 0:0.0001)" in shown() and "--norm" in shown(parse=parse_eval)
+    assert "(MNIST Linf: 0:0.0001)" in shown() and "--norm" in shown(parse=parse_pgd)
     where = [text.index(f" {group}: --") for group in ("data", "method", "attack", "optimisation", "check", "run")]
     assert where == sorted(where)

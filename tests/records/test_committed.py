@@ -11,7 +11,7 @@ import hubconf
 from config import GONE, Config
 from errors import UserError
 from evaluations import subject
-from evaluations.flags import EvalConfig
+from evaluations.flags import PgdFlags
 from flags import parse_train
 from loading import datasets
 from loading.batches import Split
@@ -57,7 +57,7 @@ def test_its_network_is_the_same_to_the_hub_and_to_an_evaluator(folder, monkeypa
     monkeypatch.setattr(
         subject, "load_test", lambda *_, **__: datasets.TestSplit(split, 10)
     )  # the data may not be here
-    found = subject.load_subject(EvalConfig(model=str(folder)), torch.device("cpu"))
+    found = subject.load_subject(PgdFlags(model=str(folder)), torch.device("cpu"))
     assert (found.dataset, found.norm) == (config.dataset, config.norm)
     x = split.everything().x
     hub = hubconf.mma(folder.name)

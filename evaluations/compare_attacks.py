@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from errors import UserError
-from evaluations.accuracy import as_flags, wilson
-from evaluations.findings import Finding
-from evaluations.rows import Row, quoted, same_eps
+from evaluations.results import Row, quoted, same_eps, wilson
 from evaluations.subject import Subject
 
 GRADIENT_FREE = ("square", "spsa")
@@ -59,10 +55,10 @@ class Gap(NamedTuple):
         )
 
 
-def gaps(attack: str, dataset: str, pgd: Sequence[Row], others: Sequence[Row]) -> Iterator[Gap]:
+def gaps(attack: str, dataset: str, pgd: Sequence[Row], other: Sequence[Row]) -> Iterator[Gap]:
     """Between rows of one checkpoint by PGD and by `attack`: at each radius of both, of the test images of both."""
     for ours in quoted(pgd):
-        for theirs in quoted(others):
+        for theirs in quoted(other):
             first, second = ours.get("flags") or "", _left_at(ours["eps"], theirs)
             count = min(len(first), len(second))
             # A part of an image folder is drawn, not its first images.
@@ -94,20 +90,11 @@ def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence
 
 def overestimates(subject: Subject) -> list[str]:
     """By how much PGD overestimates this network's robust accuracy, a line for each `stronger` attack and radius."""
-    rows = {attack: _rows(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
+    rows = {attack: rows_by(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
     return [gap.text() for gap in stronger(subject.dataset, rows["pgd"], rows.__getitem__)]
 
 
-def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:
-    """Whether the other attack's figure beside the model, if any, does not lie below the interval of this one."""
-    row = {"eps": eps, "n": len(robust), "split": "test", "settings": {}, "flags": as_flags(robust)}
-    others = _rows(subject, attack) if subject.split == "test" else []
-    for gap in gaps(attack, subject.dataset, [row], others):
-        return Finding(not gap.beyond_chance, f"{gap.other:.1%}, PGD {gap.pgd:.1%}, on {gap.n} images")
-    return Finding(None, "not run on these images, at this eps, on this checkpoint")
-
-
-def _rows(subject: Subject, attack: str) -> list[Row]:
+def rows_by(subject: Subject, attack: str) -> list[Row]:
     """Of this checkpoint; none where the file is damaged, which the attack's own command says."""
     try:
         return subject.rows(attack)
