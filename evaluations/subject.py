@@ -154,7 +154,12 @@ def _images(
             f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
         )
     training = stored or PRESETS[dataset, "Linf"]
-    how: dict[str, Any] = {"val_size": training.val_size, "train_size": training.train_size, "seed": training.seed, "device": device}
+    how: dict[str, Any] = {
+        "val_size": training.val_size,
+        "train_size": training.train_size,
+        "seed": training.seed,
+        "device": device,
+    }
     if flags.split == "train":
         return load_own(dataset, data_root, flags.split, size=flags.test_size, **how)
     images = load_own(dataset, data_root, flags.split, size=None, **how)
