@@ -17,9 +17,9 @@ from evaluations.flags import EvaluationFlags
 from evaluations.results import Row, add_rows, checkpoint_rows, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
-from loading.datasets import Own, TestSplit, load_own, load_test
+from loading.datasets import TestSplit, load_own, load_test
 from networks.build import build_model
-from networks.keys import INPUT, our_keys
+from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
 from validation import stored_config
@@ -108,8 +108,8 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         )
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
-    model = build_model(network, *images.shape, images.num_classes, stored.activation if stored else "relu")
-    weights = our_keys(file.weights, model.state_dict())
+    model = build_model(network, *images.shape, images.num_classes)
+    weights, said = our_keys(file.weights, model.state_dict())
     load_weights(model, weights, file.path)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
@@ -120,8 +120,8 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     }
     if is_own(network) and network != (stored.network if stored else None):
         overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
-    if weights.keys() != file.weights.keys():
-        overrides["model"] = INPUT
+    if said:
+        overrides["model"] = said
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
 
 
@@ -154,10 +154,15 @@ def _images(
             f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
         )
     training = stored or PRESETS[dataset, "Linf"]
-    own = Own(flags.split, training.val_size, training.train_size, training.seed)
+    how: dict[str, Any] = {
+        "val_size": training.val_size,
+        "train_size": training.train_size,
+        "seed": training.seed,
+        "device": device,
+    }
     if flags.split == "train":
-        return load_own(dataset, data_root, own, size=flags.test_size, device=device)
-    images = load_own(dataset, data_root, own, size=None, device=device)
+        return load_own(dataset, data_root, flags.split, size=flags.test_size, **how)
+    images = load_own(dataset, data_root, flags.split, size=None, **how)
     if (flags.test_size or 0) > len(images.split):
         raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
     # In the order in which the check after an epoch takes them: with `check_size` it sees the first so many alone.

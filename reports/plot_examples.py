@@ -22,13 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anpgd import anpgd
+from anpgd import AnPgd, Search
 from config import DATASETS
 from errors import UserError, exits_on_user_error
 from evaluations.flags import PgdFlags
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
+from pgd import InnerPgd
 from reports.plotting import save
 from reports.results import NORMS, eps_text, image_name, title
 from utils import CHECK, per_row, row_noise, row_norms
@@ -58,20 +59,10 @@ def find(subject: Subject, count: int, max_eps: float | None = None) -> Examples
     rows = torch.linspace(0, len(test) - 1, min(count, len(test))).long()
     x, labels, _ = test.batch(rows)
     noise = row_noise(test.numbers[rows], x.shape[1:], config.seed, CHECK).to(x)
-    shortest = anpgd(
-        subject.model,
-        x,
-        labels,
-        norm=subject.norm,
-        start_eps=min(config.test_eps, max_eps),
-        max_eps=max_eps,
-        steps=config.check_nb_iter or config.nb_iter,
-        step_scale=config.eps_iter_scale,
-        search_steps=config.check_search_steps,
-        attack_loss_fn=LOSSES[config.attack_loss_fn],
-        search_loss_fn=logit_margin,
-        noise=noise,
-    )
+    steps, loss_fn = config.check_nb_iter or config.nb_iter, LOSSES[config.attack_loss_fn]
+    attack = InnerPgd(subject.norm, steps, loss_fn, config.eps_iter_scale)
+    search = Search(logit_margin, max_eps, config.check_search_steps)
+    shortest = AnPgd(attack, search)(subject.model, x, labels, min(config.test_eps, max_eps), noise)
     bracket = max_eps / 2**config.check_search_steps
     x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():

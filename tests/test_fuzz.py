@@ -30,9 +30,9 @@ from evaluations import flags as evaluation_flags
 from evaluations.flags import PgdFlags, parse_pgd
 from flags import parse_train
 from records import checkpoint, resume
-from records.runlog import RunFolder
+from records.checkpoint import STATE_KEYS
+from records.run_folder import RunFolder
 from reports import plot_examples
-from trainer import STATE_KEYS
 from validation import radius, stored_config
 
 often = settings(

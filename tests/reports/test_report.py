@@ -23,7 +23,7 @@ from command_lines import fails
 from config import Config
 from evaluations.flags import parse_pgd
 from flags import parse_train
-from records.runlog import RunFolder
+from records.run_folder import RunFolder
 from report_runs import ODD, RADII, TRAINED, flags, make_run, result, write_evaluation
 from reports import make_report, published, report_compare, report_examples, report_figures, report_training
 from reports.report_data import benchmarks, read_entries
