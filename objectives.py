@@ -193,7 +193,7 @@ def objective_of(
     inner_loss_fn: LossFn = clean_loss_fn
     if config.enlarges_margins:
         inner_loss_fn = LOSSES[config.attack_loss_fn]
-    elif config.objective == "trades":
+    elif config.method == "trades":
         inner_loss_fn = divergence
     inner = InnerPgd(
         config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack, config.step_decay, config.odi_steps
@@ -211,9 +211,9 @@ def objective_of(
             wants_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
-    if config.objective == "trades":
+    if config.method == "trades":
         return Trades(clean_loss_fn, config.trades_beta, inner)
-    return Standard(clean_loss_fn) if config.objective == "std" else Adversarial(clean_loss_fn, inner)
+    return Standard(clean_loss_fn) if config.method == "std" else Adversarial(clean_loss_fn, inner)
 
 
 def _right(logits: Tensor, y: Tensor) -> Tensor:

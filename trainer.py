@@ -39,15 +39,11 @@ from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, send
 class Recorder(Protocol):
     """Where the trainer's results go."""
 
-    def step(self, result: StepResult) -> None: ...
+    def step(self) -> None: ...
     def rows(self, rows: list[dict[str, Any]]) -> None: ...
-    def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None: ...
+    def best(self, model: nn.Module, metrics: dict[str, dict[str, Any]]) -> None: ...
     def margins(self, eps: Tensor, step: int) -> None: ...
-    def save(self, trainer: Trainer) -> None: ...
-
-
-STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
-STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
 def corners(noise: Tensor, size: int) -> Tensor:
@@ -124,7 +120,7 @@ class Trainer:
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, `STATE_KEYS` and more: tensors and plain values."""
+        """Everything a resumed run needs, `checkpoint.STATE_KEYS` and more: tensors and plain values."""
         return {
             "step": self.step,
             "checked_step": self.checked_step,
@@ -265,7 +261,8 @@ class Trainer:
                 return False
             if self.step >= config.max_steps:
                 return True
-            recorder.step(self.train_step())
+            self.train_step()
+            recorder.step()
             if self.step % config.disp_interval == 0:
                 now = time.monotonic()
                 recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
@@ -285,7 +282,7 @@ class Trainer:
         tensors = [*self.model.parameters(), *self.guard.watched(), *(one for one in state if isinstance(one, Tensor))]
         if not all_finite(tensors):
             raise NotFinite(f"a weight is not finite at step {self.step}")
-        recorder.save(self)
+        recorder.save(self.state())
 
     def _train_row(self, steps_per_second: float) -> dict[str, Any]:
         """Losses and accuracies over the examples since the last row; None for what the method does not see."""
@@ -296,7 +293,7 @@ class Trainer:
         self.seen.zero_()
         self.guard.since_row.zero_()
         columns: dict[str, float | None] = {"clean_loss": clean_loss, "clean_acc": correct, "mma_loss": None}
-        if config.objective in ("pgd", "pgdls"):  # which see no clean image
+        if config.method in ("pgd", "pgdls"):  # which see no clean image
             columns |= {"clean_loss": None, "clean_acc": None, "adv_loss": adv_loss, "adv_acc": correct}
         elif config.attacks:
             columns["mma_loss" if config.enlarges_margins else "adv_loss"] = adv_loss
@@ -318,7 +315,7 @@ class Trainer:
         self.check_passes = rows[-1]["check_passes"]
         if (figure := rows[0][config.best_by]) > self.best:
             self.best = figure
-            recorder.best(self, {row["split"]: row for row in rows})
+            recorder.best(self.model, {row["split"]: row for row in rows})
         if config.enlarges_margins:
             recorder.margins(self.eps, self.step)
         recorder.rows(rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from evaluations.rows import EFFORTS, effort, is_standard, way
+from evaluations.results import EFFORTS, effort, is_standard, way
 from reports import published
 from reports.figures import averages, eps_key, strongest
 from reports.groups import Group

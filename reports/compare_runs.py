@@ -22,8 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import SPLITS
 from errors import UserError, exits_on_user_error
-from evaluations.results import all_rows, read_file
-from evaluations.rows import quoted, same_eps
+from evaluations.results import quoted, read_file, same_eps
 from flags import Parser, number
 from reports.figures import spread
 from reports.plotting import read_config
@@ -55,7 +54,7 @@ def measured(run: Run, attack: str, eps: float, split: str) -> dict[Images, Meas
     """
     folder, path = run.folder, run.folder / f"eval_{attack}_{run.norm}.json"
     try:
-        every = [row for content in read_file(path)[:1] for row in all_rows(content)]
+        every = [row for content in read_file(path)[:1] for row in content["results"]]
         counts = sorted({row["n"] for row in every}, reverse=True)
         quotable = [row for n in counts for row in quoted([row for row in every if row["n"] == n], split)]
         rows: list[Any] = [row for row in quotable if same_eps(row.get("eps"), eps) and row.get("flags")]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from evaluations.accuracy import wilson
+from evaluations.results import wilson
 
 
 def averages(evaluation: dict[str, Any]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
-from evaluations.distances import summary
+from evaluations.minimum_norm import summary
 from flags import Parser
 from reports import published
 from reports.accuracy_rows import row_at

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
-from evaluations.others import GRADIENT_FREE, gaps, stronger
+from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
 from flags import Parser
 from reports.groups import Group
 from reports.results import ATTACKS, NORMS, UNIMPORTANT, WARNING, Run, eps_text, read_run, table_key, title

@@ -65,7 +65,7 @@ def training_command(config: Config, savepath: str) -> str:
     """`python train.py …`: the flags that differ from the data set's preset."""
     words = ["python", "train.py", "--dataset", config.dataset, "--norm", config.norm]
     preset = PRESETS[config.dataset, config.norm]
-    method = config.objective
+    method = config.method
     if method != "mma":
         words += ["--method", method]
     derived = {"method", "clean_loss_coeff"} if method != "mma" else {"method"}
@@ -181,7 +181,7 @@ def card(folder: Path) -> str:
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None
     images = title(image_name(config.dataset, name))
-    what = f"{config.network}, trained on {images} by {METHODS[config.objective]} under {NORMS[config.norm]}, seed {config.seed}"
+    what = f"{config.network}, trained on {images} by {METHODS[config.method]} under {NORMS[config.norm]}, seed {config.seed}"
     facts = {
         "trained by": f"`{training_command(config, str(run.shown))}`",
         "data": DATA.get(config.dataset, "a folder of pictures, given as `--data_root`")

@@ -25,7 +25,7 @@ from torch import Tensor
 from anpgd import AnPgd, Search
 from config import DATASETS
 from errors import UserError, exits_on_user_error
-from evaluations.flags import EvalConfig
+from evaluations.flags import PgdFlags
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
     if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
         raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
-    flags = EvalConfig(given["run"], device="cpu", **{flag: given[flag] for flag in choices})
+    flags = PgdFlags(model=given["run"], device="cpu", **{flag: given[flag] for flag in choices})
     subject = load_subject(flags, torch.device("cpu"))
     path = Path(given["run"]).resolve()
     name = path.parent.name if path.is_file() else path.name

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from errors import UserError, exits_on_user_error
-from evaluations.accuracy import wilson
+from evaluations.results import wilson
 from reports.plotting import common, common_images, labels, picture_command, read_config, style
 from reports.report_training import curves, rows_of
 from reports.results import NORMS, eps_text, title

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from config import SPLITS
 from errors import UserError
-from evaluations.rows import is_standard
+from evaluations.results import is_standard
 from reports import published, report_training
 from reports.figures import eps_key
 from reports.plot_margins import Margins

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from errors import UserError
-from evaluations.flags import EvalConfig
+from evaluations.flags import PgdFlags
 from evaluations.subject import Subject, load_subject
 from reports.plot_examples import Examples, find
 from reports.results import NORMS, Run, eps_text
@@ -54,7 +54,7 @@ def gallery(run: Run, count: int, device: torch.device, data_root: str | None) -
     if dataset in DATA_FOLDERS and not (Path(root) / DATA_FOLDERS[dataset]).exists():
         return Gallery([], "", f"the images are not in {root}; name their folder with --data_root")
     try:
-        flags = EvalConfig(str(run.folder), device=str(device), data_root=data_root)
+        flags = PgdFlags(model=str(run.folder), device=str(device), data_root=data_root)
         subject = load_subject(flags, device)
         found = find(subject, count)
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binom
 
-from evaluations.accuracy import wilson
+from evaluations.results import wilson
 from reports.figures import eps_key
 from reports.results import Run
 

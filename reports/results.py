@@ -17,9 +17,7 @@ sys.path.insert(0, str(ROOT))
 from config import METHODS as TRAINED_BY
 from config import PRESETS, SPLITS
 from errors import UserError
-from evaluations.findings import merged
-from evaluations.results import Head, all_rows, content_of, read_file
-from evaluations.rows import quoted
+from evaluations.results import average_accuracies, effort, joined_checks, merged, quoted, read_file, way
 from presets import recipe_values
 from records.reading import is_number, parse_json
 from reports import published
@@ -66,6 +64,26 @@ UNIMPORTANT = {
 NONE, WARNING = "–", "⚠"
 
 
+SHARED = ("n", "split", "images", "clean_acc", "clean_ci95", "seed", "settings", "sources")
+DISTANCES = ("mean", "quartiles", "not_found", "mean_of_found", "anpgd", "distances")
+
+
+def content_of(content: dict[str, Any], rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> dict[str, Any]:
+    """A file's content with what the quoted rows of most images share repeated at its top."""
+    first = max(best, key=lambda row: (row["n"], effort(row)))
+    same = [row for row in best if row["n"] == first["n"]]
+    top = {key: content[key] for key in ("format", "attack", "model_sha256", "dataset", "norm")}
+    top |= {key: first[key] for key in (*SHARED, *DISTANCES) if key in first}
+    top["seconds"] = round(sum(row.get("seconds", 0) for row in same), 1)
+    top["settings"] = {key: value for key, value in first["settings"].items() if key != "eps_iter"}
+    if "robust_acc" in first:
+        top |= average_accuracies(first["clean_acc"], [row["robust_acc"] for row in same])
+    ways = [way(row) for row in best]
+    if checks := joined_checks([*best, *(row for row in rows if row["split"] == first["split"] and way(row) in ways)]):
+        top["sanity"] = checks
+    return {**top, "results": best}
+
+
 def read_evaluation(path: Path) -> dict[str, Any]:
     """The content of an `eval_*.json`: of each eps the row to quote in `results`, or `distances` with `mean` and
     `quartiles`; of the test images, unless it holds validation images only.
@@ -76,24 +94,15 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     if not contents:
         raise FileNotFoundError(path)
     content = contents[0]
-    if missing := [key for key in ("attack", "dataset", "norm", "n", "clean_acc") if key not in content]:
-        raise ValueError(f"it has no {missing[0]}")
-    if not all(isinstance(content.get(key), str | None) for key in ("attack", "dataset", "model_sha256")):
-        raise ValueError("attack, dataset or model_sha256 is not text")
-    if content["norm"] not in NORMS:
-        raise ValueError("n or norm is not what an evaluation writes")
-    if path.name != (right := f"eval_{content['attack']}_{content['norm']}.json"):
+    if path.name != (right := f"eval_{content['attack']}_{content.get('norm')}.json"):
         raise ValueError(f"its name is not {right}")
-    if not content.get("results") and "quartiles" not in content:
-        raise ValueError("it has neither results nor quartiles")
-    rows = all_rows(content)
-    for part in (content, *rows):
+    rows = content["results"]
+    for part in rows:
         refuse_odd_figures(part)
-    head = Head(content["attack"], content["norm"], str(content.get("model_sha256")), content["dataset"])
     best = next((best for split in SPLITS if (best := quoted(rows, split))), [])
     if not best:
         raise ValueError("it has no rows of a split that is known")
-    shown = content_of(head, best)
+    shown = content_of(content, rows, best)
     return {key: value for key, value in shown.items() if key != "results" or "eps" in best[0]}
 
 

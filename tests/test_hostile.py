@@ -19,9 +19,9 @@ from benchmarks import compare_with_advertorch
 from command_lines import ATTACK, SMALL, fails, files
 from errors import UserError
 from records import checkpoint
+from records.checkpoint import STATE_KEYS
 from records.reading import parse_json, read_margins
 from reports import make_tables, plot_examples, plot_margins, plot_passes, plot_robustness
-from trainer import STATE_KEYS
 from validation import stored_config
 
 EVALUATORS = {

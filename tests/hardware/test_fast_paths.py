@@ -1,6 +1,7 @@
 """Every fast path against the plain one: masked rows, replayed functions, bfloat16; the benchmark's baseline against ours."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
 from check import check_split, checker_of
-from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.repeated_pgd import repeated_pgd
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
@@ -171,11 +172,19 @@ def test_success_is_judged_in_float32():
     model = small_lenet().eval()
     x = rand(60, 1, 8, 8, seed=3).float()
     y = model(x).argmax(1)
-    images, run = Images(x, y, torch.arange(60)), Running(20)
-    protocol = Protocol((cross_entropy, cw_loss), "Linf", 0.03, 0.0075, 10, seed=0)
-    clean = clean_attacked(model, images, run)
-    plain = repeated_pgd(model, images, protocol, clean, run)
-    found = repeated_pgd(model, images, protocol, clean, run._replace(attack=FastPgd(model, "bf16")))
+    how = {"norm": "Linf", "eps": 0.03, "step_size": 0.0075, "steps": 10}
+    plain, found = (
+        repeated_pgd(
+            model,
+            x,
+            y,
+            torch.arange(60),
+            restarts=[partial(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)],
+            eps=0.03,
+            batch_size=20,
+        )
+        for attack in (pgd, FastPgd(model, "bf16"))
+    )
     with torch.no_grad():
         torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
     assert 5 < found.robust.sum() < 55 and abs(int(found.robust.sum()) - int(plain.robust.sum())) <= 1

@@ -21,9 +21,9 @@ import evaluate_on_autoattack
 import evaluate_on_minimum_norm
 from command_lines import fails
 from config import Config
-from evaluations.flags import parse_eval
+from evaluations.flags import parse_pgd
 from flags import parse_train
-from records.runlog import RunFolder
+from records.run_folder import RunFolder
 from report_runs import ODD, RADII, TRAINED, flags, make_run, result, write_evaluation
 from reports import make_report, published, report_compare, report_examples, report_figures, report_training
 from reports.report_data import benchmarks, read_entries
@@ -34,7 +34,7 @@ from support import ROOT
 
 PARSERS = {
     "train.py": parse_train,
-    "evaluate_on_pgd_attacks.py": parse_eval,
+    "evaluate_on_pgd_attacks.py": parse_pgd,
     "evaluate_on_autoattack.py": evaluate_on_autoattack.parse,
     "evaluate_on_minimum_norm.py": evaluate_on_minimum_norm.parse,
 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from config import PRESETS
-from evaluations.distances import summary
+from evaluations.minimum_norm import summary
 from evaluations.subject import Subject
 from loading.batches import Split
 from networks.build import build_model

@@ -75,9 +75,10 @@ def test_the_modes_differ_and_without_batchnorm_they_do_not():
             found.append(step(model, batch.x, batch.y, START, None, settings("Linf", 1 / 3, search_mode=mode)).eps)
         return found
 
-    in_train, in_eval = radii(True)
-    assert (in_train - in_eval).abs().max() > 1e-4
-    assert torch.equal(*radii(False))
+    train, eval_ = radii(True)
+    assert (train - eval_).abs().max() > 1e-4
+    plain_train, plain_eval = radii(False)
+    assert torch.equal(plain_train, plain_eval)
 
 
 @pytest.mark.parametrize("search", ["bisection", "secant"])
@@ -129,3 +130,4 @@ def test_only_for_mma():
         parse_train(["--dataset", "mnist", "--norm", "Linf", "--method", "pgd", "--search_mode", "eval"])
     given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255"]
     assert parse_train(given)[0].search_mode == "train"
+    assert parse_train([*given, "--search_mode", "eval"])[0].search_mode == "eval"
