@@ -28,7 +28,7 @@ from evaluations.results import (
 from evaluations.subject import load_subject
 from folders import images
 from linear_networks import ATTACK, CPU, SMALL, attack, save_run, subject_of
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from records import checkpoint
 from support import ROOT
 from validation import stored_config
@@ -180,8 +180,8 @@ def test_saved_images_break_what_their_flags_say(run):
 def test_images_are_those_of_the_training_run(tmp_path, changes, split):
     folder = save_run(tmp_path / "changed", **changes)
     stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
-    sizes = Sizes(train=stored.train_size, val=stored.val_size, test=0)
-    data = load_dataset(Source("digits"), sizes, seed=stored.seed, device=CPU)
+    sizes = {"train_size": stored.train_size, "val_size": stored.val_size, "test_size": 0}
+    data = load_dataset("digits", **sizes, seed=stored.seed, device=CPU)
     subject = load_subject(parse_pgd(["--model", str(folder), *ATTACK, "--split", split]), CPU)
     assert torch.equal(subject.test.images, getattr(data, split).images)
     assert torch.equal(subject.test.numbers, getattr(data, split).numbers)
@@ -206,7 +206,7 @@ def test_validation_images_are_those_of_the_check(dataset, tmp_path):
     if dataset == "imagefolder":
         saved["model"] = {"linear.weight": torch.zeros(2, 3 * 64), "linear.bias": torch.zeros(2)}
     checkpoint.save(run / "model_best.pt", {**saved, "config": config.to_dict()})
-    val = load_dataset(Source(dataset, "pictures"), Sizes(val=12, test=0), seed=config.seed, device=CPU).val
+    val = load_dataset(dataset, "pictures", val_size=12, test_size=0, seed=config.seed, device=CPU).val
     for flags, count in (([], 5), (["--test_size", "3"], 3), (["--test_size", "9"], 9)):
         subject = load_subject(parse_pgd(["--model", "run", *ATTACK, "--split", "val", *flags]), CPU)
         assert torch.equal(subject.test.numbers, val.numbers[:count])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from errors import UserError
 from folders import images, pictures
-from loading.batches import steps_per_epoch
+from loading.batches import epoch_order, steps_per_epoch
 from loading.crops import Augment, draw_crops
 from loading.datasets import MNIST_FILES, load_dataset, load_own, load_test
 from train_batches import train_batch
@@ -62,6 +62,14 @@ def test_image_folder(folder):
     part = load_test("imagefolder", str(folder), test_size=6, device=CPU).split
     assert torch.bincount(part.labels).tolist() == [2, 2, 2]
     assert torch.equal(part.images, data.test.images[part.numbers])
+
+
+def test_draws_are_those_of_the_committed_runs(folder):
+    """Else `--split val` would show their networks images that they were trained on."""
+    digits = load("digits", val_size=200)
+    assert digits.val.numbers[:6].tolist() == [1104, 259, 753, 1000, 1163, 1281]
+    assert load("imagefolder", folder).val.numbers.tolist() == [25, 4, 18]
+    assert epoch_order(100, 3, 2)[:6].tolist() == [30, 93, 35, 63, 22, 82]
 
 
 @pytest.mark.parametrize("name", ["digits", "imagefolder"])

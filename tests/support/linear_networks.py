@@ -7,7 +7,7 @@ import evaluate_on_pgd_attacks
 from config import PRESETS
 from evaluations.flags import parse_pgd
 from evaluations.subject import load_subject
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from records import checkpoint
 from validation import stored_config
 
@@ -46,7 +46,7 @@ def save_run(folder, norm="Linf", rows=slice(None), **changes):
     """A run folder whose network is fitted to these training images of the digits."""
     changes = {"network": "linear_networks:Linear", "hinge_maxeps": 0.3, **changes}
     config = stored_config({**PRESETS["digits", norm].to_dict(), **changes})
-    train = load_dataset(Source("digits"), Sizes(val=config.val_size, test=0), seed=config.seed, device=CPU).train
+    train = load_dataset("digits", val_size=config.val_size, test_size=0, seed=config.seed, device=CPU).train
     model = fitted(train.images[rows], train.labels[rows])
     folder.mkdir()
     checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
