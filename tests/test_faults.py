@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.guard import NotFinite
 
 import ranks
 from command_lines import SMALL, rows
@@ -22,6 +21,7 @@ from pgd import pgd
 from ranks import Started
 from records import checkpoint
 from trainer import Trainer
+from training.guard import NotFinite
 
 RUN = [*SMALL, "--max_steps", "14", "--save_interval", "0.0001"]
 
