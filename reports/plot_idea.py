@@ -21,10 +21,11 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from anpgd import anpgd
+from anpgd import AnPgd, Search
 from errors import exits_on_user_error
 from flags import Parser
 from losses import cross_entropy, soft_logit_margin
+from pgd import InnerPgd
 
 FIXED_EPS = 0.1
 
@@ -50,19 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parser(description="Draw docs/idea.png.", allow_abbrev=False).parse(argv)
     model, x, y = toy()
     shown = torch.arange(0, 200, 13)
-    margins = anpgd(
-        model,
-        x[shown],
-        y[shown],
-        norm="L2",
-        start_eps=0.15,
-        max_eps=0.4,
-        steps=40,
-        step_scale=2.5,
-        search_steps=12,
-        attack_loss_fn=soft_logit_margin,
-        search_loss_fn=soft_logit_margin,
-    )
+    search = AnPgd(InnerPgd("L2", 40, soft_logit_margin), Search(soft_logit_margin, 0.4, 12))
+    margins = search(model, x[shown], y[shown], 0.15)
     side = torch.linspace(0, 1, 300)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     with torch.no_grad():

@@ -41,5 +41,5 @@ done
 
 if [ ${#linf[@]} -gt 0 ] || [ ${#l2[@]} -gt 0 ]; then
   python "$root/reports/make_tables.py" "${linf[@]}" "${l2[@]}"
-  echo "python reports/fill_tables.py puts them beside the published figures in README.md and docs/results.md"
+  echo "python reports/make_tables.py --fill puts them beside the published figures in README.md and docs/results.md"
 fi

@@ -27,13 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
+from evaluations.results import read_file
+from evaluations.rows import is_standard, quoted
 from flags import Parser, whole
 from networks.build import build_model
 from networks.names import is_built_in
 from networks.shapes import shape_of
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
-from reports.results import read_run
 from utils import generator, write_atomically
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
@@ -154,15 +155,11 @@ def model_info(source: Pretrained) -> dict[str, object]:
         "eps": text,
     }
     images: dict[str, int] = {}  # field -> of how many test images its figure is
-    for evaluation in read_run(source.path.parent).evaluations:
-        field = {"pgd": "reported", "autoattack": "autoattack_acc"}.get(evaluation["attack"])
-        if not field or (evaluation["model_sha256"], evaluation["norm"]) != (source.sha256, config.norm):
-            continue
-        for own in evaluation.get("results", ()):
-            row = {key: evaluation.get(key) for key in ("n", "split", "clean_acc", "settings")} | own
-            standard = field == "reported" or (row["settings"] or {}).get("standard")
-            of_test = row["split"] in (None, "test") and row["n"] >= images.get(field, 0)
-            if standard and of_test and math.isclose(row["eps"], radius, abs_tol=1e-6):
+    for attack, field in (("pgd", "reported"), ("autoattack", "autoattack_acc")):
+        contents = read_file(source.path.parent / f"eval_{attack}_{config.norm}.json")
+        rows = [row for one in contents if one["model_sha256"] == source.sha256 for row in quoted(one["results"])]
+        for row in rows:
+            if is_standard(row) and math.isclose(row["eps"], radius, abs_tol=1e-6):
                 images[field] = row["n"]
                 info |= {field: percent(row["robust_acc"])}
                 if row["n"] == max(images.values()):

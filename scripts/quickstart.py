@@ -24,8 +24,8 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
-from evaluations.subject import load_subject
 from evaluations.flags import parse_eval
+from evaluations.subject import load_subject
 from reports import make_report
 
 OUT = ROOT / "runs" / "quickstart"
@@ -119,7 +119,6 @@ def draw(found: dict[str, dict]) -> list[Path]:
 @exits_on_user_error
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
-    make_report.plotly_source()  # said now, if it is missing, not after minutes of work
     started = time.monotonic()
     found = {name: train_and_attack(name, flags) for name, flags in NETWORKS.items()}
     pictures = draw(found)

@@ -49,4 +49,3 @@ for eps in 0.3 0.4; do
   python "$root/reports/compare_runs.py" "${runs[@]}" --eps "$eps" --split val
 done > "$root/benchmarks/mnist_ablation.md"
 whole=$root/trained_models/mnist-Linf-MMA-0.45-sd0-fast
-python "$root/reports/plot_passes.py" "$out"/mnist-Linf-MMA-0.45-sd0-paper-3300steps "$whole" "$whole"-scale1 --out "$root/docs/mnist-passes"
