@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgd import InnerPgd, LossFn, PgdFn, as_rows, pgd
+from pgd import InnerPgd, LossFn, as_rows
 from utils import has_batchnorm, per_row
 
 LossAt = Callable[[Tensor], Tensor]  # (B,) radii along the direction -> (B,) losses there
@@ -24,6 +24,7 @@ class Crossing(NamedTuple):
 
     eps: Tensor  # (B,) in [0, max_eps]
     beyond: Tensor  # (B,) bool: no loss >= 0 was met on the way up to max_eps
+    passes: int  # forward passes of each image
 
 
 def bisection(loss_at: LossAt, start: Tensor, top: float, steps: int, every_pass: bool) -> Crossing:
@@ -41,7 +42,7 @@ def bisection(loss_at: LossAt, start: Tensor, top: float, steps: int, every_pass
         eps = (low + high) / 2
         if step < steps - 1 or every_pass:
             loss = loss_at(eps)
-    return Crossing(eps, high == top)
+    return Crossing(eps, high == top, steps + every_pass)
 
 
 def secant(loss_at: LossAt, start: Tensor, top: float, passes: int, loss_at_zero: Tensor) -> Crossing:
@@ -69,8 +70,8 @@ def secant(loss_at: LossAt, start: Tensor, top: float, passes: int, loss_at_zero
         low, low_loss = torch.where(below, eps, low), torch.where(below, loss, low_loss)
         high, high_loss = torch.where(below, high, eps), torch.where(below, high_loss, loss)
         eps = _propose(low, low_loss, high, high_loss, slope)
-    beyond = (high == top) & ~(high_loss >= 0)
-    return Crossing(torch.where(beyond & (low >= 0.99 * top), top, eps), beyond & (low >= 0.99 * top))
+    beyond = (high == top) & ~(high_loss >= 0) & (low >= 0.99 * top)
+    return Crossing(torch.where(beyond, top, eps), beyond, passes)
 
 
 def _propose(low: Tensor, low_loss: Tensor, high: Tensor, high_loss: Tensor, slope: Tensor) -> Tensor:
@@ -130,6 +131,7 @@ class Shortest(NamedTuple):
     eps: Tensor  # (B,) its radius, the estimate of the margin d(x, y)
     direction: Tensor  # (B, ...) PGD's perturbation over its radius; x_adv = x + eps direction
     beyond: Tensor  # (B,) bool: the search met no misclassified point up to its end
+    passes: int  # forward/backward passes of each image
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,6 @@ class AnPgd:
     attack: InnerPgd
     search: Search
 
-    def passes(self, model: nn.Module) -> int:
-        """How often an image goes through the network."""
-        last = self.search.method == "bisection" and _updates_statistics(model)
-        return self.attack.steps + self.search.steps + last
-
     def __call__(
         self,
         model: nn.Module,
@@ -152,38 +149,12 @@ class AnPgd:
         start_eps: float | Tensor,
         noise: Tensor | None = None,
         clean_loss: Tensor | None = None,
+        odi_weights: Tensor | None = None,
     ) -> Shortest:
-        """(B, ...), (B,), (B,) or one number -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`."""
+        """(B, ...), (B,), (B,) or one number -> `Shortest`. noise: see `pgd`; clean_loss: see `Search`; odi_weights: see
+        `odi_start`."""
         start_eps = as_rows(start_eps, x)
-        x_pgd = self.attack(model, x, y, start_eps, noise)
+        x_pgd = self.attack(model, x, y, start_eps, noise, odi_weights)
         direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
-        eps, beyond = self.search(model, x, y, direction, start_eps, clean_loss)
-        return Shortest(x + per_row(eps, x) * direction, eps, direction, beyond)
-
-
-def anpgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    start_eps: float | Tensor,
-    max_eps: float,
-    attack_loss_fn: LossFn,
-    search_loss_fn: LossFn,
-    steps: int = 40,
-    step_scale: float = 2.5,
-    search_steps: int = 10,
-    search: str = "bisection",
-    noise: Tensor | None = None,
-    attack: PgdFn = pgd,
-) -> Shortest:
-    """(B, ...), (B,) -> `Shortest`: PGD of radius start_eps, then the zero crossing on [0, max_eps] along its direction.
-
-    PGD takes `steps` steps of step_scale * start_eps / steps in eval mode; the search runs in the caller's mode. x must
-    be classified right for the radius to mean a margin. noise: uniform on [0, 1), shaped like x, for a random start.
-    search: "bisection" of `search_steps` halvings, or "secant" of so many passes. attack: `pgd`, or what runs it faster.
-    """
-    inner = InnerPgd(norm, steps, attack_loss_fn, step_scale, attack)
-    found = AnPgd(inner, Search(search_loss_fn, max_eps, search_steps, search))
-    return found(model, x, y, start_eps, noise)
+        eps, beyond, passes = self.search(model, x, y, direction, start_eps, clean_loss)
+        return Shortest(x + per_row(eps, x) * direction, eps, direction, beyond, self.attack.steps + passes)

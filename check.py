@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anpgd import Search
 from config import Config
-from loading.batches import Batch, Split
+from loading.batches import Batch, Split, first_images
+from loading.datasets import Dataset
 from losses import LOSSES, logit_margin
 from pgd import LossFn, PgdFn, as_rows, pgd
 from processes.distributed import ALONE, World
@@ -33,22 +34,6 @@ class Check(NamedTuple):
     @property
     def mean_margin(self) -> float:
         return float(self.margins.double().mean())
-
-
-class Measured(NamedTuple):
-    """What a check has of a split so far."""
-
-    found: Tensor  # (N, 3) right, robust, margin of each image; 0 where this process has not measured it
-    done: int  # so many first images are measured, by one process or another
-
-    @classmethod
-    def nothing(cls, split: Split) -> Measured:
-        """At its start."""
-        return cls(torch.zeros(len(split), 3, device=split.labels.device), 0)
-
-    def of_another(self) -> Measured:
-        """The same for a process that leaves it to the first one to hold what all have found."""
-        return Measured(torch.zeros_like(self.found), self.done)
 
 
 @dataclass(frozen=True)
@@ -78,35 +63,19 @@ class Checker:
         None if `stop()` became true on the way. Of several processes each takes whole batches, so that what an image
         gets does not depend on their number.
         """
-        return self.go_on(model, split, key, Measured.nothing(split), stop, world)[0]
-
-    def go_on(
-        self,
-        model: nn.Module,
-        split: Split,
-        key: tuple[int, ...],
-        begun: Measured,
-        stop: Callable[[], bool],
-        world: World,
-    ) -> tuple[Check | None, Measured]:
-        """The same from what was `begun` on, which is written into; and what has been measured when it ends."""
-        found, start = begun
-        rows = torch.arange(start, len(split)).split(self.batch_size) if start < len(split) else ()
+        found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
+        rows = torch.arange(len(split)).split(self.batch_size)
         with eval_mode(model), closing(split.batches(rows[world.rank :: world.size])) as batches:
             for first in range(0, len(rows), world.size):
                 if stop():
-                    has = Measured(world.total(found), start + first * self.batch_size)
-                    return None, has if world.is_first else has.of_another()
+                    return None
                 if first + world.rank < len(rows):
                     batch = next(batches)
                     found[batch.index] = self._measure(model, batch, split.numbers[batch.index], key)
-        total = world.total(found)
-        right, robust, margins = total.unbind(1)
+        right, robust, margins = world.total(found).unbind(1)
         attacked = int(right.sum())
         passes = len(split) + attacked * (self.steps + 1 + self.search.steps)
-        figures = Check(attacked / len(split), float(robust.double().mean()), margins.contiguous(), passes)
-        has = Measured(total, len(split))
-        return figures, has if world.is_first else has.of_another()
+        return Check(attacked / len(split), float(robust.double().mean()), margins.contiguous(), passes)
 
     def _measure(self, model: nn.Module, batch: Batch, numbers: Tensor, key: tuple[int, ...]) -> Tensor:
         """(B, 3): right, robust, margin of each image; numbers (B,) are the images' own."""
@@ -116,29 +85,29 @@ class Checker:
         x, y, numbers = batch.x[right], batch.y[right], numbers[right]
         if not len(y):
             return found
+        eps = as_rows(self.eps, x)
         noise = row_noise(numbers, x.shape[1:], self.seed, CHECK, *key).to(x)
-        how = {"loss_fn": self.loss_fn, "norm": self.norm, "eps": self.eps, "step_size": self.step_size}
-        x_adv = self.attack(model, x, y, **how, steps=self.steps, noise=noise)
+        how: dict[str, Any] = {"loss_fn": self.loss_fn, "norm": self.norm, "step_size": self.step_size}
+        x_adv = self.attack(model, x, y, **how, steps=self.steps, eps=eps, noise=noise)
         with torch.no_grad():
             robust = logit_margin(model(x_adv), y) < 0
-        direction = (x_adv - x) / self.eps
-        margins = self.search(model, x, y, direction, as_rows(self.eps, x)).eps
+        margins = self.search(model, x, y, (x_adv - x) / self.eps, eps).eps
         found[right] = torch.stack([torch.ones_like(margins), robust.to(margins), margins], dim=1).float()
         return found
 
 
-def checker_of(config: Config, attack: PgdFn = pgd, batch_size: int | None = None) -> Checker:
+def checker_of(config: Config, attack: PgdFn = pgd) -> Checker:
     """The check that belongs to a config, or to the training of a checkpoint."""
     return Checker(
-        config.norm,
-        config.test_eps,
-        config.test_eps_iter,
-        config.check_nb_iter or config.nb_iter,
-        LOSSES[config.attack_loss_fn],
-        Search(logit_margin, config.search_maxeps, config.check_search_steps),
-        batch_size or config.eval_batch_size,
-        config.seed,
-        attack,
+        norm=config.norm,
+        eps=config.test_eps,
+        step_size=config.test_eps_iter,
+        steps=config.check_nb_iter or config.nb_iter,
+        loss_fn=LOSSES[config.attack_loss_fn],
+        search=Search(logit_margin, config.search_maxeps, config.check_search_steps),
+        batch_size=config.eval_batch_size,
+        seed=config.seed,
+        attack=attack,
     )
 
 
@@ -147,3 +116,35 @@ def check_split(model: nn.Module, split: Split, config: Config, *key: int) -> Ch
     check = checker_of(config)(model, split, *key)
     assert check is not None  # nothing stops it
     return check
+
+
+def check_rows(
+    config: Config,
+    model: nn.Module,
+    data: Dataset,
+    step: int,
+    epoch: int,
+    passes: int,
+    *,
+    attack: PgdFn = pgd,
+    world: World = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]] | None:
+    """What metrics.jsonl holds of the check after `step`: a row for the validation images and one for the test images.
+
+    passes: of the checks before this one, which `check_passes` goes on from. None if `stop()` became true on the way.
+    """
+    splits = {"val": first_images(data.val, config.check_size)}
+    if step >= config.max_steps or not config.test_at_end:
+        splits["test"] = data.test
+    rows = []
+    for number, (name, split) in enumerate(splits.items()):
+        if not len(split):
+            continue
+        found = checker_of(config, attack)(model, split, number, step, stop=stop, world=world)
+        if found is None:
+            return None
+        passes += found.passes
+        figures = {"clean_acc": found.clean_acc, "robust_acc": found.robust_acc, "mean_margin": found.mean_margin}
+        rows.append({"kind": "eval", "split": name, "step": step, "epoch": epoch, **figures, "check_passes": passes})
+    return rows

@@ -23,9 +23,9 @@ ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by 
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
-SEARCH_MODES = ("train", "batch", "eval")
+SEARCH_MODES = ("train", "eval")
 BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
-ACTIVATIONS = ("relu", "silu")
+GONE = {"activation": "relu", "average_decay": None}  # settings of older runs, and the value that has no effect
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
 MOST_DIGITS = 15  # of a whole number
@@ -36,9 +36,10 @@ LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
 Schedule = tuple[tuple[int, float], ...]
 
 
-def opt(default: object, text: str, choices: Sequence[str] | None = None) -> typing.Any:
-    """A field with the help text and the choices of its flag."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def opt(default: object, text: str, choices: Sequence[str] | None = None, of_run: bool = False) -> typing.Any:
+    """A field with the help text and the choices of its flag. of_run: it does not matter to a result, but says where files
+    are, how it is shown or how it is run; so it may change when a run goes on, and is not part of what was trained."""
+    return field(default=default, metadata={"help": text, "choices": choices, "of_run": of_run})
 
 
 QUIET = "no bar and no notes while it works: warnings, errors and the closing lines only"
@@ -51,28 +52,29 @@ class Config:
     dataset: str = opt("mnist", "data set", DATASETS)
     norm: str = opt("Linf", "norm in which margins are measured", NORMS)
     network: str = opt("lenet5", FORMS)
-    activation: str = opt("relu", "between the layers of a built-in network", ACTIVATIONS)
     seed: int = opt(0, "seed of every random draw")
-    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
+    device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one", of_run=True)
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
     precision: str = opt(
         "fp32",
         "fp32; tf32: CUDA's, everywhere; bf16: in PGD's passes, tf32 elsewhere; bf16_all: everywhere",
         PRECISIONS,
     )
-    cuda_graphs: bool = opt(True, "record what has fixed shapes on a GPU and replay it (docs/speed.md)")
-    data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it")
+    cuda_graphs: bool = opt(True, "record what has fixed shapes on a GPU and replay it (docs/speed.md)", of_run=True)
+    data_root: str = opt("data", "folder of the data set; MNIST and CIFAR-10 are downloaded into it", of_run=True)
     streaming: bool | None = opt(
-        None, "leave an image folder on disk (default: if it would take more than half of the device's free memory)"
+        None,
+        "leave an image folder on disk (default: if it would take more than half of the device's free memory)",
+        of_run=True,
     )
-    num_workers: int = opt(2, "processes that read ahead what is on disk; 0: read in the main process")
+    num_workers: int = opt(2, "threads that read ahead what is on disk; 0: read when it is due", of_run=True)
 
     recipe: str = opt(
         "paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", tuple(RECIPES)
     )
-    method: str | None = opt(None, "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
+    method: str = opt("mma", "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
-    clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 ordinary training")
+    clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 standard training")
     train_eps: float | None = opt(None, "radius of pgd, pgdls and trades (default: the test radius)")
     ramp_steps: int | None = opt(None, "steps in which pgdls' radius grows from 0 (default: half of max_steps)")
     trades_beta: float = opt(6.0, "weight of TRADES' divergence")
@@ -84,13 +86,18 @@ class Config:
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
     search: str = opt("bisection", "how the zero along the direction is found", SEARCHES)
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
-    search_mode: str = opt(
-        "train", "BatchNorm in the search: as the paper; batch: its running statistics stay; eval", SEARCH_MODES
-    )
+    search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", SEARCH_MODES)
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
     keep_directions: bool = opt(False, "PGD starts along the image's last perturbation instead of at random")
     refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")
     rest_interval: int = opt(1, "an image beyond the hinge is attacked at every so many-th visit only")
+
+    step_decay: bool = opt(False, "PGD's steps in training fall from their size to 0")
+    odi_steps: int = opt(0, "steps of ODI before PGD where it starts at random (Tashiro et al. 2020)")
+    start_blocks: int = opt(0, "random starts at corners of the ball, alike in blocks of so many pixels (0: uniform)")
+    ibp_weight: float = opt(0.0, "weight of the cross-entropy of interval bounds beside the method's loss (LeNet5)")
+    ibp_eps: float = opt(0.3, "radius of these bounds, reached after a third of the steps")
+    l1_decay: float = opt(0.0, "L1 penalty of the weights")
 
     batch_size: int = opt(50, "examples a step")
     max_steps: int = opt(100_000, "optimizer steps of the whole run")
@@ -98,7 +105,6 @@ class Config:
     lr: Schedule = opt(((0, 1e-4),), "learning rate, constant (1e-4) or by step (0:0.3,20000:0.09)")
     one_cycle: bool = opt(False, "the rate rises to --lr in the first fifth of the cycle and falls to 0 after it")
     cycle_steps: int | None = opt(None, "length of that cycle (default: max_steps at the start)")
-    average_decay: float | None = opt(None, "average the weights with this decay, for checks and model_best.pt")
     local_bn: bool = opt(False, "with several processes: BatchNorm statistics of each one's slice, not of the batch")
     momentum: float = opt(0.9, "momentum of sgd")
     weight_decay: float = opt(0.0, "L2 penalty of the optimizer")
@@ -121,13 +127,14 @@ class Config:
     eval_batch_size: int = opt(200, "images a batch in the per-epoch check")
 
     pretrained: str | None = opt(None, "start from the weights of this checkpoint or run folder")
-    savepath: str | None = opt(None, "run folder (default: trained_models/<run name>)")
-    resume: bool = opt(False, "go on from the run folder's last.pt; start if it is empty; skip if finished")
-    disp_interval: int = opt(100, "steps between train rows in metrics.jsonl")
-    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; --resume goes on")
-    save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch")
-    quiet: bool = opt(False, QUIET)
-    tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder")
+    savepath: str | None = opt(None, "run folder (default: trained_models/<run name>)", of_run=True)
+    resume: bool = opt(
+        False, "go on from the run folder's last.pt; start if it is empty; skip if finished", of_run=True
+    )
+    disp_interval: int = opt(100, "steps between train rows in metrics.jsonl", of_run=True)
+    save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch", of_run=True)
+    quiet: bool = opt(False, QUIET, of_run=True)
+    tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder", of_run=True)
 
     @property
     def check_maxeps(self) -> float:
@@ -147,31 +154,32 @@ class Config:
         return self.num_search_steps if self.search == "bisection" else 10
 
     @property
-    def objective(self) -> str:
-        """`method`, or what `clean_loss_coeff` says."""
-        return self.method or method_of(self.clean_loss_coeff)
-
-    @property
     def enlarges_margins(self) -> bool:
         """Whether training is MMA's, with a radius for each example."""
-        return self.objective in ("mma", "omma")
+        return self.method in ("mma", "omma")
 
     @property
     def attacks(self) -> bool:
         """Whether training runs an attack."""
-        return self.objective != "std"
+        return self.method != "std"
+
+    @property
+    def passes_an_image(self) -> int:
+        """Forward, or forward and backward, passes that an image costs in a step, if it is right and not skipped."""
+        fixed = {"std": 1, "pgd": self.nb_iter + 1, "pgdls": self.nb_iter + 1, "trades": self.nb_iter + 3}
+        return fixed.get(self.method, self.nb_iter + self.num_search_steps + 3)
 
     def eps_at(self, step: int) -> float:
         """Radius of pgd, pgdls and trades in optimizer step `step`, counted from 0."""
         eps = self.test_eps if self.train_eps is None else self.train_eps
-        if self.objective != "pgdls":
+        if self.method != "pgdls":
             return eps
         return eps * min(1.0, step / (self.ramp_steps or max(self.max_steps // 2, 1)))
 
     @property
     def run_name(self) -> str:
         """`<dataset>-<norm>-<method>-<d_max or eps>-sd<seed>`; in 255ths for CIFAR-10 and image folders under Linf."""
-        parts = [self.dataset, self.norm, self.objective.upper()]
+        parts = [self.dataset, self.norm, self.method.upper()]
         if self.attacks:
             eps = self.check_maxeps if self.enlarges_margins else replace(self, method="pgd").eps_at(0)
             in_255ths = self.norm == "Linf" and self.dataset in ("cifar10", "imagefolder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -17,8 +18,16 @@ class UserError(Exception):
     alone = False  # of several processes, whether the others may not know of it
 
 
+def remedy(error: OSError) -> str:
+    """What a file could not do, and what helps: room only where the disk is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}: {'make room' if full else 'mend that'}"
+
+
 def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
-    """Wrap an entry point: a `UserError` becomes the line `error: …` and exit status 2, Ctrl-C 130; no traceback."""
+    """Wrap an entry point: a `UserError`, or an `OSError` that nobody foresaw, becomes the line `error: …` and exit status
+    2, Ctrl-C 130; no traceback."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -27,6 +36,9 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
         except UserError as error:
             if error.alone or os.environ.get("RANK", "0") == "0":  # what all processes meet, one says
                 print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"error: {remedy(error)}, then start again; what was saved stays", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; what was kept stays, and the same command goes on from there", file=sys.stderr)

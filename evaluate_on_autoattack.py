@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
@@ -22,22 +22,12 @@ from torch import Tensor, nn
 
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.common_flags import (
-    CommonFlags,
-    choose,
-    line_that_goes_on,
-    overrides_said,
-    parse_flags,
-    settle_eps,
-    what_next,
-)
-from evaluations.packages import square_starts
-from evaluations.results import is_done
-from evaluations.shard_parts import Job
-from evaluations.shards import Attacker, Attempt, Show, run_job
-from evaluations.subject import Subject, load_subject
-from processes.deadline import AGAIN, Deadline, since_start
-from processes.distributed import World, device_of, main_of_process
+from evaluations import external_attacks
+from evaluations.external_attacks import ExternalAttack, settled_eps, square_starts
+from evaluations.flags import EvaluationFlags, choose, parse_flags
+from evaluations.shards import run_evaluation
+from evaluations.subject import Subject
+from processes.distributed import World, main_of_process
 from records.progress import Teller
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -55,7 +45,7 @@ TRIAL_STEPS = 10
 
 
 @dataclass(frozen=True)
-class AutoAttackFlags(CommonFlags):
+class AutoAttackFlags(EvaluationFlags):
     """One evaluation by AutoAttack."""
 
     eps: float | None = opt(None, "radius (default: the training's test radius)")
@@ -67,84 +57,40 @@ class AutoAttackFlags(CommonFlags):
 
 
 def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
-    """The command line.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    flags = parse_flags(AutoAttackFlags, argv, "Attack a network with AutoAttack.")
-    if flags.attacks is not None:
-        choose(flags.attacks, list(PARTS))
-    return flags
+    """The command line."""
+    return parse_flags(AutoAttackFlags, "Attack a network with AutoAttack.", list(PARTS), argv)
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
-    flags = parse(argv)
-    with device_of(flags.device, flags.deterministic) as (world, device):
-        deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
-        subject = world.one_a_machine_first(lambda: load_subject(flags, device))
-        teller = Teller(world.is_first, flags.quiet)
-        if evaluate(flags, subject, teller, world, deadline):
-            teller.say(what_next(flags, subject))
-            return 0
-        teller.say(line_that_goes_on("evaluate_on_autoattack.py", argv, flags.max_minutes, world))
-        return AGAIN
+    return run_evaluation(parse(argv), evaluate)
 
 
-def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World, deadline: Deadline) -> bool:
-    """Of several processes each attacks its shards, and the first prints and writes. False: the deadline stopped it."""
-    device = subject.test.labels.device
-    eps, notes = world.together(lambda: settle_eps(flags.eps, subject))
-    ensemble = world.together(lambda: choose_ensemble(flags, subject))
-    for note in notes + overrides_said(subject) + ensemble.notes:
+def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
+    """The ensemble at one radius."""
+    eps = settled_eps(flags.eps, subject, teller, world)
+    settings, notes = world.together(lambda: choose_ensemble(flags, subject))
+    for note in notes:
         teller.note(note)
-    size = flags.batch_size or len(subject.test)
-    job = Job(subject, "autoattack", ensemble.title, eps, flags.seed, size, ensemble.settings(subject))
-    if world.from_first(lambda: is_done(job, flags.overwrite)):
-        teller.say(f"{subject.result_file('autoattack')}: already done")
-        return True
 
     def build(seed: int) -> AutoAttack:
-        return build_autoattack(subject.model, ensemble, norm=subject.norm, eps=eps, seed=seed, device=device)
+        return build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
 
-    def attack(x: Tensor, y: Tensor, seed: int, show: Show) -> Attempt:
-        return run_ensemble(build(seed), x, y, show)
-
-    return run_job(job, Attacker(attack, lambda x, y: longest(build, ensemble, x, y)), teller, world, deadline)
-
-
-class Ensemble(NamedTuple):
-    """Which attacks are run, and how."""
-
-    attacks: tuple[str, ...]
-    targets: int  # wrong classes that the targeted attacks try
-    custom: bool  # a list of the user's own, by the package's budgets for such lists
-    notes: list[str]
-
-    @property
-    def standard(self) -> bool:
-        return not self.custom and self.attacks == STANDARD
-
-    @property
-    def title(self) -> str:
-        return f"AutoAttack ({'' if self.standard else 'not standard AutoAttack: '}{', '.join(self.attacks)})"
-
-    def settings(self, subject: Subject) -> dict[str, Any]:
-        """For the JSON: what makes two results comparable."""
-        return {
-            "attacks": list(self.attacks),
-            "version": "custom" if self.custom else "standard",
-            "standard": self.standard,
-            "name": "AutoAttack" if self.standard else "not standard AutoAttack",
-            "targets": self.targets,
-            "package": f"pyautoattack {version('pyautoattack')}",
-            "overrides": subject.overrides,
-        }
+    attack = ExternalAttack(
+        "autoattack",
+        f"AutoAttack ({'' if settings['standard'] else 'not standard AutoAttack: '}{', '.join(settings['attacks'])})",
+        eps,
+        settings,
+        lambda x, y, seed: run_ensemble(build(seed), x, y),
+        lambda x, y: longest(build, settings["attacks"], x, y),
+    )
+    external_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
 
 
-def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
-    """The standard ensemble less what cannot run on this network, or the list in `--attacks`.
+def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> tuple[dict[str, Any], list[str]]:
+    """The standard ensemble less what cannot run on this network, or the list in `--attacks`: settings for the JSON, which
+    say all, and what the user should be told.
 
     :raises UserError: if an attack of that list cannot run.
     """
@@ -158,44 +104,51 @@ def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> Ensemble:
     }
     if not square_starts(subject.norm, height, width):
         reasons["square"] = f"square cannot start on {height}x{width} images under L2"
-    targets = min(MOST_TARGETS, classes - 1)
-    if flags.attacks is not None:
-        names = choose(flags.attacks, list(PARTS))
-        if wrong := [name for name in names if name in reasons]:
-            raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
-        return Ensemble(tuple(names), targets, True, ["not standard AutoAttack: --attacks is a list of your own"])
-    notes = [f"not standard AutoAttack: {reasons[name]}" for name in STANDARD if name in reasons]
-    return Ensemble(tuple(name for name in STANDARD if name not in reasons), targets, False, notes)
+    names = choose(flags.attacks, list(PARTS)) if flags.attacks else [name for name in STANDARD if name not in reasons]
+    if wrong := [name for name in names if name in reasons]:
+        raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
+    standard = not flags.attacks and names == list(STANDARD)
+    settings = {
+        "attacks": names,
+        "version": "custom" if flags.attacks else "standard",  # by the package's budgets for a list of the user's own
+        "standard": standard,
+        "name": "AutoAttack" if standard else "not standard AutoAttack",
+        "targets": min(MOST_TARGETS, classes - 1),  # wrong classes that the targeted attacks try
+        "package": f"pyautoattack {version('pyautoattack')}",
+    }
+    why = (
+        ["--attacks is a list of your own"]
+        if flags.attacks
+        else [reasons[name] for name in STANDARD if name in reasons]
+    )
+    return settings, [f"not standard AutoAttack: {reason}" for reason in why]
 
 
 def build_autoattack(
-    model: nn.Module, ensemble: Ensemble, *, norm: str, eps: float, seed: int, device: torch.device
+    model: nn.Module, settings: dict[str, Any], *, norm: str, eps: float, seed: int, device: torch.device
 ) -> AutoAttack:
     """The package's object for these attacks, with no more target classes than there are."""
-    common = {"norm": norm, "eps": eps, "seed": seed, "device": device}
-    if ensemble.custom:
-        built = AutoAttack(model, attacks=list(ensemble.attacks), version="custom", **common)
-    else:
-        with package_log():
-            built = AutoAttack(model, version="standard", **common)
-        built.attacks_to_run = list(ensemble.attacks)
-    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = ensemble.targets
+    chosen = {"attacks": settings["attacks"]} if settings["version"] == "custom" else {}
+    with package_log():
+        built = AutoAttack(model, version=settings["version"], norm=norm, eps=eps, seed=seed, device=device, **chosen)
+    built.attacks_to_run = settings["attacks"]
+    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = settings["targets"]
     return built
 
 
-def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor, show: Show) -> Attempt:
+def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
     """(B, ...), (B,), all classified right -> what the ensemble finds, with the package's warnings."""
     trace = sys.gettrace()  # the package takes away a debugger's or coverage's
-    with package_log(show) as warnings:
+    with package_log() as warnings:
         try:
             x_adv, _ = ensemble.run_standard_evaluation(x, y, batch_size=len(y))
         finally:
             sys.settrace(trace)
-    return Attempt(x_adv, list(warnings.values()))
+    return x_adv, list(warnings.values())
 
 
 @contextmanager
-def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
+def package_log() -> Iterator[dict[str, str]]:
     """Silence the package's logger; give its warnings, of those that differ in numbers only the first."""
     logger = logging.getLogger("auto-attack")
     before = logger.handlers, logger.level, logger.propagate
@@ -204,13 +157,10 @@ def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage().replace(" See flags_doc.md for details.", "")
-            if record.levelno >= logging.WARNING:
-                warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
-            elif text.startswith("running "):
-                show(text.removeprefix("running "))
+            warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
 
     logger.handlers, logger.propagate = [Listener()], False
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(logging.WARNING)
     try:
         yield warnings
     finally:
@@ -218,13 +168,13 @@ def package_log(show: Show = lambda word: None) -> Iterator[dict[str, str]]:
         logger.setLevel(before[1])
 
 
-def longest(build: Callable[[int], AutoAttack], ensemble: Ensemble, x: Tensor, y: Tensor) -> float:
+def longest(build: Callable[[int], AutoAttack], attacks: Sequence[str], x: Tensor, y: Tensor) -> float:
     """Seconds the ensemble takes on (B, ...), (B,) if nothing falls: a few steps of each attack, times their number."""
     total = 0.0
-    for name in ensemble.attacks:
+    for name in attacks:
         place, length, _ = PARTS[name]
         part = getattr(build(0), place)
-        steps = getattr(part, length) * (ensemble.targets if name.endswith("-t") else part.n_restarts)
+        steps = getattr(part, length) * (part.n_target_classes if name.endswith("-t") else part.n_restarts)
         setattr(part, length, TRIAL_STEPS)
         part.n_restarts = part.n_target_classes = 1
         if place == "fab":

@@ -10,28 +10,17 @@ import sys
 from collections.abc import Sequence
 
 from errors import exits_on_user_error
-from evaluations.common_flags import line_that_goes_on, what_next
-from evaluations.subject import load_subject
-from evaluations.white_box import evaluate
-from evaluations.flags import parse_eval
-from processes.deadline import AGAIN, Deadline, since_start
-from processes.distributed import device_of, main_of_process
-from records.progress import Teller
+from evaluations.flags import parse_pgd
+from evaluations.pgd_attacks import evaluate
+from evaluations.shards import run_evaluation
+from processes.distributed import main_of_process
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
-    flags = parse_eval(argv)
-    with device_of(flags.device, flags.deterministic) as (world, device):
-        teller = Teller(world.is_first, flags.quiet)
-        deadline = Deadline(flags.max_minutes, since_start(), world.largest, world.is_first)
-        subject = world.one_a_machine_first(lambda: load_subject(flags, device, flags.precision))
-        if evaluate(flags, subject, teller, world, deadline):
-            teller.say(what_next(flags, subject))
-            return 0
-        teller.say(line_that_goes_on("evaluate_on_pgd_attacks.py", argv, flags.max_minutes, world))
-        return AGAIN
+    flags = parse_pgd(argv)
+    return run_evaluation(flags, evaluate, precision=flags.precision)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule
+from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError
 from presets import TRIED, USES, derived_lengths, recipe_values
-from records.settings import read_settings, what_differs
-from validation import radius, validate
+from records.reading import read_settings
+from validation import RADII, radius, validate
 
 
 def number(text: str) -> float:
@@ -84,11 +84,13 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
-    "method": "model network activation recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
-    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
+    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions step_decay "
+    "odi_steps start_blocks "
     "refresh_interval square_queries spsa_iter spsa_samples",
-    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps average_decay local_bn",
+    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size max_steps "
+    "local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume max_minutes save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
@@ -111,7 +113,7 @@ class Parser(argparse.ArgumentParser):
                 action, error.message + (f": did you mean {near[0]}?" if near else "")
             ) from None
 
-    def parse(self, argv: Sequence[str] | None) -> dict[str, typing.Any]:
+    def parse(self, argv: Sequence[str] | None) -> Flags:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
@@ -132,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         name = given.pop("config", None)
         return given if name is None else kept(self.parse_file(name), given) | given
 
-    def parse_file(self, name: str) -> dict[str, typing.Any]:
+    def parse_file(self, name: str) -> Flags:
         """The flags in a TOML file, a config.json or its run folder, by field name.
 
         :raises UserError: if it cannot be read, or holds what no flag could say.
@@ -194,7 +196,7 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _groups(parser: Parser, fields: set[str]) -> dict[str, typing.Any]:
+def _groups(parser: Parser, fields: set[str]) -> Flags:
     """The parser's group of each field; groups without a field are left out."""
     found: dict[str, typing.Any] = {}
     for title, names in GROUPS.items():
@@ -218,25 +220,43 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    preset = PRESETS[given["dataset"], given["norm"]]
+    given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
     recipe, notes = with_recipe(given)
-    config = with_method(replace(PRESETS[given["dataset"], given["norm"]], **recipe, **given), given)
-    for name in ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter"):
-        if name in given:
-            value, note = radius(getattr(config, name), config.dataset, config.norm, name)
-            changed: dict[str, typing.Any] = {name: value}
-            config = replace(config, **changed)
-            notes += note
+    for name in (name for name in RADII if name in given):
+        given[name], note = radius(given[name], preset.dataset, preset.norm, name)
+        notes += note
+    config = _completed(replace(preset, **recipe, **given), given)
     validate(config)
     return config, notes
 
 
-def _train_flags(argv: Sequence[str]) -> dict[str, typing.Any]:
+def _train_flags(argv: Sequence[str]) -> Flags:
     """What the command line says, and the file of `--config` where it says nothing."""
     wants_help = bool({"-h", "--help"} & set(argv))
     shown = _preset_named(argv) if wants_help else None
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
-    return parser.parse_with_file(argv, what_differs)
+    return parser.parse_with_file(argv, _what_counts)
+
+
+def _what_counts(file: Flags, flags: Flags) -> Flags:
+    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what follows
+    from other settings, or what belonged to another method."""
+    key = file.get("dataset", ""), file.get("norm", "")
+    usual = PRESETS.get(key)
+    dropped: set[str] = set()
+    if usual is not None:
+        recipe: Flags = recipe_values(file.get("recipe"), key, file.get("method"), file.get("network"))
+        usual = replace(usual, **recipe)
+        dropped = {name for name, value in file.items() if value == getattr(usual, name)} - {"dataset", "norm"}
+    if "method" in flags:
+        dropped |= {name for name, methods in USES.items() if flags["method"] not in methods}
+    if "method" in flags or "clean_loss_coeff" in flags:
+        dropped |= {"clean_loss_coeff", "method"}
+    lengths = derived_lengths(file.get("max_steps", usual.max_steps if usual else 0))
+    dropped |= {name for name, value in lengths.items() if file.get(name) == value}
+    return {name: value for name, value in file.items() if name not in dropped}
 
 
 def _preset_named(argv: Sequence[str]) -> Config | None:
@@ -246,12 +266,10 @@ def _preset_named(argv: Sequence[str]) -> Config | None:
     return PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
 
 
-def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], list[str]]:
+def with_recipe(given: Flags) -> tuple[Flags, list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
-    recipe, key = given.get("recipe", "paper"), (given["dataset"], given["norm"])
-    told = {name: given[name] for name in ("method", "clean_loss_coeff") if name in given}
-    method, network = replace(PRESETS[key], **told).objective, given.get("network")
-    values, notes = recipe_values(recipe, key, method, network), []
+    recipe, key, network = given.get("recipe", "paper"), (given["dataset"], given["norm"]), given.get("network")
+    values, notes = recipe_values(recipe, key, given["method"], network), []
     if not given.get("keep_directions", True):
         values.pop("refresh_interval", None)  # without them every start is a fresh one
     if given.get("search") == "bisection":
@@ -260,16 +278,15 @@ def with_recipe(given: dict[str, typing.Any]) -> tuple[dict[str, typing.Any], li
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
     if left_out := [name for name in recipe_values(recipe, key, None, network) if name not in values]:
-        notes.append(f"--recipe {recipe}: no meaning with --method {method}, left out: {', '.join(left_out)}")
+        notes.append(f"--recipe {recipe}: no meaning with --method {given['method']}, left out: {', '.join(left_out)}")
     return {name: value for name, value in values.items() if name not in given}, notes
 
 
-def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
-    """`config` with its method named and the weight alpha that belongs to it.
+def _completed(config: Config, given: Flags) -> Config:
+    """`config` with what follows from other settings: the weight alpha of its method, the lengths of ramp and cycle.
 
     :raises UserError: if a flag in `given` has no meaning for the method.
     """
-    config = replace(config, method=config.objective)
     for name, methods in USES.items():
         if name in given and config.method not in methods:
             raise UserError(
@@ -277,13 +294,13 @@ def with_method(config: Config, given: dict[str, typing.Any]) -> Config:
             )
     if "momentum" in given and config.optimizer == "adam":
         raise UserError("--momentum: has no meaning with --optimizer adam, only with sgd: leave it out")
-    lengths = derived_lengths(config.max_steps)
+    lengths, follows = derived_lengths(config.max_steps), Flags()
     if config.method == "pgdls" and config.ramp_steps is None:
-        config = replace(config, ramp_steps=lengths["ramp_steps"])
+        follows["ramp_steps"] = lengths["ramp_steps"]
     if config.one_cycle and "lr" not in given:  # the published rates fall by steps
-        config = replace(config, lr=((0, max(rate for _, rate in config.lr)),))
+        follows["lr"] = ((0, max(rate for _, rate in config.lr)),)
     if config.one_cycle and config.cycle_steps is None:
-        config = replace(config, cycle_steps=lengths["cycle_steps"])
+        follows["cycle_steps"] = lengths["cycle_steps"]
     if config.method in ALPHA and "clean_loss_coeff" not in given:
-        config = replace(config, clean_loss_coeff=ALPHA[config.method])
-    return config
+        follows["clean_loss_coeff"] = ALPHA[config.method]
+    return replace(config, **follows)

@@ -11,8 +11,6 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -27,7 +25,6 @@ dependencies = ["torch", "numpy"]  # torch.hub looks for them
 
 ROOT = Path(__file__).resolve().parent
 PRIVATE = "_mma_networks"
-OURS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
 
 
 def mma(name: str, network: nn.Module | None = None) -> nn.Module:
@@ -39,19 +36,23 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
 
     :raises ValueError: if there is no such run, or its file is damaged or not the one that was committed.
     """
-    with _our_modules():
+    with _ours.in_place():
         from errors import UserError
-        from networks.shapes import shape_of
         from records import checkpoint, pretrained
 
         try:
             found = pretrained.load_pretrained(name)
-            model = network or _network(found.config.network, found.config.activation)(*shape_of(found.weights))
-            checkpoint.load_weights(model, found.weights, found.path)
+            if network is None:
+                kind = found.config.network
+                if not _networks("names").is_built_in(kind):
+                    raise UserError(f"network {kind}: is code of yours: give an instance of it as network=")
+                network = _networks("build").built_in(kind, *_networks("foreign").shape_of(found.weights))
+            weights, _ = _networks("foreign").our_keys(found.weights, network.state_dict())
+            checkpoint.load_weights(network, weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None
-    model.config = found.config.to_dict()  # type: ignore[assignment]  # torch's types know no plain attributes
-    return model.eval()
+    network.config = found.config.to_dict()
+    return network.eval()
 
 
 load_pretrained = mma  # the name for those who import this file instead of calling torch.hub
@@ -67,7 +68,7 @@ def mma_objective(
 
     :raises ValueError: for a setting that means nothing.
     """
-    with _our_modules():
+    with _ours.in_place():
         from training.own_loop import MmaObjective
 
         return MmaObjective(count, norm, d_max, eps_min, steps, alpha, seed)
@@ -81,7 +82,7 @@ def anpgd(norm: str, max_eps: float, steps: int = 40, search_steps: int = 10) ->
 
     :raises ValueError: for a setting that means nothing.
     """
-    with _our_modules():
+    with _ours.in_place():
         from anpgd import AnPgd, Search
         from losses import logit_margin, soft_logit_margin
         from pgd import GEOMETRY, InnerPgd
@@ -95,16 +96,8 @@ def anpgd(norm: str, max_eps: float, steps: int = 40, search_steps: int = 10) ->
         return AnPgd(InnerPgd(norm, steps, soft_logit_margin), Search(logit_margin, max_eps, search_steps))
 
 
-def _network(name: str, activation: str) -> Callable[..., nn.Module]:
-    """What makes the built-in network of this name, from the files in networks/ under their private name.
-
-    :raises UserError: if it is code of the user's.
-    """
-    from errors import UserError
-    from networks.names import is_built_in
-
-    if not is_built_in(name):
-        raise UserError(f"network {name}: is code of yours: give an instance of it as network=")
+def _networks(name: str) -> ModuleType:
+    """networks/<name>.py under its private name, which stays loaded."""
     if PRIVATE not in sys.modules:
         folder = ROOT / "networks"
         spec = importlib.util.spec_from_file_location(
@@ -113,28 +106,7 @@ def _network(name: str, activation: str) -> Callable[..., nn.Module]:
         assert spec is not None and spec.loader is not None  # a file that is there
         sys.modules[PRIVATE] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[PRIVATE])
-    found: Callable[..., nn.Module] = importlib.import_module(f"{PRIVATE}.families").built_in(name, activation)
-    return found
+    return importlib.import_module(f"{PRIVATE}.{name}")
 
 
-@contextmanager
-def _our_modules() -> Iterator[None]:
-    """Inside, names such as `errors` mean this clone's modules; afterwards sys.modules and sys.path are as they were."""
-    named = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in OURS}
-    theirs = {name: module for name, module in named.items() if not _is_ours(module)}
-    for name in theirs:
-        del sys.modules[name]
-    sys.path.insert(0, str(ROOT))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(ROOT))
-        for name in [name for name in sys.modules if name.partition(".")[0] in OURS and name not in named]:
-            del sys.modules[name]
-        sys.modules.update(theirs)
-
-
-def _is_ours(module: ModuleType) -> bool:
-    """Whether it is the clone's module of that name, and not one of the user's that lies in the clone too."""
-    top, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
-    return file is not None and any(Path(file).resolve().is_relative_to(ROOT / own) for own in (top, f"{top}.py"))
+_ours = _networks("modules").Modules(ROOT)  # `errors` and the like mean this clone's where they are in place

@@ -1,42 +1,36 @@
 """What each training method minimises: one class a method, which leaves its gradient in the parameters.
 
-All are called alike, on the network in training and on what the step hands them. The network's mode is the caller's, train
-mode in training; attacks run in eval mode. With several processes a batch is this one's slice, which may be empty, of a
-global batch of `total` images; every loss is then this slice's share of the mean over the global batch.
+All are called alike: network, images x (B, ...), labels y (B,), where the attack starts, and `total`. The network's mode is
+the caller's, train mode in training; attacks run in eval mode. With several processes a batch is this one's slice, which may
+be empty, of a global batch of `total` images; every loss is then this slice's share of the mean over the global batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from config import Config
 from losses import LOSSES
 from pgd import InnerPgd, LossFn, PgdFn, pgd
 from processes.replica import Replica
-from utils import eval_mode, per_row, statistics_kept
+from utils import eval_mode, per_row
 
 
-class StepInput(NamedTuple):
-    """What a step hands to an objective."""
+class AttackStart(NamedTuple):
+    """Where a step's attack starts."""
 
-    x: Tensor  # (B, ...) images
-    y: Tensor  # (B,) labels
-    eps: Tensor  # (B,) radius that the attack starts from
-    noise: Tensor | None = None  # (B, ...) where in its ball the attack starts, see `pgd`; None: at the image
-    total: int | None = None  # images of the global batch; None: B
-    spared: Tensor | None = None  # (B,) bool: not attacked in this step if right; None: nobody
-
-    @property
-    def count(self) -> int:  # type: ignore[override]  # tuple.count is hidden
-        return self.total or len(self.x)
+    eps: Tensor  # (B,) radius of each image's ball
+    noise: Tensor | None = None  # (B, ...) where in the ball, see `pgd`; None: at the image
+    skipped: Tensor | None = None  # (B,) bool: not attacked in this step if right; None: all are
+    odi_weights: Tensor | None = None  # (B, C) see `pgd.odi_start`; rows of zeros start where noise says
 
 
 class StepResult(NamedTuple):
@@ -48,12 +42,10 @@ class StepResult(NamedTuple):
     passes: Tensor  # () float64: how often an image went through the network once, forward or forward and backward
     eps: Tensor  # (B,) MMA: the radius of each example to store, 0 where it is wrong; else the attack's radius
     finite: Tensor  # (B,) bool: whether the example's losses are finite
-    direction: Tensor | None = (
-        None  # (B, ...) MMA, if kept: the perturbation over its radius; 0 where none was searched
-    )
+    direction: Tensor | None = None  # (B, ...) MMA, if wanted: perturbation over radius; 0 where none was searched
 
 
-Objective = Callable[[Replica, StepInput], StepResult]
+Objective = Callable[[Replica, Tensor, Tensor, AttackStart, int], StepResult]
 
 
 @dataclass(frozen=True)
@@ -69,78 +61,78 @@ class Mma:
     # Attack the wrong rows too and drop what is found for them: the same result, unless rows influence each other as in
     # BatchNorm, and no shape depends on data.
     every_row: bool = False
-    keeps_directions: bool = False  # `StepResult.direction` is wanted
-    search_mode: str = (
-        "train"  # BatchNorm in the search: "train", as in the paper; "batch": no running ones move; "eval"
-    )
+    wants_directions: bool = False  # `StepResult.direction` is wanted
+    search_mode: str = "train"  # BatchNorm in the search: "train", as in the paper, or "eval"
 
-    def __call__(self, network: Replica, step: StepInput) -> StepResult:
-        """`step.eps` is where AN-PGD starts in each row."""
-        x, y = step.x, step.y
+    def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
+        """`start.eps` is the radius that AN-PGD starts from in each row."""
         with torch.enable_grad() if self.alpha > 0 else torch.no_grad(), network.unsent():
             logits = network(x)
             clean_losses = self.clean_loss_fn(logits, y)
-            clean_loss = clean_losses.sum() / step.count
+            clean_loss = clean_losses.sum() / total
             if self.alpha > 0:
                 network.backward(self.alpha * clean_loss)
         correct = _right(logits, y)
 
         search_losses = self.shortest.search.loss_fn(logits.detach(), y)
         confident = search_losses < 0  # with SLM: p_y > 1/2
-        attacked = confident if step.spared is None else confident & ~step.spared
-        found = self._shortest(network, step, attacked, search_losses)
+        attacked = confident if start.skipped is None else confident & ~start.skipped
+        found = self._shortest(network, x, y, start, attacked, search_losses)
         x_mixed = torch.where(per_row(attacked, x), found.x_adv, x)
-        margins = torch.where(attacked, found.eps, torch.where(confident, step.eps, 0))  # spared: as it is stored
+        margins = torch.where(attacked, found.eps, torch.where(confident, start.eps, 0))  # skipped: as it is stored
 
         logits = network(x_mixed)
         losses = torch.where(confident, self.margin_loss_fn(logits, y), self.clean_loss_fn(logits, y))
-        keep = ~confident | (margins < self.d_max)  # the hinge: beyond d_max an example has no loss
-        mma_loss = torch.where(keep, losses, 0).sum() / step.count
+        in_hinge = ~confident | (margins < self.d_max)  # beyond d_max an example has no loss
+        mma_loss = torch.where(in_hinge, losses, 0).sum() / total
         network.backward((1 - self.alpha) * mma_loss)
 
-        with self._searching(network.model):
-            each = self.shortest.passes(network.model)
-        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * each
-        direction = torch.where(per_row(attacked, x), found.direction, 0) if self.keeps_directions else None
+        passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * found.passes
+        passes = passes + _odi_passes(start, self.shortest.attack, attacked)
+        direction = torch.where(per_row(attacked, x), found.direction, 0) if self.wants_directions else None
         finite = _finite(clean_losses, losses)
         return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
 
-    def _shortest(self, network: Replica, step: StepInput, attacked: Tensor, search_losses: Tensor) -> Shortest:
+    def _shortest(
+        self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, attacked: Tensor, search_losses: Tensor
+    ) -> Shortest:
         """AN-PGD on the attacked rows; the other rows of what it gives mean nothing."""
-        x, everyone = step.x, torch.arange(len(step.x), device=step.x.device)
-        nothing = Shortest(x, torch.zeros_like(step.eps), torch.zeros_like(x), torch.zeros_like(attacked))
-        rows = everyone if self.every_row else attacked.nonzero().squeeze(1)
+        rows = torch.arange(len(x), device=x.device) if self.every_row else attacked.nonzero().squeeze(1)
+        nothing = Shortest(x, torch.zeros_like(start.eps), torch.zeros_like(x), torch.zeros_like(attacked), 0)
         count = network.taking_part(len(rows))
         if not count:
             return nothing
-        noise = None if step.noise is None else step.noise[rows]
-        with self._searching(network.model, count == 1):
-            found = self.shortest(network.model, x[rows], step.y[rows], step.eps[rows], noise, search_losses[rows])
-        return Shortest(*(own.index_copy(0, rows, new) for own, new in zip(nothing, found, strict=True)))
-
-    def _searching(self, model: nn.Module, single_row: bool = False) -> AbstractContextManager[None]:
-        """The mode of the search, PGD before it always runs in eval mode. single_row: of one right example."""
-        if self.search_mode == "eval" or (single_row and not self.search_single_row):
-            return eval_mode(model)
-        return statistics_kept(model) if self.search_mode == "batch" else nullcontext()
+        noise, odi_weights = (None if part is None else part[rows] for part in (start.noise, start.odi_weights))
+        # PGD always runs in eval mode; BatchNorm on vectors cannot search a single row in train mode.
+        in_eval = self.search_mode == "eval" or (count == 1 and not self.search_single_row)
+        with eval_mode(network.model) if in_eval else nullcontext():
+            found = self.shortest(
+                network.model, x[rows], y[rows], start.eps[rows], noise, search_losses[rows], odi_weights
+            )
+        return Shortest(
+            nothing.x_adv.index_copy(0, rows, found.x_adv),
+            nothing.eps.index_copy(0, rows, found.eps),
+            nothing.direction.index_copy(0, rows, found.direction),
+            nothing.beyond.index_copy(0, rows, found.beyond),
+            found.passes,
+        )
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Ordinary training: the mean clean loss. No attack is run."""
+    """Standard training: the mean clean loss. No attack is run."""
 
     loss_fn: LossFn
 
-    def __call__(self, network: Replica, step: StepInput) -> StepResult:
+    def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
         """One pass."""
-        logits = network(step.x)
-        losses = self.loss_fn(logits, step.y)
-        loss = losses.sum() / step.count
+        logits = network(x)
+        losses = self.loss_fn(logits, y)
+        loss = losses.sum() / total
         network.backward(loss)
         zero = torch.zeros_like(loss)
-        return StepResult(
-            loss.detach(), _right(logits, step.y), zero, _passes(step, 1), torch.zeros_like(step.eps), _finite(losses)
-        )
+        no_radius = torch.zeros_like(start.eps)
+        return StepResult(loss.detach(), _right(logits, y), zero, _passes(x, 1), no_radius, _finite(losses))
 
 
 @dataclass(frozen=True)
@@ -150,15 +142,15 @@ class Adversarial:
     loss_fn: LossFn
     attack: InnerPgd
 
-    def __call__(self, network: Replica, step: StepInput) -> StepResult:
-        """`step.eps` is the radius of each row's ball."""
-        x_adv = self.attack(network.model, step.x, step.y, step.eps, step.noise)
+    def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
+        """`start.eps` is the radius of each row's ball."""
+        x_adv = self.attack(network.model, x, y, start.eps, start.noise, start.odi_weights)
         logits = network(x_adv)
-        losses = self.loss_fn(logits, step.y)
-        loss = losses.sum() / step.count
+        losses = self.loss_fn(logits, y)
+        loss = losses.sum() / total
         network.backward(loss)
-        zero, passes = torch.zeros_like(loss), _passes(step, self.attack.steps + 1)
-        return StepResult(zero, _right(logits, step.y), loss.detach(), passes, step.eps, _finite(losses))
+        zero, passes = torch.zeros_like(loss), _passes(x, self.attack.steps + 1) + _odi_passes(start, self.attack)
+        return StepResult(zero, _right(logits, y), loss.detach(), passes, start.eps, _finite(losses))
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:
@@ -177,20 +169,20 @@ class Trades:
     beta: float
     attack: InnerPgd  # on `divergence`
 
-    def __call__(self, network: Replica, step: StepInput) -> StepResult:
-        """`step.eps` is the radius of each row's ball."""
+    def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
+        """`start.eps` is the radius of each row's ball."""
         model = network.model
         with eval_mode(model), torch.no_grad():
-            reference = F.log_softmax(model(step.x), dim=1)
-        x_adv = self.attack(model, step.x, reference, step.eps, step.noise)
-        logits = network(step.x)
-        clean_losses = self.loss_fn(logits, step.y)
+            reference = F.log_softmax(model(x), dim=1)
+        x_adv = self.attack(model, x, reference, start.eps, start.noise, start.odi_weights)
+        logits = network(x)
+        clean_losses = self.loss_fn(logits, y)
         adv_losses = divergence(network(x_adv), F.log_softmax(logits, dim=1))
-        clean_loss, adv_loss = clean_losses.sum() / step.count, adv_losses.sum() / step.count
+        clean_loss, adv_loss = clean_losses.sum() / total, adv_losses.sum() / total
         network.backward(clean_loss + self.beta * adv_loss)
         finite = _finite(clean_losses, adv_losses)
-        passes = _passes(step, self.attack.steps + 3)
-        return StepResult(clean_loss.detach(), _right(logits, step.y), adv_loss.detach(), passes, step.eps, finite)
+        passes = _passes(x, self.attack.steps + 3) + _odi_passes(start, self.attack)
+        return StepResult(clean_loss.detach(), _right(logits, y), adv_loss.detach(), passes, start.eps, finite)
 
 
 def objective_of(
@@ -201,9 +193,11 @@ def objective_of(
     inner_loss_fn: LossFn = clean_loss_fn
     if config.enlarges_margins:
         inner_loss_fn = LOSSES[config.attack_loss_fn]
-    elif config.objective == "trades":
+    elif config.method == "trades":
         inner_loss_fn = divergence
-    inner = InnerPgd(config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack)
+    inner = InnerPgd(
+        config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack, config.step_decay, config.odi_steps
+    )
     if config.enlarges_margins:
         search = Search(LOSSES[config.search_loss_fn], config.search_maxeps, config.num_search_steps, config.search)
         return Mma(
@@ -214,12 +208,12 @@ def objective_of(
             AnPgd(inner, search),
             search_single_row,
             every_row,
-            keeps_directions=config.keep_directions,
+            wants_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
-    if config.objective == "trades":
+    if config.method == "trades":
         return Trades(clean_loss_fn, config.trades_beta, inner)
-    return Standard(clean_loss_fn) if config.objective == "std" else Adversarial(clean_loss_fn, inner)
+    return Standard(clean_loss_fn) if config.method == "std" else Adversarial(clean_loss_fn, inner)
 
 
 def _right(logits: Tensor, y: Tensor) -> Tensor:
@@ -230,5 +224,12 @@ def _finite(*losses: Tensor) -> Tensor:
     return torch.stack([loss.detach().isfinite() for loss in losses]).all(dim=0)
 
 
-def _passes(step: StepInput, each: int) -> Tensor:
-    return torch.full((), each * len(step.x), dtype=torch.float64, device=step.x.device)
+def _odi_passes(start: AttackStart, attack: InnerPgd, attacked: Tensor | None = None) -> Tensor:
+    if start.odi_weights is None:
+        return torch.zeros((), dtype=torch.float64, device=start.eps.device)
+    climbs = start.odi_weights.any(dim=1)
+    return (climbs if attacked is None else climbs & attacked).sum(dtype=torch.float64) * attack.odi_steps
+
+
+def _passes(x: Tensor, each: int) -> Tensor:
+    return torch.full((), each * len(x), dtype=torch.float64, device=x.device)

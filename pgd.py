@@ -6,9 +6,9 @@ An attack is a pure function: the model, its gradients and modes, and the batch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,25 @@ from torch import Tensor, nn
 from utils import eval_mode, frozen, per_row, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
-PgdFn = Callable[..., Tensor]  # `pgd`, or what is called as it is
+
+
+class PgdFn(Protocol):
+    """`pgd`, or what is called as it is."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss_fn: LossFn,
+        norm: str,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        steps: int,
+        noise: Tensor | None = None,
+        decays: bool = False,
+    ) -> Tensor: ...
 
 
 def as_rows(value: float | Tensor, x: Tensor) -> Tensor:
@@ -68,17 +86,22 @@ def _constrain_l2(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
     return x + project_l2(x_adv.clamp(0, 1) - x, eps)  # shrinking towards x stays inside [0, 1]
 
 
+def _length_linf(delta: Tensor) -> Tensor:
+    return delta.flatten(1).abs().amax(dim=1)
+
+
 class Geometry(NamedTuple):
     """What PGD needs to know of a norm. `noise` is uniform on [0, 1), shaped like x."""
 
     start: Callable[[Tensor, Tensor, Tensor], Tensor]  # x, eps, noise -> x_adv
     ascent: Callable[[Tensor], Tensor]  # gradient -> direction of a unit step
     constrain: Callable[[Tensor, Tensor, Tensor], Tensor]  # x_adv, x, eps -> x_adv inside ball and image range
+    length: Callable[[Tensor], Tensor]  # (B, ...) -> (B,): the norm of each row
 
 
 GEOMETRY = {
-    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf),
-    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2),
+    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf, _length_linf),
+    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2, row_norms),
 }
 
 
@@ -88,6 +111,11 @@ def noise_towards(norm: str, x: Tensor, eps: Tensor, direction: Tensor) -> Tenso
     direction: of length at most 1 in the norm.
     """
     return (direction + 1) / 2 if norm == "Linf" else x + per_row(eps, x) * direction
+
+
+def step_sizes(step_size: Tensor, steps: int, decays: bool) -> Iterator[Tensor]:
+    """(B,) -> `steps` times (B,): the size of each step. decays: step k of N, from 0, has the share 1 - k/N of it."""
+    return (step_size * (1 - step / steps) if decays else step_size for step in range(steps))
 
 
 def ascend(
@@ -116,20 +144,39 @@ def pgd(
     step_size: float | Tensor,
     steps: int,
     noise: Tensor | None = None,
+    decays: bool = False,
 ) -> Tensor:
     """(B, ...), (B,) -> (B, ...): maximise loss_fn(model(x + delta), y) over ||delta|| <= eps, x + delta in [0, 1].
 
     The model runs in eval mode. eps and step_size: (B,) or one number. noise: uniform on [0, 1), shaped like x, for a
-    random start; None starts at x.
+    random start; None starts at x. decays: the steps fall from step_size to 0, see `step_sizes`.
     """
     if not len(x):
         return x
     eps, step_size = as_rows(eps, x), as_rows(step_size, x)
     x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
     with eval_mode(model), frozen(model):
-        for _ in range(steps):
-            x_adv = ascend(lambda x_adv: loss_fn(model(x_adv), y), norm, x_adv, x, eps, step_size)
+        for step in step_sizes(step_size, steps, decays):
+            x_adv = ascend(lambda x_adv: loss_fn(model(x_adv), y), norm, x_adv, x, eps, step)
     return x_adv.detach()
+
+
+def weighted_logits(logits: Tensor, weights: Tensor) -> Tensor:
+    """(B, C), (B, C) -> (B,): the combination of logits that ODI climbs."""
+    return (logits * weights).sum(dim=1)
+
+
+def odi_start(
+    run: PgdFn, model: nn.Module, x: Tensor, norm: str, eps: Tensor, noise: Tensor, weights: Tensor, steps: int
+) -> Tensor:
+    """Output-diversified initialisation (Tashiro et al. 2020): (B, ...), (B,), (B, ...) -> (B, ...), the `noise` with
+    which `pgd` starts where `steps` steps of eps / 3 up a random combination of logits end.
+
+    weights: (B, C) uniform on [-1, 1); a row of zeros keeps its start.
+    """
+    how: dict[str, Any] = {"loss_fn": weighted_logits, "norm": norm, "eps": eps, "steps": steps, "noise": noise}
+    found = run(model, x, weights, step_size=eps / 3, **how)
+    return noise_towards(norm, x, eps, (found - x) / per_row(eps, x))
 
 
 @dataclass(frozen=True)
@@ -141,9 +188,25 @@ class InnerPgd:
     loss_fn: LossFn
     step_scale: float = 2.5
     run: PgdFn = pgd  # or what runs it faster
+    decays: bool = False
+    odi_steps: int = 0  # before them, in rows that have weights for it
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, ...), (B,), (B,) -> (B, ...). noise: see `pgd`."""
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: Tensor,
+        noise: Tensor | None = None,
+        odi_weights: Tensor | None = None,
+    ) -> Tensor:
+        """(B, ...), (B,), (B,) -> (B, ...). noise: see `pgd`; odi_weights: see `odi_start`."""
+        if odi_weights is not None and noise is not None:
+            rows = odi_weights.any(dim=1).nonzero().squeeze(1)
+            climbed = odi_start(
+                self.run, model, x[rows], self.norm, eps[rows], noise[rows], odi_weights[rows], self.odi_steps
+            )
+            noise = noise.index_copy(0, rows, climbed)
         return self.run(
             model,
             x,
@@ -154,4 +217,5 @@ class InnerPgd:
             step_size=self.step_scale * eps / self.steps,
             steps=self.steps,
             noise=noise,
+            decays=self.decays,
         )

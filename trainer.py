@@ -13,45 +13,44 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from check import check_rows
 from config import Config
-from hardware.cuda_graph import Captured
+from hardware.cuda_graph import NOTHING, Captured, Recorded, recorded_parts
 from hardware.fast_pgd import FastPgd
-from hardware.guard import Guard, all_finite
 from hardware.layout import layout_for
 from hardware.optimizer import make_optimizer, restore_optimizer
 from hardware.precision import tf32, training_arithmetic
-from hardware.recording import NOTHING, Recording, recording_of
 from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.crops import Augment
 from loading.datasets import Dataset
-from networks.probes import accepts, uses_all
-from objectives import StepInput, StepResult, objective_of
-from processes.deadline import NEVER, Deadline
+from networks.names import is_built_in
+from networks.probes import probe
+from objectives import AttackStart, StepResult, objective_of
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
-from training import starts
-from training.averaging import WeightAverage
-from training.directions import KeptDirections, Stored
-from training.epoch_check import EpochCheck
+from training.bounds import bound_gradient
 from training.exchange import merged
-from training.not_finite import NotFinite, refuse_not_finite
-from training.sums import Sums, train_columns
-from utils import GLOBAL, START, generator, has_batchnorm, mixed_seed, send
+from training.guard import Guard, NotFinite, all_finite
+from training.warm_start import Stored, WarmStarts, start_of_margins
+from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, send
 
 
 class Recorder(Protocol):
     """Where the trainer's results go."""
 
-    def step(self, result: StepResult) -> None: ...
+    def step(self) -> None: ...
     def rows(self, rows: list[dict[str, Any]]) -> None: ...
-    def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None: ...
+    def best(self, model: nn.Module, metrics: dict[str, dict[str, Any]]) -> None: ...
     def margins(self, eps: Tensor, step: int) -> None: ...
-    def save(self, trainer: Trainer) -> None: ...
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
-STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
-STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
+def corners(noise: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) uniform noise -> (B, C, H, W) of 0 and 1, alike in blocks of size x size pixels: corners of the ball."""
+    blocks = (noise[..., ::size, ::size] < 0.5).to(noise)
+    grown = blocks.repeat_interleave(size, -1).repeat_interleave(size, -2)
+    return grown[..., : noise.shape[-2], : noise.shape[-1]]
 
 
 class Trainer:
@@ -67,22 +66,26 @@ class Trainer:
         how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
         augment = Augment(config.crop_pad, config.flip) if config.augment else None
         self.batches = TrainBatches(data.train, augment=augment, **how)
-        self.search_single_row = accepts(model, first_batch(data.train, 1))
+        self.needs = probe(model, first_batch(data.train, 1))
         self._place(model)
-        rates = {"lr": config.lr_at(0), "weight_decay": config.weight_decay, "momentum": config.momentum}
+        rates: dict[str, Any] = {
+            "lr": config.lr_at(0),
+            "weight_decay": config.weight_decay,
+            "momentum": config.momentum,
+        }
         self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
-        recording = self._record()
+        self._make_step(is_built_in(config.network) and config.cuda_graphs)
         self.step = 0  # optimizer steps done
         self.checked_step = 0  # the last step with a check
         self.eps = torch.zeros(len(data.train), device=self.device)
-        keeps = config.keep_directions
-        self.directions = KeptDirections(len(data.train), data.train.shape, config.norm, self.device) if keeps else None
-        self.average = WeightAverage(self.model, config.average_decay) if config.average_decay else None
-        self.epoch_check = EpochCheck(config, self.checked_model, data, world, recording.check_rows)
+        warm, shape = config.keep_directions, data.train.shape
+        self.directions = WarmStarts(len(data.train), shape, config.norm, self.device) if warm else None
         self.best = float("-inf")  # of `config.best_by` on validation images
-        self.sums = Sums(self.device)
+        # Since the last train row: examples, and over them clean loss, right ones, loss of the attacked, radius.
+        self.seen = torch.zeros(5, dtype=torch.float64, device=self.device)
         self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
+        self.check_passes = 0  # the same in the checks
 
     def _place(self, model: nn.Module) -> None:
         """The network as one of several processes trains it."""
@@ -90,29 +93,26 @@ class Trainer:
         shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
         self.model = with_global_statistics(model, self.device) if shares_statistics else model
         self.parameters = list(self.model.parameters())
-        leaves_out = world.size > 1 and not uses_all(self.model, one)
+        leaves_out = world.size > 1 and not self.needs.uses_all
         self.replica = Replica(self.model, world, shares_statistics, leaves_out)
         self.replica.warm_up(one)
 
-    def _record(self) -> Recording:
-        """The attack, the objective and its gradient, recorded where they can be; how the check's attack is, comes back."""
-        config, alone = self.config, self.world.size == 1
-        slice_size = -(-config.batch_size // self.world.size)
-        recording = recording_of(self.model, self.device, slice_size, config.eval_batch_size, alone)
-        recording = recording if config.cuda_graphs else NOTHING
+    def _make_step(self, records: bool) -> None:
+        """The attack, the objective and its gradient, recorded as CUDA graphs where they can be; the check's attack."""
+        config, alone, slice_size = self.config, self.world.size == 1, -(-self.config.batch_size // self.world.size)
+        parts: Recorded = NOTHING
+        if records:
+            parts = recorded_parts(self.model, self.device, slice_size, config.eval_batch_size, alone)
         tune = layout_for(self.device, config.precision, config.deterministic).tune
-        self.attack = FastPgd(self.model, config.precision, rows=recording.attack_rows, tune=tune)
-        single = self.search_single_row
-        self.objective = objective_of(config, self.attack, search_single_row=single, every_row=recording.gradient)
-        self.gradient: Callable[..., tuple[Tensor | None, ...]] = self._gradient
-        if recording.gradient:
-            self.gradient = Captured(self._gradient, config.batch_size, module=self.model, tune=tune)
-        return recording
-
-    @property
-    def checked_model(self) -> nn.Module:
-        """The network that is checked and kept as the best: the average of the weights, where there is one."""
-        return self.average.model if self.average else self.model
+        self.attack = FastPgd(self.model, config.precision, rows=parts.attack_rows, tune=tune)
+        # On CPUs one copy of the network in bfloat16 serves both.
+        same = parts.check_rows == parts.attack_rows
+        self.check_attack = self.attack if same else FastPgd(self.model, config.precision, parts.check_rows, tune=tune)
+        single = self.needs.one_row
+        self.objective = objective_of(config, self.attack, search_single_row=single, every_row=parts.gradient)
+        self.gradient: Callable[..., tuple[StepResult, list[Tensor | None]]] = self._gradient
+        if parts.gradient:
+            self.gradient = Captured(self._gradient, config.batch_size, tune=tune)
 
     @property
     def epoch(self) -> int:
@@ -120,8 +120,7 @@ class Trainer:
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, `STATE_KEYS` and more: tensors and plain values."""
-        more = {"directions": self.directions, "average": self.average}
+        """Everything a resumed run needs, `checkpoint.STATE_KEYS` and more: tensors and plain values."""
         return {
             "step": self.step,
             "checked_step": self.checked_step,
@@ -130,13 +129,12 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "eps": self.eps,
             "best_margin": self.best,  # the key's name is older than `best_by`
-            "sums": self.sums.values.tolist(),
-            "passes": [float(self.passes), self.epoch_check.passes],
+            "sums": self.seen.tolist(),
+            "passes": [float(self.passes), self.check_passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
             "listing": self.data.listing,
-            "check": self.epoch_check.state_dict(),
-            **{name: part.state_dict() for name, part in more.items() if part is not None},
+            **({"directions": self.directions.state_dict()} if self.directions else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -145,16 +143,14 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
-        self.sums.values.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(Sums.NAMES)))
-        passes, self.epoch_check.passes = state.get("passes", (0.0, 0))
+        self.seen.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        passes, self.check_passes = state["passes"]
         self.passes.fill_(passes)
-        self.epoch_check.load_state_dict(state.get("check", {}))
-        in_a_row, since_row = state.get("skipped", (0, 0))
+        in_a_row, since_row = state["skipped"]
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
-        for part, name in ((self.directions, "directions"), (self.average, "average")):
-            if part is not None:
-                part.load_state_dict(state[name])
+        if self.directions is not None:
+            self.directions.load_state_dict(state["directions"])
 
     def train_step(self) -> StepResult:
         """One optimizer step; every draw is a function of (seed, step). What comes back is of the global batch.
@@ -172,15 +168,17 @@ class Trainer:
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
         if self.directions is not None and directions is not None:
             self.directions.write(index, directions, counts)
-        if self.average:
-            self.average.update(self.model, counts)
-        self.sums.add(result, counts)
+        seen = (result.clean_loss * len(index), result.correct, result.adv_loss * len(index), result.eps.sum())
+        row = torch.stack(
+            [torch.full_like(result.clean_loss, len(index)), *(one.to(result.clean_loss) for one in seen)]
+        )
+        self.seen += torch.where(counts, row.double(), 0)
         self.passes += result.passes
         self.step += 1
         return result
 
     def _own_gradient(self, step: int) -> tuple[StepResult, Stored | None]:
-        """This process's share of the losses, and its directions to keep; the gradient of the global batch is left in
+        """This process's share of the losses, and its directions to store; the gradient of the global batch is left in
         the parameters."""
         config, rank = self.config, self.world.rank
         key = (config.seed, GLOBAL, step, *([rank] if rank else []))
@@ -189,38 +187,55 @@ class Trainer:
         self.total = len(self.batches.global_rows(step))
         self.model.train()
         with tf32(config.precision != "fp32"), training_arithmetic(self.device.type, config.precision):
-            outputs = self.gradient(batch.x, batch.y, *self._starts(batch, step))
-        result, gradients = StepResult._make(outputs[: len(StepResult._fields)]), outputs[len(StepResult._fields) :]
+            result, gradients = self.gradient(batch.x, batch.y, *self._attack_start(batch, step))
+        if config.ibp_weight:
+            eps = config.ibp_eps * min(1.0, 3 * step / config.max_steps)
+            share, bounds = config.ibp_weight, bound_gradient(self.model, self.parameters, batch.x, batch.y, eps)
+            mixed = zip(gradients, bounds, strict=True)
+            gradients = [None if own is None else (1 - share) * own + share * bound for own, bound in mixed]
+            result = result._replace(passes=result.passes + 2 * len(batch.x))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+            if config.l1_decay and gradient is not None:
+                parameter.grad = gradient + config.l1_decay * parameter.detach().sign()
         if self.directions is None or result.direction is None:
             return result, None
         return result, self.directions.to_store(batch.index, result.direction, self.batches.crops(step))
 
-    def _starts(self, batch: Batch, step: int) -> tuple[Tensor, ...]:
-        """Where the attack starts in each row; see `training.starts`."""
-        config = self.config
+    def _attack_start(self, batch: Batch, step: int) -> AttackStart:
+        """Where the attack starts in each row: a function of the seed, the step and what is stored."""
+        config, own = self.config, self.world.rows(self.total)
         if not config.attacks:
-            return (torch.zeros_like(batch.y, dtype=batch.x.dtype),)
+            return AttackStart(torch.zeros_like(batch.y, dtype=batch.x.dtype))
         noise = torch.rand(self.total, *batch.x.shape[1:], generator=generator(config.seed, START, step))
-        noise = send(noise[self.world.rows(self.total)], self.device)
+        noise, odi_weights = send(noise[own], self.device), None
+        if config.odi_steps:
+            drawn = torch.rand(self.total, self.data.num_classes, generator=generator(config.seed, ODI, step))
+            odi_weights = send(2 * drawn[own] - 1, self.device)
+        if config.start_blocks:
+            noise = corners(noise, config.start_blocks)
         if not config.enlarges_margins:
-            return starts.fixed(config, batch, step, noise)
-        epoch = step // self.steps_per_epoch
-        stored, crops = self.eps[batch.index], self.batches.crops(step)
-        return starts.per_example(config, batch, stored, noise, epoch, self.directions, crops)
+            eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
+            return AttackStart(eps, noise, odi_weights=odi_weights)
+        return start_of_margins(
+            config,
+            batch,
+            self.eps[batch.index],
+            noise,
+            step // self.steps_per_epoch,
+            self.directions,
+            self.batches.crops(step),
+            odi_weights,
+        )
 
-    def _gradient(
-        self, x: Tensor, y: Tensor, eps: Tensor, noise: Tensor | None = None, spared: Tensor | None = None
-    ) -> tuple[Tensor | None, ...]:
+    def _gradient(self, x: Tensor, y: Tensor, *start: Tensor | None) -> tuple[StepResult, list[Tensor | None]]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
         self.optimizer.zero_grad(set_to_none=True)
-        result = self.objective(self.replica, StepInput(x, y, eps, noise, self.total, spared))
-        return (*result, *(parameter.grad for parameter in self.parameters))
+        result = self.objective(self.replica, x, y, AttackStart(*start), self.total)  # type: ignore[arg-type]
+        return result, [parameter.grad for parameter in self.parameters]
 
-    def run(self, recorder: Recorder, stop: Callable[[], bool], deadline: Deadline = NEVER) -> bool:
-        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` or the deadline ended
-        it early.
+    def run(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
+        """Train up to `max_steps`, with a check after each epoch and at the end. False if `stop()` ended it early.
 
         The state is saved every `save_interval` minutes, before and after each check, and when stopped. Of several
         processes the first one's clock counts, and `stop` must say the same on all.
@@ -233,63 +248,75 @@ class Trainer:
         while True:
             stopping, due = stop(), self._check_is_due()
             if due and not stopping:
-                self._save(recorder, deadline)  # a check may take long
+                self._save(recorder)  # a check may take long, and one that is stopped is made again
                 check_at = time.monotonic()
-                stopping = not self.check(recorder, lambda: stop() or deadline.over("batch of a check"))
+                stopping = not self.check(recorder, stop)
                 if not stopping:
-                    self._save(recorder, deadline)
+                    self._save(recorder)
                     saved_at = time.monotonic()
                 row_at += time.monotonic() - check_at  # steps_per_second is of the steps alone
-            if stopping or (self.step < config.max_steps and deadline.over("step")):
-                self._save(recorder, deadline)
+            if stopping:
+                self._save(recorder)
                 self.world.wait()  # a launcher ends all when the first one has ended
                 return False
             if self.step >= config.max_steps:
                 return True
-            recorder.step(self.train_step())
+            self.train_step()
+            recorder.step()
             if self.step % config.disp_interval == 0:
                 now = time.monotonic()
                 recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
                 row_at, row_step = now, self.step
             due = time.monotonic() - saved_at > 60 * config.save_interval
             if self.world.largest(int(due and self.world.is_first)):
-                self._save(recorder, deadline)
+                self._save(recorder)
                 saved_at = time.monotonic()
 
     def _check_is_due(self) -> bool:
         interval = self.steps_per_epoch * self.config.check_interval
         return self.step > self.checked_step and (self.step >= self.config.max_steps or self.step % interval == 0)
 
-    def _save(self, recorder: Recorder, deadline: Deadline = NEVER) -> None:
-        refuse_not_finite(self.guard, self.batches)
-        if not all_finite(self.guard.changing()):
+    def _save(self, recorder: Recorder) -> None:
+        self.guard.refuse_not_finite(self.batches)
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        tensors = [*self.model.parameters(), *self.guard.watched(), *(one for one in state if isinstance(one, Tensor))]
+        if not all_finite(tensors):
             raise NotFinite(f"a weight is not finite at step {self.step}")
-        with deadline.saving():
-            recorder.save(self)
+        recorder.save(self.state())
 
     def _train_row(self, steps_per_second: float) -> dict[str, Any]:
-        refuse_not_finite(self.guard, self.batches)
-        seen, skipped = train_columns(self.config, self.sums.means()), int(self.guard.since_row)
-        self.sums = Sums(self.device)
+        """Losses and accuracies over the examples since the last row; None for what the method does not see."""
+        self.guard.refuse_not_finite(self.batches)
+        config, skipped = self.config, int(self.guard.since_row)
+        examples, *seen = self.seen.tolist()
+        clean_loss, correct, adv_loss, eps = (value / examples if examples else None for value in seen)
+        self.seen.zero_()
         self.guard.since_row.zero_()
-        row = {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": self.config.lr_at(self.step - 1), **seen}
-        row |= {"steps_per_second": round(steps_per_second, 4), "passes": int(self.passes)}
-        return row | ({"skipped_steps": skipped} if skipped else {})
+        columns: dict[str, float | None] = {"clean_loss": clean_loss, "clean_acc": correct, "mma_loss": None}
+        if config.method in ("pgd", "pgdls"):  # which see no clean image
+            columns |= {"clean_loss": None, "clean_acc": None, "adv_loss": adv_loss, "adv_acc": correct}
+        elif config.attacks:
+            columns["mma_loss" if config.enlarges_margins else "adv_loss"] = adv_loss
+        row = {"kind": "train", "step": self.step, "epoch": self.epoch, "lr": config.lr_at(self.step - 1), **columns}
+        row |= {"mean_eps": eps if config.attacks else None, "steps_per_second": round(steps_per_second, 4)}
+        return row | {"passes": int(self.passes)} | ({"skipped_steps": skipped} if skipped else {})
 
     def check(self, recorder: Recorder, stop: Callable[[], bool]) -> bool:
         """Check validation and test set; hand over rows, margins and, if it is the best so far, the model.
 
         False if stopped on the way: then nothing was handed over.
         """
-        with tf32(self.config.precision != "fp32"):
-            passes = self.average.re_estimate(self.batches, self.step, self.world) if self.average else 0
-        rows = self.epoch_check.rows(self.step, self.epoch, stop, passes)
+        config, now = self.config, (self.step, self.epoch, self.check_passes)
+        how: dict[str, Any] = {"attack": self.check_attack, "world": self.world, "stop": stop}
+        with tf32(config.precision != "fp32"), torch.no_grad():
+            rows = check_rows(config, self.model, self.data, *now, **how)
         if rows is None:
             return False
-        if (figure := rows[0][self.config.best_by]) > self.best:
+        self.check_passes = rows[-1]["check_passes"]
+        if (figure := rows[0][config.best_by]) > self.best:
             self.best = figure
-            recorder.best(self, {row["split"]: row for row in rows})
-        if self.config.enlarges_margins:
+            recorder.best(self.model, {row["split"]: row for row in rows})
+        if config.enlarges_margins:
             recorder.margins(self.eps, self.step)
         recorder.rows(rows)
         self.checked_step = self.step

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from errors import UserError
 
 # The streams of random draws. Each draw's generator is keyed by (seed, stream, step or epoch, …).
-ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL, SANITY, STATISTICS = range(9)
+ORDER, AUGMENT, START, CHECK, EVALUATE, SPLIT, GLOBAL, SANITY, ODI = range(9)
 
 
 def write_atomically(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:
@@ -64,19 +64,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm in train mode uses each batch's statistics inside and leaves its running ones as they are."""
-    tracking = [module for module in batchnorms(model) if module.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
 
 
 @contextmanager

@@ -11,33 +11,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from config import ALPHA, LARGEST, LARGEST_L2, MOST_DIGITS, MOST_SEARCH_STEPS, PRESETS, SMALLEST_RADIUS, Config, method_of
+from config import (
+    ALPHA,
+    GONE,
+    LARGEST,
+    LARGEST_L2,
+    MOST_DIGITS,
+    MOST_SEARCH_STEPS,
+    PRESETS,
+    SMALLEST_RADIUS,
+    Config,
+    method_of,
+)
 from errors import UserError
-from networks.names import is_own, why_unknown
+from networks.names import why_unknown
 from presets import PUBLISHED_MAXEPS
 
-POSITIVE = (
-    *("nb_iter", "num_search_steps", "batch_size", "max_steps", "disp_interval", "hinge_maxeps", "eps_iter_scale"),
-    *(
-        "attack_mineps",
-        "test_eps",
-        "test_eps_iter",
-        "train_size",
-        "val_size",
-        "eval_batch_size",
-        "save_interval",
-        "max_minutes",
-    ),
-    *(
-        "crop_pad",
-        "train_eps",
-        "ramp_steps",
-        "cycle_steps",
-        "check_nb_iter",
-        "check_size",
-        "check_interval",
-        "rest_interval",
-    ),
+MAY_BE_ZERO = (
+    *("seed", "clean_loss_coeff", "refresh_interval", "momentum", "weight_decay", "trades_beta"),
+    *("test_size", "num_workers", "odi_steps", "start_blocks", "ibp_weight", "l1_decay"),
 )
 MEND = "mend it, or use another file"
 RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
@@ -45,10 +37,11 @@ RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_ite
 
 def validate(config: Config) -> None:
     """:raises UserError: for values that contradict each other or mean nothing."""
-    require_positive(config, POSITIVE)
-    for name in ("momentum", "weight_decay", "trades_beta", "num_workers"):
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name} {getattr(config, name):g}: must not be negative")
+    numbers = {name: value for name, value in config.to_dict().items() if type(value) in (int, float)}
+    require_positive(config, [name for name in numbers if name not in MAY_BE_ZERO])
+    for name in MAY_BE_ZERO:
+        if numbers.get(name, 0) < 0:
+            raise UserError(f"--{name} {numbers[name]:g}: must not be negative")
     if config.streaming and config.dataset != "imagefolder":
         raise UserError(
             f"--streaming: {config.dataset} is small and lives in memory, only image folders stay on disk: leave it out"
@@ -59,8 +52,6 @@ def validate(config: Config) -> None:
     _validate_recipe(config)
     if wrong := why_unknown(config.network):
         raise UserError(f"--network {config.network}: {wrong}")
-    if is_own(config.network) and config.activation != "relu":
-        raise UserError(f"--activation: {config.network} is your own and has what it has: leave it out")
 
 
 def _validate_method(config: Config) -> None:
@@ -111,15 +102,13 @@ def _validate_rates(config: Config) -> None:
 
 
 def _validate_recipe(config: Config) -> None:
-    if config.average_decay is not None and not 0 < config.average_decay < 1:
-        raise UserError(f"--average_decay {config.average_decay:g}: between 0 and 1, as 0.999")
     if config.refresh_interval and not config.keep_directions:
         raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
     if not config.augment and (config.crop_pad != 4 or not config.flip):
         raise UserError("--crop_pad, --flip: are about augmentation: add --augment, or leave them out")
     if config.keep_directions and not config.enlarges_margins:
         raise UserError(
-            f"--keep_directions: has no meaning with --method {config.objective}, only with mma, omma: leave it out"
+            f"--keep_directions: has no meaning with --method {config.method}, only with mma, omma: leave it out"
         )
 
 
@@ -127,8 +116,7 @@ def require_positive(config: object, names: Sequence[str]) -> None:
     """:raises UserError: naming the first of these fields that is given and not above 0."""
     for name in names:
         value = getattr(config, name)
-        zero_means_none = name == "test_size" and isinstance(config, Config)
-        if value is not None and not zero_means_none and not value > 0:
+        if value is not None and not value > 0:
             raise UserError(f"--{name} {value:g}: must be above 0")
 
 
@@ -139,19 +127,27 @@ def stored_config(values: dict[str, Any], where: object = "stored config") -> Co
     """
     names = {f.name for f in dataclasses.fields(Config)}
     try:
+        refuse_gone(values)
         known = {name: value for name, value in values.items() if name in names}
         known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
+        known["method"] = known.get("method") or method_of(known["clean_loss_coeff"])
         config = replace(PRESETS[known["dataset"], known["norm"]], **known)
-        config = replace(config, method=config.objective)
         _check_types(config)
         validate(config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except KeyError:
-        raise UserError(f"{where}: its dataset, norm or lr is missing or unknown: {MEND}") from None
+        raise UserError(f"{where}: its dataset, norm, lr or clean_loss_coeff is missing or unknown: {MEND}") from None
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: not the settings of a run ({error}): {MEND}") from None
     return config
+
+
+def refuse_gone(values: dict[str, Any]) -> None:
+    """:raises UserError: if a setting that there was once holds anything but its default."""
+    for name, left in GONE.items():
+        if values.get(name, left) != left:
+            raise UserError(f"{name} {values[name]}: there is no such setting any more: use the code of that time")
 
 
 def _check_types(config: Config) -> None:

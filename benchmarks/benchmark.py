@@ -1,18 +1,22 @@
-"""Milliseconds of a training step and of an evaluation, ours in each precision and the reference style's, interleaved.
+"""Milliseconds of a training step and of an evaluation: ours in each precision and the plain version's, interleaved.
 
-python benchmarks/benchmark.py [--device cuda] [--precision fp32 bf16] [--cases mnist-Linf evaluation]
+python benchmarks/benchmark.py [--device cuda] [--precision fp32 bf16] [--cases mnist-Linf-all evaluation]
 
-Images are random or digits drawn large, and the learning rate is 0, so that every step does the same work. "all" right:
-each example is attacked, the expensive case; "half": every second one. The floor is the time of the passes alone: their
-number times the time of one, measured here (on CUDA launched one by one). Peak memory is what a step needs beyond what lay there before it.
+Images are random or digits drawn large, and the learning rate is 0, so that every step does the same work. "all" right: each
+example is attacked, the expensive case; "half": every second one. The floor is the time of the passes alone: their number times
+the time of one, measured here (on CUDA launched one by one). Peak memory is what a call needs beyond what lay there before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,109 +25,97 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.evaluation_case import evaluation_case
-from benchmarks.timing import Case, measure
-from benchmarks.training_cases import TRAINING, against_the_rule, check_case, layout_case, training_case
+from benchmarks.cases import TRAINING, Case, evaluation_case, seconds, training_case
 from config import PRECISIONS
 from errors import UserError, exits_on_user_error
-from records.runlog import environment
+from records.run_folder import environment
 from utils import use_device
 
-LAYOUTS = ["layout-mnist-Linf", "layout-cifar10-Linf"]
-CASES = [f"{name}-{share}" for name in TRAINING for share in ("all", "half")]
-CASES += ["evaluation", "mnist-Linf-check", "cifar10-Linf-check", *LAYOUTS]
+CASES = [*(f"{name}-{share}" for name in TRAINING for share in ("all", "half")), "evaluation"]
+COLUMNS = ("ms", "min", "max", "ratio", "images/s", "peak MiB", "floor ms", "x floor")
 
 
-def print_rows(rows: list[dict[str, Any]], remark: str) -> None:
-    print(f"\n{rows[0]['case']}" + (f"; {remark}" if remark else ""))
-    print(
-        f"{'':20}{'ms':>10}{'min':>10}{'max':>10}{'ratio':>8}{'images/s':>10}{'peak MiB':>10}{'floor ms':>10}{'of time':>9}{'x floor':>9}"
-    )
+def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that one call needs at most beyond what was allocated before it; on a CPU of resident memory, Linux only."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        fn()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+    def resident(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = resident("VmRSS")
+        fn()
+        return (resident("VmHWM") - before) / 2**10
+    except OSError:
+        return None
+
+
+def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row a contender: times interleaved, in an order that turns."""
+    if device.type != "cuda":  # there the first call records what later ones replay, and its memory counts
+        for fn in case.run.values():
+            fn()
+    peaks = {name: peak_mib(fn, device) for name, fn in case.run.items()}
+    times: dict[str, list[float]] = {name: [] for name in case.run}
+    for turn in range(repeats):
+        names = list(case.run)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(1000 * seconds(case.run[name], device))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    rows = []
+    for name, median in medians.items():
+        floor = 1000 * case.floor[name]()
+        row = {"case": case.title, "contender": name, "ms_median": median, "ms_min": min(times[name])}
+        row |= {"ms_max": max(times[name]), "ratio": next(iter(medians.values())) / median}
+        row |= {"images_per_second": 1000 * case.images / median, "peak_mib": peaks[name], "floor_ms": floor}
+        rows.append({**row, "time_over_floor": median / floor, "remark": case.remark()})
+    return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{rows[0]['case']}" + (f"; {rows[0]['remark']}" if rows[0]["remark"] else ""))
+    print(f"{'':20}" + "".join(f"{name:>10}" for name in COLUMNS))
     for row in rows:
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        print(
-            f"{row['contender']:20}{row['ms_median']:10.1f}{row['ms_min']:10.1f}{row['ms_max']:10.1f}{row['ratio']:8.2f}"
-            f"{row['images_per_second']:10.1f}{peak:>10}{row['floor_ms']:10.1f}"
-            f"{1 / row['time_over_floor']:9.0%}{row['time_over_floor']:9.2f}",
-            flush=True,
+        keys = (
+            "ms_median",
+            "ms_min",
+            "ms_max",
+            "ratio",
+            "images_per_second",
+            "peak_mib",
+            "floor_ms",
+            "time_over_floor",
         )
+        cells = [
+            f"{'-':>10}" if row[key] is None else f"{row[key]:10.{2 if 'ratio' in key or 'over' in key else 1}f}"
+            for key in keys
+        ]
+        print(f"{row['contender']:20}" + "".join(cells), flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="cpu, cuda, …; auto takes cuda where there is one")
-    parser.add_argument(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS,
-        default=None,
-        help="ours in these (default: fp32 and bf16; on CUDA tf32 too)",
-    )
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=[*CASES, "layout"],
-        default=CASES,
-        metavar="CASE",
-        help=", ".join([*CASES, "layout: both"]),
-    )
+    help_text = "ours in these (default: fp32 and bf16; on CUDA every one)"
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help=help_text)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 6 on a CPU)")
-    parser.add_argument(
-        "--repeats", type=int, help="times each contender is timed in a case (default: 20 on CUDA, 3 on a CPU)"
-    )
+    parser.add_argument("--repeats", type=int, help="times each is timed in a case (default: 20 on CUDA, 3 on a CPU)")
     parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/<device>.json)")
     flags = parser.parse_args()
-    for name in ("cifar_batch", "repeats"):
+    for name, least in (("cifar_batch", 2), ("repeats", 1)):
         value = getattr(flags, name)
-        if value is not None and value < (2 if name == "cifar_batch" else 1):
-            raise UserError(f"--{name} {value}: too small")
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: at least {least}")
     return flags
-
-
-def case_of(name: str, precisions: list[str], cifar_batch: int | None, device: torch.device) -> Case:
-    """The case that a name of `CASES` means."""
-
-    def batch(training: str) -> int:
-        return 50 if training.startswith("mnist") else cifar_batch or (128 if device.type == "cuda" else 6)
-
-    if name == "evaluation":
-        return evaluation_case(precisions, device)
-    if name.endswith("-check"):
-        return check_case(name.removesuffix("-check"), precisions, device)
-    if name in LAYOUTS:
-        training = name.removeprefix("layout-")
-        return layout_case(training, precisions, batch(training), device)
-    training, share = name.rsplit("-", 1)
-    return training_case(training, share, precisions, batch(training), device)
-
-
-@exits_on_user_error
-def main() -> int:
-    """Measure, print, write the JSON."""
-    started = time.monotonic()
-    flags = parse()
-    device = use_device(flags.device, deterministic=False)
-    on_cuda = device.type == "cuda"
-    precisions = flags.precision or (list(PRECISIONS) if on_cuda else ["fp32", "bf16"])
-    machine = {**environment(device), "processor": processor(), "date": time.strftime("%Y-%m-%d")}
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    rows = []
-    for name in [part for asked in flags.cases for part in (LAYOUTS if asked == "layout" else [asked])]:
-        case = case_of(name, precisions, flags.cifar_batch, device)
-        found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
-        print_rows(found, case.remark())
-        rows += [{**row, "remark": case.remark()} for row in found]
-        for line in against_the_rule(found, precisions, device) if name in LAYOUTS else ():
-            print(line)
-        del case
-    out = flags.out or Path(__file__).resolve().parent.parent / "benchmarks" / f"{device.type}.json"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another file") from None
-    print(f"\nwritten: {out}; {time.monotonic() - started:.0f} s")
-    return 0
 
 
 def processor() -> str:
@@ -133,6 +125,40 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return "unknown"
+
+
+@exits_on_user_error
+def main() -> int:
+    """Measure, print, write the JSON. Returns the exit status."""
+    started = time.monotonic()
+    flags = parse()
+    device = use_device(flags.device, deterministic=False)
+    on_cuda = device.type == "cuda"
+    precisions = flags.precision or (list(PRECISIONS) if on_cuda else ["fp32", "bf16"])
+    machine = {**environment(device), "processor": processor(), "date": time.strftime("%Y-%m-%d")}
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    rows = []
+    for name in flags.cases:
+        training, _, share = name.rpartition("-")
+        batch = 50 if name.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 6)
+        is_step = name != "evaluation"
+        case = (
+            training_case(training, share, precisions, batch, device)
+            if is_step
+            else evaluation_case(precisions, device)
+        )
+        found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
+        print_rows(found)
+        rows += found
+        del case
+    out = flags.out or Path(__file__).resolve().parent / f"{device.type}.json"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another file") from None
+    print(f"\nwritten: {out}; {time.monotonic() - started:.0f} s")
+    return 0
 
 
 if __name__ == "__main__":

@@ -31,11 +31,10 @@ from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
 from pgd import pgd
 from records import checkpoint
-from validation import require_positive
 from utils import generator
+from validation import require_positive
 
-EPS, STEPS, BATCH = 0.3, 40, 100
-STEPS_ACROSS = 30  # steps of eps / 30: 0.01 at 0.3
+STEPS, STEPS_ACROSS = 40, 30  # of eps / 30: 0.01 at 0.3
 
 
 def wheel_network(name: str) -> nn.Module:
@@ -46,80 +45,66 @@ def wheel_network(name: str) -> nn.Module:
     return model.eval()
 
 
-def robust_by_ours(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
-    """(N,) bool: classified right before and after our attack."""
+def ours(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
+    """(B, ...), (B,) -> (B, ...) adversarial images."""
     noise = torch.rand(x.shape, generator=generator(0)) if random_start else None
-    x_adv = pgd(
-        model, x, y, loss_fn=cross_entropy, norm="Linf", eps=eps, step_size=eps / STEPS_ACROSS, steps=STEPS, noise=noise
-    )
-    return standing(model, x, y, x_adv)
+    how = {"norm": "Linf", "eps": eps, "step_size": eps / STEPS_ACROSS, "steps": STEPS, "noise": noise}
+    return pgd(model, x, y, loss_fn=cross_entropy, **how)
 
 
-def robust_by_advertorch(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
-    """(N,) bool: classified right before and after advertorch's attack."""
+def advertorchs(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
+    """The same by advertorch."""
     torch.manual_seed(1)
-    attack = advertorch.attacks.LinfPGDAttack(
-        model,
-        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
-        eps=eps,
-        nb_iter=STEPS,
-        eps_iter=eps / STEPS_ACROSS,
-        rand_init=random_start,
-    )
-    return standing(model, x, y, attack.perturb(x, y))
+    how = {"eps": eps, "nb_iter": STEPS, "eps_iter": eps / STEPS_ACROSS, "rand_init": random_start}
+    return advertorch.attacks.LinfPGDAttack(model, loss_fn=nn.CrossEntropyLoss(reduction="sum"), **how).perturb(x, y)
 
 
-def robust_by_foolbox(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = EPS) -> Tensor:
-    """(N,) bool: classified right before and after foolbox's attack."""
+def foolboxs(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
+    """The same by foolbox."""
     torch.manual_seed(2)
     attack = LinfPGD(rel_stepsize=1 / STEPS_ACROSS, steps=STEPS, random_start=random_start)
-    _, x_adv, _ = attack(PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)
-    return standing(model, x, y, x_adv)
+    return attack(PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
 
 
-def standing(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-    """(N,) bool: classified right before and after."""
+ATTACKS = {"ours": ours, "advertorch": advertorchs, "foolbox": foolboxs}
+
+
+def robust(name: str, model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = 0.3) -> Tensor:
+    """(N,) bool: classified right before and after the attack of this name, in batches of 100."""
     with torch.no_grad():
-        return (logit_margin(model(x), y) < 0) & (logit_margin(model(x_adv), y) < 0)
-
-
-ATTACKS = {"ours": robust_by_ours, "advertorch": robust_by_advertorch, "foolbox": robust_by_foolbox}
+        standing = logit_margin(model(x), y) < 0
+    for rows in torch.arange(len(x)).split(100):
+        x_adv = ATTACKS[name](model, x[rows], y[rows], random_start, eps)
+        with torch.no_grad():
+            standing[rows] &= logit_margin(model(x_adv), y[rows]) < 0
+    return standing
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
-    """Attack, print one line for each network, radius and kind of start."""
+    """Attack, print one line for each network, radius and kind of start. Returns the exit status."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--test_size", type=whole, default=1000)
-    parser.add_argument("--eps", type=number, nargs="+", default=[EPS])
+    parser.add_argument("--eps", type=number, nargs="+", default=[0.3])
     flags = argparse.Namespace(**parser.parse(argv))
     require_positive(flags, ("test_size",))
-    batch = load_test(
-        "mnist", flags.data_root, test_size=flags.test_size, device=torch.device("cpu")
-    ).split.everything()
-    parts = list(zip(batch.x.split(BATCH), batch.y.split(BATCH), strict=True))
+    images = load_test("mnist", flags.data_root, test_size=flags.test_size, device=torch.device("cpu"))
+    x, y, _ = images.split.everything()
     print(f"MNIST, first {flags.test_size} test images, Linf, {STEPS} steps of eps / {STEPS_ACROSS}: robust accuracy")
-    print(
-        f"{'network':12}{'eps':>6}{'start':>8}{'clean':>9}"
-        + "".join(f"{name:>12}" for name in ATTACKS)
-        + "   flags that differ from ours"
-    )
+    names = "".join(f"{name:>12}" for name in ATTACKS)
+    print(f"{'network':12}{'eps':>6}{'start':>8}{'clean':>9}{names}   flags that differ from ours")
     for name in ("advtrained", "clntrained"):
         model = wheel_network(name)
         with torch.no_grad():
-            clean = (logit_margin(model(batch.x), batch.y) < 0).double().mean()
+            clean = (logit_margin(model(x), y) < 0).double().mean()
         for eps, random_start in itertools.product(flags.eps, (False, True)):
-            found = [
-                torch.cat([attack(model, *part, random_start, eps) for part in parts]) for attack in ATTACKS.values()
-            ]
-            shares = "".join(f"{flags.double().mean():>12.2%}" for flags in found)
-            differ = ", ".join(
-                f"{label} {int((flags != found[0]).sum())}" for label, flags in zip(ATTACKS, found, strict=True)
-            )
-            print(
-                f"{name:12}{eps:>6g}{'random' if random_start else 'image':>8}{clean:>9.2%}{shares}   {differ.partition(', ')[2]}"
-            )
+            found = {label: robust(label, model, x, y, random_start, eps) for label in ATTACKS}
+            shares = "".join(f"{standing.double().mean():>12.2%}" for standing in found.values())
+            theirs = {label: standing for label, standing in found.items() if label != "ours"}
+            differ = ", ".join(f"{label} {int((one != found['ours']).sum())}" for label, one in theirs.items())
+            start = "random" if random_start else "image"
+            print(f"{name:12}{eps:>6g}{start:>8}{clean:>9.2%}{shares}   {differ}")
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,46 +19,34 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cases import seconds
 from hardware.fast_pgd import FastPgd
 from losses import cross_entropy, soft_logit_margin
 from networks.build import build_model
 
 STEPS = 3  # of PGD, whose start and end are in its time
-Passes = tuple[str, int, Callable[[], object]]  # name, passes an image, what makes them
 
 
-def passes(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> list[Passes]:
-    """The kinds, in float32 or with bfloat16 in all of them."""
+def passes(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str
+) -> dict[str, tuple[int, Callable[[], object]]]:
+    """Name of a kind -> passes an image, and what makes them; in float32 or with bfloat16 in all of them."""
     attack = FastPgd(model, precision, rows=len(x) if x.is_cuda else None)
     how = {"loss_fn": soft_logit_margin, "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": STEPS}
 
     def forward() -> torch.Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits: torch.Tensor = model(x)
-        return logits.float()
-
-    def search() -> None:
-        with torch.no_grad():
-            forward()
+            return model(x).float()
 
     def gradient() -> None:
         cross_entropy(forward(), y).mean().backward()
         model.zero_grad(set_to_none=True)
 
-    step = ("a step of PGD", STEPS, lambda: attack(model, x, y, **how))
-    return [step, ("forward, train mode", 1, search), ("forward and backward to the weights", 1, gradient)]
-
-
-def rate(count: int, each: int, run: Callable[[], object], cuda: bool, repeats: int) -> float:
-    """Passes a second: the median of `repeats`, after two that do not count."""
-    seconds = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return count * each / statistics.median(seconds[2:])
+    return {
+        "a step of PGD": (STEPS, lambda: attack(model, x, y, **how)),
+        "forward, train mode": (1, torch.no_grad()(forward)),
+        "forward and backward to the weights": (1, gradient),
+    }
 
 
 def multiply_adds(network: str) -> float:
@@ -72,7 +59,7 @@ def multiply_adds(network: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print both tables. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--network", default="small_resnet")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="cpu")
@@ -86,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = build_model(flags.network, 3, 32, 32, 10).to(device, memory_format=torch.channels_last).train()
     x, y = torch.rand(flags.batch, 3, 32, 32, device=device), torch.randint(0, 10, (flags.batch,), device=device)
     for precision in ("fp32", "bf16"):
-        for name, each, run in passes(model, x, y, precision):
-            found = rate(len(x), each, run, device.type == "cuda", flags.repeats)
-            print(f"{precision} {name}: {found:.4g} passes a second")
+        for name, (each, run) in passes(model, x, y, precision).items():
+            times = [seconds(run, device) for _ in range(flags.repeats + 2)][2:]  # the first two do not count
+            print(f"{precision} {name}: {len(x) * each / statistics.median(times):.4g} passes a second")
     return 0
 
 

@@ -1,47 +1,112 @@
-"""The settings of an evaluation by repeated white-box PGD, and the paper's radii and steps."""
+"""The flags of the evaluations, and the paper's radii and steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from config import DATASETS, NORMS, PRECISIONS, QUIET, SPLITS, opt
 from errors import UserError
-from flags import build_parser
+from flags import Radii, build_parser
 from presets import GRIDS
 from validation import require_positive
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """One evaluation by repeated white-box PGD."""
+class SharedFlags:
+    """Of every evaluation: on which images, and how to run."""
 
-    model: str = opt("", "checkpoint file or run folder")
     device: str = opt("auto", "cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     deterministic: bool = opt(False, "deterministic kernels only (slower on GPUs)")
-    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
-    cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
-    eps: tuple[float, ...] | None = opt(
-        None, "one or more radii, or grid for the paper's (default: the training's test radius)"
+    split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
+    test_size: int | None = opt(
+        None,
+        "so many images of the split: the first; by class from a folder of pictures (default: all; of the validation "
+        "images those of the training's check)",
     )
+    batch_size: int | None = opt(200, "images attacked together")
+    data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
+    overwrite: bool = opt(
+        False, "compute it anew where the JSON beside the model holds this very evaluation; what fell there counts on"
+    )
+    quiet: bool = opt(False, QUIET)
+
+
+@dataclass(frozen=True)
+class EvaluationFlags(SharedFlags):
+    """Of an evaluation of one network."""
+
+    model: str = opt("", "checkpoint file or run folder")
+    seed: int = opt(0, "seed of the attack's random draws")
+
+
+@dataclass(frozen=True)
+class PgdFlags(EvaluationFlags):
+    """One evaluation by repeated PGD."""
+
+    precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
+    cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
+    eps: Radii | None = opt(None, "one or more radii, or grid for the paper's (default: the training's test radius)")
     eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
     nb_iter: int = opt(100, "PGD steps a restart")
     nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
-    split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
-    test_size: int | None = opt(
-        None, "so many images of the split: the first; by class from a folder of pictures (default: all)"
-    )
-    batch_size: int = opt(200, "images a batch")
-    seed: int = opt(0, "seed of the random starts")
-    data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
-    resume: bool = opt(False, "has no effect: what was stopped goes on anyway, and what is done is not done again")
-    overwrite: bool = opt(False, "compute it anew where the JSON beside the model holds this very evaluation")
-    max_minutes: float | None = opt(None, "stop before so many minutes are over, exit status 75; start again to go on")
-    quiet: bool = opt(False, QUIET)
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
+
+
+Shared = TypeVar("Shared", bound=SharedFlags)
+Flags = TypeVar("Flags", bound=EvaluationFlags)
+
+
+def parse_flags(
+    cls: type[Flags], description: str, attacks: Sequence[str] = (), argv: Sequence[str] | None = None
+) -> Flags:
+    """Command line -> flags of one network. What depends on the checkpoint stays None until it is read.
+
+    attacks: what `--attacks` may name.
+
+    :raises UserError: for a wrong flag or value.
+    """
+    flags = checked_flags(cls, build_parser(cls, description, "default: ").parse_with_file(argv))
+    if not flags.model:
+        raise UserError("--model is missing: name a checkpoint file or a run folder")
+    if attacks and (asked := getattr(flags, "attacks", None)) is not None:
+        choose(asked, attacks)
+    return flags
+
+
+def parse_pgd(argv: Sequence[str] | None = None) -> PgdFlags:
+    """The flags of `evaluate_on_pgd_attacks.py`."""
+    return parse_flags(PgdFlags, "Attack a network with repeated white-box PGD.", argv=argv)
+
+
+def checked_flags(cls: type[Shared], given: dict[str, Any]) -> Shared:
+    """What a parser gives -> flags.
+
+    :raises UserError: for a number that is not above 0, or `grid` beside other radii.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    flags = cls(**given)
+    radii = given.get("eps")
+    if isinstance(radii, tuple) and len(radii) > 1 and "grid" in radii:
+        raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
+    numbers = [name for name, value in asdict(flags).items() if isinstance(value, int | float) and name != "seed"]
+    require_positive(flags, [name for name in numbers if not isinstance(getattr(flags, name), bool)])
+    return flags
+
+
+def choose(text: str, known: Sequence[str]) -> list[str]:
+    """`--attacks a,b` -> ["a", "b"], each once.
+
+    :raises UserError: for a name that is not among `known`.
+    """
+    names = [part.strip() for part in text.split(",")]
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"--attacks {text or 'is empty'}: no attack {wrong[0]!r}: name some of {','.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
@@ -52,21 +117,3 @@ def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
 def eval_step_size(dataset: str, norm: str, eps: float) -> float:
     """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
     return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4
-
-
-def parse_eval(argv: Sequence[str] | None = None) -> EvalConfig:
-    """Evaluation flags. What depends on the checkpoint stays None until it is read.
-
-    :raises UserError: for a wrong flag or value.
-    """
-    parser = build_parser(EvalConfig, "Attack a network with repeated white-box PGD.", "default: ")
-    given = parser.parse_with_file(argv)
-    if "eps" in given:
-        given["eps"] = tuple(given["eps"])
-        if "grid" in given["eps"] and len(given["eps"]) > 1:
-            raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
-    config = EvalConfig(**given)
-    if not config.model:
-        raise UserError("--model is missing: name a checkpoint file or a run folder")
-    require_positive(config, ("nb_iter", "nb_restart", "batch_size", "test_size", "eps_iter", "max_minutes"))
-    return config

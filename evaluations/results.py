@@ -1,180 +1,284 @@
-"""The JSON beside a checkpoint: every result of it side by side, whatever the order of commands.
+"""The JSON beside a checkpoint: every result of it side by side, a row each, and which row to quote.
 
 `eval_<attack>_<norm>.json` holds a row for each radius, set of images and way of attacking; a search for the nearest
 adversarial image has rows without a radius. Results of another checkpoint in the same folder stay under `others`.
-docs/evaluation.md says what each key means. The keys of old files, which held one evaluation, are read too.
+docs/evaluation.md says what each key means.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Any
+
+from scipy.stats import binomtest
+from torch import Tensor
 
 from errors import UserError
-from evaluations.rows import PORTIONS, Kind, Row, average_accuracies, effort, joined_checks, quoted, same_eps, way
-from records.reading import parse_json, refuse_odd
+from records.reading import parse_json
 from utils import write_atomically
 
-# Of a row, and of the top of a file from the row that is quoted there. What is at the top of an old file is of each row.
-SHARED = ("n", "split", "images", "clean_acc", "clean_ci95", "seed", "settings", "sources")
-DISTANCES = ("mean", "quartiles", "not_found", "mean_of_found", "anpgd", "distances")
+Row = dict[str, Any]
+FORMAT = 2
+SAME_EPS = 1e-6  # relative: radii that differ by rounding only
+# Where and in what portions a row was made; two rows that differ in these alone are of the same kind.
+PORTIONS = ("device", "processes", "batch_size")
+EFFORTS = ("nb_restart", "nb_iter", "nb_sample", "queries", "steps", "searches", "targets")
 ORDER = ("eps", "n", "split", "images", "seed", "clean_acc", "clean_ci95", "robust_acc", "ci95", "flags", "settings")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
-@dataclass(frozen=True)
-class Head:
-    """What a file is about."""
-
-    attack: str
-    norm: str
-    model_sha256: str  # of the checkpoint
-    dataset: str
+# --- one row -------------------------------------------------------------------------------------------------------
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+def wilson(successes: int, count: int) -> list[float]:
+    """The 95 % Wilson interval of a proportion, [low, high]."""
+    ends = binomtest(successes, count).proportion_ci(0.95, method="wilson")
+    return [ends.low, ends.high]
+
+
+def interval(ci: Sequence[float]) -> str:
+    """An interval of fractions, for people."""
+    return f"95 % interval [{ci[0]:.2%}, {ci[1]:.2%}]"
+
+
+def as_flags(robust: Tensor) -> str:
+    """(N,) bool -> one character an image, "1": robust."""
+    return "".join("1" if flag else "0" for flag in robust.tolist())
+
+
+def accuracy_of(flags: str) -> Row:
+    """The part of a row that follows from one character an image."""
+    standing = flags.count("1")
+    return {"robust_acc": standing / len(flags), "ci95": wilson(standing, len(flags)), "flags": flags}
+
+
+def clean_accuracy(right: Tensor) -> Row:
+    """(N,) bool, classified right without a perturbation -> the part of a row that says so."""
+    standing, count = int(right.sum()), len(right)
+    return {"clean_acc": standing / count, "clean_ci95": wilson(standing, count)}
+
+
+def finished(row: Row, right: Tensor, robust: Tensor, seconds: float, **where: object) -> Row:
+    """A row with what was found; right, robust (N,) bool: of the images without and under the attack. where: and how it
+    ran, for its settings."""
+    return {
+        **row,
+        **clean_accuracy(right),
+        **accuracy_of(as_flags(robust)),
+        "settings": {**row["settings"], **where},
+        "seconds": round(seconds, 1),
+    }
+
+
+def accuracy_lines(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows at several radii of the same images."""
+    return [
+        f"clean accuracy            {rows[-1]['clean_acc']:8.2%}   {interval(rows[-1]['clean_ci95'])}",
+        *(f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   {interval(row['ci95'])}" for row in rows),
+    ]
+
+
+def same_eps(one: float | None, other: float | None) -> bool:
+    """Whether two radii are one; None is no radius."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=SAME_EPS)
+
+
+def same_kind(row: Row, like: Row, apart_from: Sequence[str] = ()) -> bool:
+    """Whether two rows are of the same images, seed and way of attacking, the radius apart.
+
+    apart_from: settings that may differ. A row may lack the digest of its images.
+    """
+    settings = {name: value for name, value in like["settings"].items() if name not in (*PORTIONS, *apart_from)}
+    return (
+        all(row.get(key) == like.get(key) for key in ("n", "split", "seed", "sources"))
+        and row.get("images") in (None, like["images"])
+        and all(_agrees(row["settings"].get(name), value) for name, value in settings.items())
+    )
+
+
+def _agrees(found: object, value: object) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(found, Mapping) and all(_agrees(found.get(key), value.get(key)) for key in {*found, *value})
+    if isinstance(found, float) and isinstance(value, float):  # of a radius that differs by rounding only
+        return same_eps(found, value)
+    return found == value
+
+
+def stored_row(rows: Iterable[Row], like: Row) -> Row | None:
+    """The first of `rows` that is of the same kind as `like` at the same radius."""
+    return next((row for row in rows if same_eps(row.get("eps"), like.get("eps")) and same_kind(row, like)), None)
+
+
+def merged(warnings: Iterable[str]) -> list[str]:
+    """Warnings that differ in their numbers only as one: each number from the least to the largest, and how many they were."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for warning in warnings:
+        parts = NUMBER.split(warning)  # words and numbers in turn
+        alike.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+    said = []
+    for words, found in alike.items():
+        ranges = [dict.fromkeys((min(each, key=float), max(each, key=float))) for each in zip(*found, strict=True)]
+        text = words[0] + "".join(" to ".join(ends) + more for ends, more in zip(ranges, words[1:], strict=True))
+        said.append(text + (f" ({len(found)} such warnings)" if len(found) > 1 else ""))
+    return said
+
+
+# --- which row to quote --------------------------------------------------------------------------------------------
+
+
+def is_standard(row: Row) -> bool:
+    """Whether AutoAttack was run as its authors define it; true of every other attack."""
+    return row["settings"].get("standard") is not False
+
+
+def effort(row: Row) -> tuple[bool, float]:
+    """How hard a row's attack tried: standard AutoAttack before others, then restarts x steps or what corresponds."""
+    settings = row["settings"]
+    numbers = [settings[name] for name in EFFORTS if isinstance(settings.get(name), int | float)]
+    attacks = settings.get("attacks")
+    several = len(attacks) if isinstance(attacks, list) else 1
+    return is_standard(row), math.prod(numbers) * several
+
+
+def quoted(rows: Iterable[Row], split: str = "test") -> list[Row]:
+    """Of each radius the row to quote, ascending.
+
+    It is the one of most images, then standard AutoAttack, then the lowest robust accuracy, then most restarts x steps,
+    then the latest listed. A robust accuracy is an upper bound: of the same images the lowest figure counts, and a weak
+    attack never hides what a stronger one found.
+    """
+
+    def weight(row: Row) -> tuple[Any, ...]:
+        return row["n"], is_standard(row), -row.get("robust_acc", 0.0), effort(row)
+
+    best: list[Row] = []
+    for row in (row for row in rows if row["split"] == split):
+        rival = next((k for k, other in enumerate(best) if same_eps(row.get("eps"), other.get("eps"))), None)
+        if rival is None:
+            best.append(row)
+        elif weight(row) >= weight(best[rival]):
+            best[rival] = row
+    return sorted(best, key=lambda row: row.get("eps") or 0.0)
+
+
+def way(row: Row) -> dict[str, Any]:
+    """How a row's images were attacked, less what goes with the radius and what changes nothing: `eps_iter` is over eps."""
+    own = {name: value for name, value in row["settings"].items() if name not in PORTIONS}
+    if row.get("eps") and isinstance(own.get("eps_iter"), float):
+        own["eps_iter"] = float(f"{own['eps_iter'] / row['eps']:.4g}")
+    return own
+
+
+def average_accuracies(clean: float, robust: Sequence[float]) -> dict[str, float]:
+    """AvgAcc, the mean over clean and every radius, and AvgRobAcc, the mean over every radius."""
+    return {"avg_acc": fmean([clean, *robust]), "avg_rob_acc": fmean(robust)}
+
+
+def joined_checks(rows: Iterable[Row]) -> dict[str, Any]:
+    """The sanity checks of several rows by name: the first that failed, else the first."""
+    joined: dict[str, Any] = {}
+    for row in rows:
+        for name, outcome in (row.get("sanity") or {}).items():
+            if name not in joined or (outcome["ok"] is False and joined[name]["ok"] is not False):
+                joined[name] = outcome
+    return joined
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
     """What the file says of each checkpoint, the latest first; nothing if there is no file.
 
-    :raises ValueError: if it is damaged.
+    :raises ValueError: if it is damaged, or not what an evaluation writes.
     :raises OSError: if it cannot be read.
     """
     try:
         content = parse_json(path.read_text())
     except FileNotFoundError:
         return []
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    if "attack" not in content:
-        raise ValueError("no evaluation of ours: it names no attack")
-    others = content.pop("others", [])
-    if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
-        raise ValueError("others is not a list of results")
-    return [content, *others]
+    of_other_checkpoints = content.pop("others", []) if isinstance(content, dict) else None
+    if not isinstance(of_other_checkpoints, list):
+        raise ValueError("not a result of ours")
+    for part in (content, *of_other_checkpoints):
+        if not isinstance(part, dict) or part.get("format") != FORMAT or not isinstance(part.get("attack"), str):
+            raise ValueError(f"not a result of ours in format {FORMAT}")
+        if not isinstance(part.get("results"), list) or not all(map(_is_row, part["results"])):
+            raise ValueError("results is not a list of rows, or one lacks something")
+    return [content, *of_other_checkpoints]
 
 
-def all_rows(content: dict[str, Any]) -> list[Row]:
-    """Every row of one checkpoint, each whole: also in an old file, whose top says what all its rows share.
+def _is_row(row: object) -> bool:
+    """Whether it has what every reader relies on."""
+    if not isinstance(row, dict) or not isinstance(row.get("settings"), dict):
+        return False
+    figures = {"distances", "mean", "quartiles"} if "distances" in row else {"eps", "robust_acc", "flags"}
+    return row.keys() >= {"n", "split", "seed", "clean_acc", *figures}
 
-    :raises ValueError: if it holds what no evaluation writes.
+
+def checkpoint_rows(path: Path, head: Mapping[str, str]) -> list[Row]:
+    """All rows of the checkpoint and data set in `head`: attack, model_sha256, dataset, norm.
+
+    :raises UserError: if the file is damaged or cannot be read.
     """
-    refuse_odd(content)
-    top = {key: content[key] for key in SHARED if key in content}
-    if "format" not in content and content.get("sanity"):
-        top["sanity"] = content["sanity"]
-    top = {"split": "test", "seed": None, **top, "settings": dict(content.get("settings") or {})}
-    if content.get("attack") == "pgd":
-        top["settings"].setdefault("precision", "fp32")  # before there was another
-    if "results" not in content:  # an old search for the nearest image
-        found = {key: content[key] for key in (*DISTANCES, "seconds") if key in content}
-        return [{**top, **found}] if "quartiles" in content else []
-    steps = top["settings"].get("eps_iter")
-    rows = []
-    for number, own in enumerate(content["results"]):
-        row = {**top, **own, "settings": dict(own.get("settings", top["settings"]))}
-        if "settings" not in own and isinstance(steps, list) and number < len(steps):  # of an old file: one a radius
-            row["settings"]["eps_iter"] = steps[number]
-        rows.append(row)
-    return rows
+    return next((content["results"] for content in _read(path) if _is_of(content, head)), [])
 
 
-def checkpoint_rows(path: Path, head: Head) -> list[Row]:
-    """All rows of this checkpoint on this data set, each whole.
+def _is_of(content: Mapping[str, Any], head: Mapping[str, str]) -> bool:
+    return all(content.get(key) == head[key] for key in ("model_sha256", "dataset"))
 
-    :raises UserError: if the file is damaged, or says of this checkpoint what no evaluation writes.
-    """
+
+def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        for content in read_file(path):
-            if _is_of(content, head):
-                return all_rows(content)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): mend it, or move it away first") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}): move it away first") from None
-    return []
-
-
-def _is_of(content: dict[str, Any], head: Head) -> bool:
-    return (content.get("model_sha256"), content.get("dataset")) == (head.model_sha256, head.dataset)
-
-
-# --- what the top of a file says -----------------------------------------------------------------------------------
-
-
-def content_of(head: Head, rows: Sequence[Row]) -> dict[str, Any]:
-    """A file's content for `rows`, at least one. The top repeats what the quoted rows of most images share."""
-    split = "test" if any(row["split"] == "test" for row in rows) else rows[0]["split"]
-    best = quoted(rows, split)
-    first = max(best, key=lambda row: (row["n"], effort(row)))
-    same = [row for row in best if row["n"] == first["n"]]
-    top = {
-        "format": 2,
-        "attack": head.attack,
-        "model_sha256": head.model_sha256,
-        "dataset": head.dataset,
-        "norm": head.norm,
-        **{key: first[key] for key in (*SHARED, *DISTANCES) if key in first},
-        "seconds": round(sum(row.get("seconds", 0) for row in same), 1),
-    }
-    top["settings"] = {key: value for key, value in first["settings"].items() if key != "eps_iter"}
-    if "robust_acc" in first:
-        top |= average_accuracies(first["clean_acc"], [row["robust_acc"] for row in same])
-    ways = [way(row) for row in best]
-    if checks := joined_checks([*best, *(row for row in rows if row["split"] == split and way(row) in ways)]):
-        top["sanity"] = checks
-    return {**top, "results": [{key: row[key] for key in (*ORDER, *row) if key in row} for row in rows]}
-
-
-# --- writing -------------------------------------------------------------------------------------------------------
-
-
-def require_writable(folder: Path) -> None:
-    """:raises UserError: if results cannot be put into the folder, which is better known before an attack than after."""
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: results cannot be written beside the model: copy it into a folder of yours")
 
 
 def add_rows(
-    path: Path, head: Head, rows: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = lambda rows: rows
-) -> None:
-    """Put rows beside what the file holds; a row of the same kind at the same radius is replaced.
+    path: Path, head: Mapping[str, str], new: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = list
+) -> list[Row]:
+    """Put rows beside what the file holds, and give all rows of this checkpoint as they stand there now.
 
-    settle: makes the rows of one checkpoint agree with each other.
+    A row of the same kind at the same radius is replaced, unless more images fell in it. settle: makes the rows of one
+    checkpoint agree with each other.
 
-    :raises UserError: if the file is damaged or the folder cannot be written.
+    :raises UserError: if the file is damaged, or the folder cannot be written.
     """
-    try:
-        with _alone_in(path.parent):
-            contents = _read_or_refuse(path)
-            own = next((content for content in contents if _is_of(content, head)), None)
-            others = [c for c in contents if c is not own and ("results" in c or "quartiles" in c)]
-            kept = [row for row in checkpoint_rows(path, head) if not any(_replaces(new, row) for new in rows)]
-            content = content_of(head, sorted(settle([*kept, *rows]), key=_order))
-            if others:
-                content["others"] = others
+    with alone_in(path.parent):
+        contents = _read(path)
+        stored = checkpoint_rows(path, head)
+        remaining = [row for row in stored if not any(stored_row([row], one) for one in new)]
+        rows = [_stronger(row, stored_row(stored, row)) for row in settle([*remaining, *new])]
+        rows = [{key: row[key] for key in (*ORDER, *row) if key in row} for row in sorted(rows, key=_order)]
+        content = {"format": FORMAT, **head, "results": rows}
+        if of_other_checkpoints := [part for part in contents if not _is_of(part, head)]:
+            content["others"] = of_other_checkpoints
+        with says_where(path):
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}): copy the model into a folder of yours"
-        ) from None
+    return rows
 
 
-def _read_or_refuse(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_file(path)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}): move it away first") from None
+def _stronger(row: Row, stored: Row | None) -> Row:
+    """Nothing is replaced by a result in which fewer images fell."""
+    return row if stored is None or _left(row) <= _left(stored) else stored
 
 
-def _replaces(new: Row, row: Row) -> bool:
-    settings = {name: value for name, value in new["settings"].items() if name not in PORTIONS}
-    kind = Kind(new["n"], new["split"], new["images"], new["seed"], settings, new.get("sources"))
-    return same_eps(new.get("eps"), row.get("eps")) and kind.covers(row)
+def _left(row: Row) -> tuple[float, ...]:
+    """How little an attack found: images that stand; of a search also how far the others are."""
+    return (row["not_found"], row["mean_of_found"] or 0.0) if "distances" in row else (row["flags"].count("1"),)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -182,9 +286,10 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """No other evaluation of ours changes a file of this folder meanwhile, where the file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other evaluation of ours writes into this folder meanwhile, where the file system has locks."""
+    with says_where(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -193,14 +298,18 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class Storable(Protocol):
-    """An evaluation that knows where its row would be stored."""
+@contextmanager
+def says_where(path: Path) -> Iterator[None]:
+    """:raises UserError: in place of an OSError inside, which writes `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}): make room, or copy the model into a folder of yours"
+        ) from None
 
-    @property
-    def stored_row(self) -> Row | None:
-        """What is stored of it."""
 
-
-def is_done(work: Storable, overwrite: bool) -> bool:
-    """Whether its row is stored and stays."""
-    return not overwrite and work.stored_row is not None
+def require_writable(folder: Path) -> None:
+    """:raises UserError: if results cannot be put into the folder, which is better known before an attack than after."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: results cannot be written beside the model: copy it into a folder of yours")

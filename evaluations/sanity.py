@@ -1,124 +1,126 @@
 """The sanity battery that stands beside every robust accuracy: signs that an attack or a network fools the evaluation.
 
-After Carlini et al. 2019, "On evaluating adversarial robustness", and Tramer et al. 2020, "On adaptive attacks".
+After Carlini et al. 2019, "On evaluating adversarial robustness", and Tramer et al. 2020, "On adaptive attacks". The attack
+under test is the very object of the evaluation, with its graph and its precision; plain PGD is `pgd` in float32, from the
+same starts, with the same steps. N images, ... any image shape; images in [0, 1]; eps in the same unit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from evaluations.attack_checks import attack_checks, no_more
-from evaluations.findings import Finding, Findings, as_json, lines
-from evaluations.others import not_stronger
-from evaluations.repeated_pgd import Attacked, Images, Protocol, Running
+from evaluations.compare_attacks import gaps, rows_by
+from evaluations.repeated_pgd import AttackState
+from evaluations.results import as_flags
 from evaluations.subject import Subject
 from losses import cross_entropy, logit_margin
-from pgd import pgd
-from utils import SANITY, frozen, row_noise, row_norms
-
-__all__ = ["Finding", "as_json", "battery", "lines", "pgd_battery"]  # all that an evaluation needs
+from pgd import GEOMETRY, PgdFn, as_rows, pgd
+from utils import SANITY, eval_mode, frozen, row_noise, row_norms
 
 COUNT = 100  # images of the battery
-STEPS = 20
+STEPS = 20  # of plain PGD on its own
 TOLERANCE = 0.01  # by which an accuracy may rise where it should fall: one point, or one image
+CHANCE = 0.005  # that two attacks of equal strength differ so much
 NO_GRADIENT = "no gradient reaches the images"
-OTHERS = ("square", "spsa", "transfer")  # whose success where white-box PGD fails means that gradients mislead it
+NOT_STRONGER = ("square", "spsa", "transfer")  # whose success where PGD fails means that gradients mislead it
 
 
-def pgd_battery(subject: Subject, protocol: Protocol, run: Running, state: Attacked) -> Findings:
-    """Every check of repeated PGD, by name; `run` holds the very attack that made `state` of all N test images.
+class Finding(NamedTuple):
+    """What one check found: ok None is "not run"; `value` says what was seen."""
 
-    The first hundred images are attacked again, by that attack and by plain PGD.
-    """
-    x, y, index = subject.test.everything()
-    images = Images(x[:COUNT], y[:COUNT], index[:COUNT])
-    first = Attacked(state.x_adv[:COUNT], state.margin[:COUNT])
-    found = battery(subject, protocol.eps, run.batch_size, first.robust)
-    found["perturbations within eps"] = _within(x, state.x_adv, protocol.eps, protocol.norm)
-    found["inputs in [0, 1]"] = _in_range(x, state.x_adv)
-    if found["gradients"].value != NO_GRADIENT:
-        found |= attack_checks(subject.model, images, protocol, run, first)
-    return found | {f"{name} not stronger": not_stronger(subject, name, protocol.eps, state.robust) for name in OTHERS}
+    ok: bool | None
+    value: str
+
+
+Findings = dict[str, Finding]  # by the check's name
+
+
+def lines(found: Findings) -> list[str]:
+    """What to print: one line if all is well, and a warning for each failed check."""
+    failed = [(name, finding) for name, finding in found.items() if finding.ok is False]
+    absent = [name for name, finding in found.items() if finding.ok is None]
+    passed = len(found) - len(failed) - len(absent)
+    return [
+        f"sanity: {passed} checks passed, {len(failed)} failed" + (f"; not run: {', '.join(absent)}" if absent else ""),
+        *(f"WARNING: sanity check failed: {name}: {finding.value}" for name, finding in failed),
+    ]
+
+
+def as_json(found: Findings) -> dict[str, dict[str, bool | str | None]]:
+    """What a row of results holds under `sanity`."""
+    return {name: finding._asdict() for name, finding in found.items()}
+
+
+# --- of any attack -------------------------------------------------------------------------------------------------
 
 
 def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None = None) -> Findings:
-    """The checks of any attack, by name, on the first hundred test images at radius `eps`.
+    """The checks of any attack, by name, on the first hundred images at radius `eps`.
 
-    batch_size: images that pass through the network together. robust (N,): which stand after an attack that should be
+    batch_size: images that pass through the network together. robust (N,) bool: which stand after an attack that should be
     as strong as plain PGD, None where it need not be.
     """
-    everything = subject.test.everything()
-    images = Images(*(part[:COUNT] for part in (everything.x, everything.y, subject.test.numbers)))
-    batch_size = min(batch_size, COUNT)
+    model, batch_size = subject.model, min(batch_size, COUNT)
+    everything = subject.test.everything().x
+    x, y, index = everything[:COUNT], subject.test.labels[:COUNT], subject.test.numbers[:COUNT]
     found = {
-        "inputs in [0, 1]": _in_range(everything.x),
-        "network": _network(subject, images.x, batch_size),
-        "gradients": _gradients(subject, images.x, images.y, batch_size),
+        "inputs in [0, 1]": _in_range(everything),
+        "network": _network(model, x, batch_size),
+        "gradients": _gradients(model, x, y, batch_size),
     }
     if found["gradients"].value == NO_GRADIENT:
         return found
+    with torch.no_grad():
+        wrong = ~(logit_margin(_logits(model, x, batch_size), y) < 0)
 
     def broken(radius: float, steps: int = STEPS) -> Tensor:
-        return _broken(subject, images, batch_size, radius, steps)
+        """(N,) bool: by one random start of plain PGD, misclassified images included."""
+        x_adv = []
+        for rows in torch.arange(len(x), device=x.device).split(batch_size):
+            noise = row_noise(index[rows], x.shape[1:], 0, SANITY).to(x)
+            how: dict[str, Any] = {"loss_fn": cross_entropy, "norm": subject.norm, "eps": radius, "noise": noise}
+            x_adv.append(pgd(model, x[rows], y[rows], **how, step_size=2.5 * radius / steps, steps=steps))
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in x_adv])
+        return wrong | ~(logit_margin(logits, y) < 0)
 
-    with torch.no_grad():
-        wrong = ~(logit_margin(_logits(subject.model, images.x, batch_size), images.y) < 0)
     nothing, half, whole, few = broken(0.0, 1), broken(eps / 2), broken(eps), broken(eps, STEPS // 4)
     found |= {
         "eps 0 gives clean accuracy": Finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
-        "a huge eps leaves about none": _huge(subject, images, batch_size),
+        "a huge eps leaves about none": _huge(subject, x, batch_size, broken),
         "falls with eps": _falls(half, whole, f"eps {eps / 2:.4g}", f"{eps:.4g}"),
         "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
     if robust is not None:
-        found["plain PGD breaks no more"] = no_more(~robust[:COUNT], whole, ("the evaluation", "plain PGD"))
+        found["plain PGD breaks no more"] = _no_more(~robust[:COUNT], whole, ("the evaluation", "plain PGD"))
     return found
 
 
-def _broken(subject: Subject, images: Images, batch_size: int, eps: float, steps: int) -> Tensor:
-    """(N,) bool: what one random start of plain PGD breaks, misclassified images included."""
-    found = []
-    for rows in torch.arange(len(images.x), device=images.x.device).split(batch_size):
-        x, y = images.x[rows], images.y[rows]
-        x_adv = pgd(
-            subject.model,
-            x,
-            y,
-            loss_fn=cross_entropy,
-            norm=subject.norm,
-            eps=eps,
-            step_size=2.5 * eps / steps,
-            steps=steps,
-            noise=row_noise(images.index[rows], x.shape[1:], 0, SANITY).to(x),
-        )
-        with torch.no_grad():
-            found.append(~((logit_margin(subject.model(x), y) < 0) & (logit_margin(subject.model(x_adv), y) < 0)))
-    return torch.cat(found)
+def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([model(part) for part in x.split(batch_size)])
 
 
 def _left(broken: Tensor) -> str:
     return f"{float((~broken).float().mean()):.1%}"
 
 
-def _huge(subject: Subject, images: Images, batch_size: int) -> Finding:
+def _huge(subject: Subject, x: Tensor, batch_size: int, broken: Callable[[float, int], Tensor]) -> Finding:
     """At the radius that reaches every image; with more steps where the usual ones do not suffice."""
-    largest = 1.0 if subject.norm == "Linf" else math.sqrt(images.x[0].numel())
+    largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
     for steps in (STEPS // 2, 2 * STEPS):
-        left = ~_broken(subject, images, batch_size, largest, steps)
-        if left.float().mean() <= 0.1:
+        left = ~broken(largest, steps)
+        if ok := bool(left.float().mean() <= 0.1):
             break
-    ok = bool(left.float().mean() <= 0.1)
     with torch.no_grad():
-        said = _logits(subject.model, images.x, batch_size).argmax(1).unique()
-    why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(images.x) else ""
+        said = _logits(subject.model, x, batch_size).argmax(1).unique()
+    why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
     return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
-
-
-def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model(part) for part in x.split(batch_size)])
 
 
 def _falls(before: Tensor, after: Tensor, less: str, more: str) -> Finding:
@@ -132,18 +134,12 @@ def _in_range(*images: Tensor) -> Finding:
     return Finding(low >= -1e-6 and high <= 1 + 1e-6, f"{low:.4g} to {high:.4g}")
 
 
-def _within(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Finding:
-    delta = (x_adv - x).flatten(1)
-    length = float((delta.abs().amax(1) if norm == "Linf" else row_norms(delta)).max())
-    return Finding(length <= eps * (1 + 1e-4) + 1e-6, f"largest {length:.6g} of {eps:.6g}")
-
-
-def _network(subject: Subject, x: Tensor, batch_size: int) -> Finding:
+def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
     """In eval mode, deterministic, and giving logits: rows that are no probabilities, or their logarithms."""
     with torch.no_grad():
-        first, second = _logits(subject.model, x, batch_size), _logits(subject.model, x, batch_size)
+        first, second = _logits(model, x, batch_size), _logits(model, x, batch_size)
     wrong = []
-    if any(module.training for module in subject.model.modules()):
+    if any(module.training for module in model.modules()):
         wrong.append("not in eval mode")
     if not torch.isfinite(first).all():
         wrong.append("outputs are not finite")
@@ -157,16 +153,125 @@ def _network(subject: Subject, x: Tensor, batch_size: int) -> Finding:
     return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
 
 
-def _gradients(subject: Subject, x: Tensor, y: Tensor, batch_size: int) -> Finding:
+def _gradients(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Finding:
     """Whether cross-entropy has a gradient, neither zero nor not a number, at more than 95 % of the images."""
     found = []
-    with frozen(subject.model), torch.enable_grad():
+    with frozen(model), torch.enable_grad():
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             images = images.detach().requires_grad_()
-            loss = cross_entropy(subject.model(images), labels).sum()
+            loss = cross_entropy(model(images), labels).sum()
             if not loss.requires_grad:
                 return Finding(False, NO_GRADIENT)
             found.append(row_norms(torch.autograd.grad(loss, images)[0]))
     norms = torch.cat(found)
     without = int((~torch.isfinite(norms) | (norms == 0)).sum())
     return Finding(20 * without < len(norms), f"{without / len(norms):.1%} zero or not finite")
+
+
+def _no_more(broken: Tensor, other: Tensor, names: tuple[str, str]) -> Finding:
+    """Whether `other` does not break more of the same images than `broken`, (N,) bool both, beyond chance.
+
+    McNemar's exact test: if both were equally strong, images that only one of them breaks would be either's alike.
+    """
+    alone, differ = int((other & ~broken).sum()), int((other ^ broken).sum())
+    chance = binomtest(alone, differ, 0.5, alternative="greater").pvalue if differ else 1.0
+    first, second = (f"{name} leaves {_left(flags)}" for name, flags in zip(names, (broken, other), strict=True))
+    return Finding(bool(chance > CHANCE), f"{first}, {second} of the same {len(broken)} images")
+
+
+# --- of repeated PGD -----------------------------------------------------------------------------------------------
+
+
+def pgd_battery(
+    subject: Subject, attack: PgdFn, how: dict[str, Any], seed: int, batch_size: int, state: AttackState
+) -> Findings:
+    """Every check of repeated PGD, by name.
+
+    attack, how: the very attack that made `state` of all N images, and its loss_fn, norm, eps, step_size and steps. The
+    first hundred images are attacked again, by that attack and by plain PGD.
+    """
+    x = subject.test.everything().x
+    found = battery(subject, how["eps"], batch_size, state.robust)
+    length = float(GEOMETRY[how["norm"]].length(state.x_adv - x).max())
+    within = length <= how["eps"] * (1 + 1e-4) + 1e-6
+    found["perturbations within eps"] = Finding(within, f"largest {length:.6g} of {how['eps']:.6g}")
+    found["inputs in [0, 1]"] = _in_range(x, state.x_adv)
+    if found["gradients"].value != NO_GRADIENT and how["eps"] > 0:
+        found |= _attack_checks(subject, attack, how, seed, batch_size, state)
+    return found | {
+        f"{name} not stronger": not_stronger(subject, name, how["eps"], state.robust) for name in NOT_STRONGER
+    }
+
+
+def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:
+    """Whether the other attack's figure beside the model, if any, does not lie below the interval of this one."""
+    row = {"eps": eps, "n": len(robust), "split": "test", "settings": {}, "flags": as_flags(robust)}
+    other_rows = rows_by(subject, attack) if subject.split == "test" else []
+    for gap in gaps(attack, subject.dataset, [row], other_rows):
+        return Finding(not gap.beyond_chance, f"{gap.other:.1%}, PGD {gap.pgd:.1%}, on {gap.n} images")
+    return Finding(None, "not run on these images, at this eps, on this checkpoint")
+
+
+class _Ends(NamedTuple):
+    """Where N perturbed images lie, and what the network says there."""
+
+    x_adv: Tensor  # (N, ...)
+    loss: Tensor  # (N,) what the attack maximises
+    broken: Tensor  # (N,) bool; NaN is broken
+
+
+def _attack_checks(
+    subject: Subject, attack: PgdFn, how: dict[str, Any], seed: int, batch_size: int, state: AttackState
+) -> Findings:
+    """One start of the attack under test and of plain PGD on the same images, compared in every way that can go wrong."""
+    model, geometry = subject.model, GEOMETRY[how["norm"]]
+    x, y, index = (part[:COUNT] for part in (subject.test.everything().x, subject.test.labels, subject.test.numbers))
+    # In two batches at least, so that an answer to another batch is seen.
+    size = max(1, min(batch_size, (len(x) + 1) // 2))
+    ends: list[list[Tensor]] = [[], [], []]
+    for rows in torch.arange(len(x), device=x.device).split(size):
+        noise = row_noise(index[rows], x.shape[1:], seed, SANITY).to(x)
+        ends[0].append(geometry.start(x[rows], as_rows(how["eps"], x[rows]), noise))
+        for run, found in ((attack, ends[1]), (pgd, ends[2])):
+            found.append(run(model, x[rows], y[rows], **how, noise=noise).clone())  # a graph's holds for a while
+
+    def judged(x_adv: Tensor, rows: int = size) -> _Ends:
+        with eval_mode(model), torch.no_grad():
+            logits = _logits(model, x_adv, rows)
+        return _Ends(x_adv, how["loss_fn"](logits, y), ~(logit_margin(logits, y) < 0))
+
+    start, made, plain = (judged(torch.cat(parts)) for parts in ends)
+
+    def as_many(which: Callable[[_Ends], Tensor], verb: str) -> Finding:
+        """At least half as many images as plain PGD."""
+        ours, theirs = int(which(made).sum()), int(which(plain).sum())
+        return Finding(ours >= theirs / 2, f"{ours} of {len(x)} images {verb}, by plain PGD {theirs}")
+
+    ours, theirs = (float(row_norms(one.x_adv - start.x_adv).double().mean()) for one in (made, plain))
+    stays_broken = judged(state.x_adv[:COUNT], batch_size).broken | made.broken
+    return {
+        "the attack moves the images": as_many(lambda one: geometry.length(one.x_adv - x) > 0.01 * how["eps"], "moved"),
+        "the attack leaves its start": as_many(
+            lambda one: geometry.length(one.x_adv - start.x_adv) > 1e-4 * how["eps"], "moved"
+        ),
+        "the attack takes whole steps": Finding(
+            ours >= theirs / 2, f"{ours:.3g} from its start in the mean, plain PGD {theirs:.3g} (Euclidean)"
+        ),
+        "the attack raises its loss": as_many(lambda one: one.loss > start.loss, "raised"),
+        "the attack answers for its own batch": _own_batch(ends[1], ends[0]),
+        "the attack breaks what plain PGD breaks": _no_more(made.broken, plain.broken, ("it", "plain PGD")),
+        "judged on the perturbed images": _no_more(
+            ~state.robust[:COUNT], stays_broken, ("the evaluation", "its attack, judged again,")
+        ),
+    }
+
+
+def _own_batch(made: list[Tensor], starts: list[Tensor]) -> Finding:
+    """The same answer to two batches that began elsewhere is an answer to neither."""
+    if len(made) == 1:
+        return Finding(None, "one image only")
+    same = sum(
+        torch.equal(made[0][: len(answer)], answer) and not torch.equal(starts[0][: len(answer)], start)
+        for answer, start in zip(made[1:], starts[1:], strict=True)
+    )
+    return Finding(not same, f"{same} later batches got the first one's answer")

@@ -1,153 +1,195 @@
-"""Long evaluations, a shard of images at a time.
+"""What every evaluation shares: how it is started, worked through in shards, stopped and gone on with.
 
-A shard is `batch_size` consecutive test images. Its random draws are a function of (seed, shard), so that a stopped
-evaluation goes on to the flags of an uninterrupted one. B batch, N test images, ... any image shape; images in [0, 1];
-eps in the same unit.
+A shard is some of the images. Of several processes each takes every so many-th, and the first one puts together what all
+have found. What is done lies beside the model, piece by piece, until the result is written.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from evaluations.accuracy import as_flags
-from evaluations.judge import classified_right, judge
-from evaluations.packages import untouched
-from evaluations.results import add_rows, require_writable
-from evaluations.shard_parts import Job, Part, read_parts, write_parts
-from evaluations.shard_report import Shown, lines, make_row
-from hardware.memory import BatchSize
-from processes.deadline import NEVER, Deadline
-from processes.distributed import ALONE, World
-from records.progress import Teller, duration
-from utils import EVALUATE, eval_mode, mixed_seed
+from errors import UserError
+from evaluations.flags import EvaluationFlags, SharedFlags
+from evaluations.results import Row, alone_in, says_where, stored_row
+from evaluations.subject import Subject, load_subject
+from processes.distributed import World, device_of
+from records import checkpoint
+from records.commands import command
+from records.progress import Bar, Teller, duration
+
+Part = dict[str, Any]  # what was found in a piece of work: tensors and plain values
+Flags = TypeVar("Flags", bound=EvaluationFlags)
 
 
-class Attempt(NamedTuple):
-    """What an attack found for a batch."""
+def run_evaluation(
+    flags: Flags,
+    evaluate: Callable[[Flags, Subject, Teller, World], None],
+    *,
+    precision: str = "fp32",
+    default_size: Callable[[Subject], int | None] = lambda subject: None,
+) -> int:
+    """Load the network with its images, evaluate it, and say what to run next. Returns the exit status.
 
-    x_adv: Tensor  # (B, ...) the clean image where it found nothing
-    warnings: list[str]
-
-
-Show = Callable[[str], None]  # puts a word before the progress bar
-
-
-class Attacker(NamedTuple):
-    """An attack of another package."""
-
-    attack: Callable[[Tensor, Tensor, int, Show], Attempt]  # x (B, ...), y (B,), seed, show
-    longest: Callable[[Tensor, Tensor], float]  # x, y -> seconds it takes at most, by a short trial
-
-
-def run_job(job: Job, attacker: Attacker, teller: Teller, world: World = ALONE, deadline: Deadline = NEVER) -> bool:
-    """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
-
-    Where memory does not suffice for a shard at once, its images are attacked in halves, with the same draws for each. Of
-    several processes each attacks a shard at a time, and the first one writes and speaks. False: the deadline stopped it.
-
-    :raises UserError: if the folder cannot be written.
+    Of several processes each works, and the first one prints and writes. default_size: how many images at most where
+    `--test_size` is not given.
     """
-    require_writable(job.subject.path.parent)
-    batch = BatchSize(job.batch_size, "--batch_size", teller.say)
-    right = batch.run(lambda size: _all_right(job, size))
-    parts = world.from_first(lambda: read_parts(job))
-    if world.is_first:
-        for line in batch.run(lambda size: forecast(job, right, parts, attacker, size, world.size)):
-            teller.note(line)
-    done = sum(len(job.shards[number]) for number in parts)
-    with teller.bar(len(right), "image", done=done, warm=True) as bar:
-        whole = _attack_missing(Shown(job, bar), attacker, right, parts, batch, world, deadline)
-    if not whole:
-        return False
-    if not world.is_first:
-        return True
-    batch.used = min([batch.used, *(part.batch_size for part in parts.values() if part.batch_size)])
-    row = make_row(job, right, [parts[number] for number in range(len(job.shards))], batch)
-    add_rows(job.subject.result_file(job.attack), job.subject.head(job.attack), [row])
-    job.parts_file.unlink(missing_ok=True)
-    for line in lines(job, row):
-        teller.say(line)
-    return True
+
+    def load() -> Subject:
+        subject = load_subject(flags, device, precision)
+        most = default_size(subject)
+        if flags.test_size is None and most is not None and most < len(subject.test):
+            return load_subject(replace(flags, test_size=most), device, precision)
+        return subject
+
+    with device_of(flags.device, flags.deterministic) as (world, device), says_when_memory_ends(flags):
+        teller = Teller(world.is_first, flags.quiet)
+        subject = world.one_a_machine_first(load)
+        for name, what in subject.overrides.items():
+            teller.note(f"--{name}: {what}")
+        evaluate(flags, subject, teller, world)
+        teller.say(_what_next(flags, subject))
+    return 0
 
 
-def _attack_missing(
-    shown: Shown,
-    attacker: Attacker,
-    right: Tensor,
-    parts: dict[int, Part],
-    batch: BatchSize,
+@contextmanager
+def says_when_memory_ends(flags: SharedFlags) -> Iterator[None]:
+    """:raises UserError: in place of what torch raises when the host or the device has no memory left."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED")):
+            raise
+        asked = f"--batch_size {flags.batch_size}" if flags.batch_size else "--batch_size"
+        raise UserError(f"{asked}: memory does not suffice for so many images together: choose fewer") from None
+
+
+def already_done(subject: Subject, attack: str, like: Row, overwrite: bool, teller: Teller, world: World) -> bool:
+    """Whether the row of this very evaluation is stored and stays; says so."""
+    done = world.from_first(lambda: not overwrite and stored_row(subject.rows(attack), like) is not None)
+    if done:
+        teller.say(f"{subject.result_file(attack)}: already done")
+    return done
+
+
+class Parts:
+    """What this process has of an evaluation so far, by piece: in memory, and a file each beside the model."""
+
+    def __init__(
+        self, subject: Subject, attack: str, shards: int, world: World, *identity: object, rounds: int = 1
+    ) -> None:
+        """Of each round this process does every so many-th shard, always the same ones; the second round of 5 shards begins
+        at piece 5. identity: everything that the result depends on, beside the network and its images.
+        """
+        images = [subject.split, subject.images, subject.overrides, str(subject.device)]
+        about = [subject.head(attack), *images, str(torch.__version__), shards, *identity]
+        self.identity = checkpoint.digest(about)
+        self.folder, self.stem = subject.path.parent, f"partial_{attack}_{subject.norm}_{self.identity[:12]}"
+        self.pieces = [piece for piece in range(rounds * shards) if piece % shards % world.size == world.rank]
+        self.known = {piece: part for piece in self.pieces if (part := self._load(piece)) is not None}
+        self.collect = world.collector()
+
+    def _load(self, piece: int) -> Part | None:
+        """Tensors on the CPU; None if there is no such file, or it is damaged."""
+        try:
+            content = checkpoint.load(self._path(piece), needed={"identity": str})
+        except UserError:
+            return None
+        return content if content.pop("identity") == self.identity else None
+
+    def _path(self, piece: int) -> Path:
+        return self.folder / f"{self.stem}_{piece}.pt"
+
+    def save(self, piece: int, part: Part) -> None:
+        """:raises UserError: if the folder cannot be written."""
+        self.known[piece] = part
+        with alone_in(self.folder), says_where(self._path(piece)):
+            checkpoint.save(self._path(piece), {**part, "identity": self.identity})
+
+    def close(self) -> None:
+        """When the first process has written the result, nothing need be kept."""
+        self.collect({})
+        for piece in self.pieces:
+            self._path(piece).unlink(missing_ok=True)
+
+
+def run_shards(
+    parts: Parts,
+    attack: Callable[[int, Bar], Part],
+    left: Callable[[int], int],
+    trial: Callable[[], float],
+    title: str,
+    unit: str,
+    teller: Teller,
     world: World,
-    deadline: Deadline,
-) -> bool:
-    """Put the shards that are not done into `parts`, and keep them; False if the deadline came first."""
-    job = shown.job
-    for first in range(0, len(job.shards), world.size):
-        group = range(first, min(first + world.size, len(job.shards)))
-        if any(number not in parts for number in group):
-            if deadline.over(f"{job.attack} shard"):
-                return False
-            own = first + world.rank
-            missing = own in group and own not in parts
-            found = world.join({own: _attack_with(shown, own, right, attacker, batch)} if missing else {})
-            parts |= found
-            if world.is_first:
-                with deadline.saving():
-                    write_parts(job, parts)
-            shown.done(parts, sum(len(job.shards[number]) for number in found))
-    return True
+) -> list[Part]:
+    """Work through this process's pieces and keep each. On the first process: every piece in order; elsewhere some.
+
+    attack: the number of a piece that is missing, or of which something is left -> the whole of it, which is kept; it may
+    keep what it has on the way. left: how many units of work are left of a piece; the attack moves the bar by them. trial:
+    seconds that one takes at most, by a short trial of the attack itself.
+    """
+    if parts.known:
+        begun = f"{len(parts.known)} of {len(parts.pieces)} shards are begun"
+        teller.note(f"{title}: going on with an evaluation that was stopped; {begun}")
+    total = sum(map(left, parts.pieces))
+    seconds = world.together(lambda: trial() if total else 0.0)
+    if total:
+        least = f"at most about {duration(seconds * total)} for {total} {unit}s"
+        teller.note(f"{title}: {least}; if stopped, the same command goes on")
+    with teller.bar(total, unit) as bar:
+        for piece in parts.pieces:
+            if piece not in parts.known or left(piece):
+                part = attack(piece, bar)
+                if part is not parts.known.get(piece):
+                    parts.save(piece, part)
+    found = parts.collect(parts.known)
+    return [found[piece] for piece in sorted(found)]
 
 
-def _attack_with(shown: Shown, number: int, right: Tensor, attacker: Attacker, batch: BatchSize) -> Part:
-    with shown.shard():
-        return batch.run(lambda size: attack_shard(shown.job, number, right, attacker, shown.name, size))
+def attack_batches(
+    parts: Parts,
+    batches: Sequence[Tensor],
+    attack: Callable[[int], Part],
+    longest: Callable[[Tensor], float],
+    title: str,
+    teller: Teller,
+    world: World,
+) -> list[Part]:
+    """`run_shards` where a piece is a batch of images, (B,) rows, all attacked at once.
+
+    attack: the number of a batch -> what was found. longest: the seconds that a batch takes at most, by a short trial.
+    """
+
+    def attack_piece(number: int, bar: Bar) -> Part:
+        started = time.monotonic()
+        part = attack(number)
+        bar.update(len(batches[number]))
+        return {**part, "seconds": time.monotonic() - started}
+
+    def left(number: int) -> int:
+        return 0 if number in parts.known else len(batches[number])
+
+    def trial() -> float:
+        rows = batches[next(filter(left, parts.pieces))]
+        return longest(rows) / len(rows)
+
+    return run_shards(parts, attack_piece, left, trial, title, "image", teller, world)
 
 
-def attack_shard(job: Job, number: int, right: Tensor, attacker: Attacker, show: Show, size: int | None = None) -> Part:
-    """Attack the images of one shard that are classified right, right (N,) bool, at most `size` together."""
-    started = time.monotonic()
-    model, rows = job.subject.model, job.shards[number]
-    x, y, _ = job.subject.test.batch(rows)
-    attacked = right[rows]
-    robust, valid = attacked.clone(), torch.ones_like(attacked)
-    warnings: list[str] = []
-    for part in attacked.nonzero().squeeze(1).split(size or job.batch_size) if attacked.any() else ():
-        with untouched(model, job.device):
-            x_adv, said = attacker.attack(x[part], y[part], mixed_seed(job.seed, EVALUATE, number), show)
-            robust[part], valid[part] = judge(
-                model, x[part], y[part], x_adv.detach(), norm=job.subject.norm, eps=job.eps
-            )
-        warnings += said
-    smaller = size if size is not None and size < job.batch_size else None
-    seconds, invalid = time.monotonic() - started, int((~valid).sum())
-    return Part(as_flags(robust), seconds, invalid, list(dict.fromkeys(warnings)), smaller)
-
-
-def _all_right(job: Job, size: int) -> Tensor:
-    """(N,) bool: the test images that are classified right."""
-    model, test = job.subject.model, job.subject.test
-    with eval_mode(model):
-        batches = [test.batch(rows) for rows in torch.arange(len(test)).split(size)]
-        return torch.cat([classified_right(model, x, y) for x, y, _ in batches])
-
-
-def forecast(
-    job: Job, right: Tensor, parts: dict[int, Part], attacker: Attacker, size: int, processes: int
-) -> list[str]:
-    """What is done already and how long the rest takes, by a short trial on its first shard."""
-    said = [f"{len(parts)} of {len(job.shards)} shards are done, by {job.parts_file.name}"] if parts else []
-    left = [rows[right[rows].cpu()] for number, rows in enumerate(job.shards) if number not in parts]
-    left = [rows for rows in left if len(rows)]
-    if left:
-        x, y, _ = job.subject.test.batch(left[0][:size])
-        with untouched(job.subject.model, job.device):
-            seconds = attacker.longest(x, y) * sum(map(len, left)) / len(y) / processes
-        said.append(
-            f"{job.title}: at most about {duration(seconds)} for {sum(map(len, left))} images; if stopped, the same "
-            f"command goes on after the last whole shard of {job.batch_size}"
-        )
-    return said
+def _what_next(flags: EvaluationFlags, subject: Subject) -> str:
+    """The command to run next: the attack whose figure should stand beside, else the page of all figures."""
+    named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "data_root"))
+    given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
+    for attack, program in (("pgd", "evaluate_on_pgd_attacks.py"), ("autoattack", "evaluate_on_autoattack.py")):
+        if not subject.result_file(attack).exists():
+            return f"next: {command(program, '--model', flags.model, *given)}"
+    return f"look at it with: {command('reports/make_report.py', str(subject.path.parent))}"

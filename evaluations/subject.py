@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from config import PRESETS, SPLITS, Config
 from errors import UserError
-from evaluations.results import Head, checkpoint_rows
-from evaluations.rows import PORTIONS, Kind, Row
+from evaluations.flags import EvaluationFlags
+from evaluations.results import Row, add_rows, checkpoint_rows, stored_row
 from hardware.layout import lay_out, layout_for
-from loading.batches import Split
-from loading.datasets import Own, TestSplit, load_own, load_test
+from loading.batches import Split, first_images
+from loading.datasets import TestSplit, load_own, load_test
 from networks.build import build_model
-from networks.keys import INPUT, our_keys
+from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from records.checkpoint import digest, load_model_file, load_weights
 from validation import stored_config
@@ -46,15 +46,32 @@ class Subject:
     def rows(self, attack: str) -> list[Row]:
         """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network.
 
-        :raises UserError: if the file is damaged, or says of this checkpoint what no evaluation writes.
+        :raises UserError: if the file is damaged.
         """
         code = self.overrides.get("network")
         rows = checkpoint_rows(self.result_file(attack), self.head(attack))
         return [row for row in rows if (row["settings"].get("overrides") or {}).get("network") == code]
 
-    def head(self, attack: str) -> Head:
+    def add_rows(self, attack: str, rows: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = list) -> list[Row]:
+        """Write rows into that JSON, as `results.add_rows`, and give those of this very evaluation as they stand there."""
+        stored = add_rows(self.result_file(attack), self.head(attack), rows, settle)
+        return [row for row in (stored_row(stored, like) for like in rows) if row is not None]
+
+    def head(self, attack: str) -> dict[str, str]:
         """What that JSON is about."""
-        return Head(attack, self.norm, self.sha256, self.dataset)
+        return {"attack": attack, "model_sha256": self.sha256, "dataset": self.dataset, "norm": self.norm}
+
+    def row(self, seed: int, settings: Mapping[str, Any], eps: float | None = None, **more: Any) -> Row:
+        """What any result on these images says before the attack is run; eps: its radius, if it has one."""
+        return {
+            **({} if eps is None else {"eps": eps}),
+            "n": len(self.test),
+            "split": self.split,
+            "images": self.images,
+            "seed": seed,
+            "settings": {**settings, "overrides": self.overrides},
+            **more,
+        }
 
     @cached_property
     def images(self) -> str:
@@ -62,38 +79,17 @@ class Subject:
         return digest([self.test.images, self.test.labels])[:16]
 
     @property
+    def device(self) -> torch.device:
+        """Where the network and its images are."""
+        return self.test.labels.device
+
+    @property
     def images_named(self) -> str:
         """`60 test images`."""
         return f"{len(self.test)} {SPLITS[self.split]} images"
 
-    def kind(self, seed: int, settings: Mapping[str, Any], sources: Sequence[Mapping[str, Any]] | None = None) -> Kind:
-        """What results on these images must share to be of the same kind."""
-        compared = {name: value for name, value in settings.items() if name not in PORTIONS}
-        return Kind(len(self.test), self.split, self.images, seed, compared, sources)
 
-
-class WhatToLoad(Protocol):
-    """The flags that say which network, on which images."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def dataset(self) -> str | None: ...
-    @property
-    def norm(self) -> str | None: ...
-    @property
-    def network(self) -> str | None: ...
-    @property
-    def data_root(self) -> str | None: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def test_size(self) -> int | None: ...
-    @property
-    def deterministic(self) -> bool: ...
-
-
-def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32") -> Subject:
+def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = "fp32") -> Subject:
     """The network in `--model`, with data set and norm from its config unless the flags say otherwise.
 
     precision: of the passes that give gradients, for the layout of its weights in memory.
@@ -112,8 +108,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
         )
     own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
-    model = build_model(network, *images.shape, images.num_classes, stored.activation if stored else "relu")
-    weights = our_keys(file.weights, model.state_dict())
+    model = build_model(network, *images.shape, images.num_classes)
+    weights, said = our_keys(file.weights, model.state_dict())
     load_weights(model, weights, file.path)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
@@ -124,8 +120,8 @@ def load_subject(flags: WhatToLoad, device: torch.device, precision: str = "fp32
     }
     if is_own(network) and network != (stored.network if stored else None):
         overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
-    if weights.keys() != file.weights.keys():
-        overrides["model"] = INPUT
+    if said:
+        overrides["model"] = said
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
 
 
@@ -139,7 +135,9 @@ def _named(name: str, given: str | None, stored: Config | None, path: Path) -> s
     return str(value)
 
 
-def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> TestSplit:
+def _images(
+    flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device
+) -> TestSplit:
     """Test images, or images of the training run.
 
     :raises UserError: if the checkpoint does not say which images those are.
@@ -156,8 +154,19 @@ def _images(flags: WhatToLoad, dataset: str, stored: Config | None, data_root: s
             f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
         )
     training = stored or PRESETS[dataset, "Linf"]
-    own = Own(flags.split, training.val_size, training.train_size, training.seed)
-    return load_own(dataset, data_root, own, size=flags.test_size, device=device)
+    how: dict[str, Any] = {
+        "val_size": training.val_size,
+        "train_size": training.train_size,
+        "seed": training.seed,
+        "device": device,
+    }
+    if flags.split == "train":
+        return load_own(dataset, data_root, flags.split, size=flags.test_size, **how)
+    images = load_own(dataset, data_root, flags.split, size=None, **how)
+    if (flags.test_size or 0) > len(images.split):
+        raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
+    # In the order in which the check after an epoch takes them: with `check_size` it sees the first so many alone.
+    return images._replace(split=first_images(images.split, flags.test_size or training.check_size))
 
 
 def _is_folder(name: str) -> bool:

@@ -1,25 +1,57 @@
-"""A function of tensors recorded once as a CUDA graph and replayed: no launch overhead, no waiting for the host."""
+"""A function of tensors recorded once as a CUDA graph and replayed: no launch overhead, no waiting for the host.
+
+Only what is known to be recordable is recorded: the built-in networks, which draw no random number on the host and leave
+their buffers in place. Anyone's own network runs as it is.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from errors import UserError
 from hardware.layout import tuned
-from hardware.memory import out_of_memory
-from hardware.rehearsal import why_not
+from utils import batchnorms
 
-Outputs = tuple[Tensor | None, ...]
-Fn = Callable[..., Outputs]
-Record = Callable[[Fn, tuple[Tensor, ...]], tuple[Callable[[], None], Outputs]]
+Fn = Callable[..., Any]
+Record = Callable[[Fn, tuple[Tensor | None, ...]], tuple[Callable[[], None], Any]]
+WARM_UPS = 3  # passes before a recording, in which kernels are chosen and memory is taken
 
 
-def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Outputs]:
-    """Record `fn(*inputs)`, which has been run before: what replays it, and the outputs it writes into."""
+class Recorded(NamedTuple):
+    """What of a run is recorded; None or False: it runs as it is."""
+
+    gradient: bool  # the whole gradient of a step
+    attack_rows: int | None  # the attack of a step, padded to so many rows
+    check_rows: int | None  # the check's attack, likewise
+
+
+NOTHING = Recorded(gradient=False, attack_rows=None, check_rows=None)
+
+
+def recorded_parts(model: nn.Module, device: torch.device, slice_size: int, check_size: int, alone: bool) -> Recorded:
+    """The whole gradient or, with BatchNorm, whose statistics count the right rows alone, each attack; on CUDA only.
+
+    model: a built-in network. slice_size: images of a step on this process; check_size: of a check's batch; alone:
+    whether there is one process.
+    """
+    if device.type != "cuda":
+        return NOTHING
+    gradient = alone and not batchnorms(model)
+    return Recorded(gradient, None if gradient else slice_size, check_size)
+
+
+def record_on_cuda(fn: Fn, inputs: tuple[Tensor | None, ...]) -> tuple[Callable[[], None], Any]:
+    """Record `fn(*inputs)`: what replays it, and the outputs it writes into."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            fn(*inputs)
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     # Other threads go on meanwhile: one that pins memory of a streamed data set would spoil a global recording.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -30,86 +62,40 @@ def record_on_cuda(fn: Fn, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], Non
 class Captured:
     """`fn`, recorded at the first call with `rows` rows and replayed at every later one.
 
-    fn: tensors -> tuple of tensors, with no shape that depends on data; run more often than called while it is recorded,
-    with `module`'s buffers and the generators put back after. Outputs hold until the next call. Other numbers of rows run
-    `fn` itself, and so does everything if `why_not` finds that it cannot be recorded, which is said once. record: None
-    never records. tune: let cuDNN time its kernels for this shape.
+    fn: tensors, or None, -> tensors in any structure, with no shape that depends on data. Outputs hold until the next
+    call. Other numbers of rows run `fn` itself. tune: let cuDNN time its kernels for this shape.
     """
 
-    def __init__(
-        self,
-        fn: Fn,
-        rows: int,
-        record: Record | None = record_on_cuda,
-        module: nn.Module | None = None,
-        tune: bool = False,
-    ) -> None:
-        self.fn, self.rows, self.record, self.module, self.tune = fn, rows, record, module, tune
-        self.inputs: tuple[Tensor, ...] | None = None
+    def __init__(self, fn: Fn, rows: int, record: Record = record_on_cuda, tune: bool = False) -> None:
+        self.fn, self.rows, self.record, self.tune = fn, rows, record, tune
+        self.inputs: tuple[Tensor | None, ...] = ()
         self.replay: Callable[[], None] | None = None
-        self.outputs: Outputs = ()
+        self.outputs: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Outputs:
-        if not self._is_ready(inputs):
-            with tuned(self.tune and len(inputs[0]) == self.rows):
-                return self.fn(*inputs)
-        self._take(inputs)
-        assert self.replay is not None
-        self.replay()
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        if inputs[0] is None or len(inputs[0]) != self.rows:
+            return self.fn(*inputs)
+        replay = self._recorded(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            if own is not None and given is not None:
+                own.copy_(given)
+        replay()
         return self.outputs
 
-    def repeat(self, times: int, state: Tensor, *constants: Tensor) -> Tensor:
-        """`times` calls, each on the first output of the one before, from `state` on; `constants` are always the same."""
-        if not self._is_ready((state, *constants)):
-            with tuned(self.tune and len(state) == self.rows):
-                for _ in range(times):
-                    state = _present(self.fn(state, *constants)[0])
-            return state
-        own = self._take((state, *constants))[0]
-        assert self.replay is not None
-        for turn in range(times):
-            if turn:
-                own.copy_(_present(self.outputs[0]))
-            self.replay()
-        return _present(self.outputs[0]) if times else state
+    def repeat(self, state: Tensor, varying: Sequence[Tensor], *constants: Tensor) -> Tensor:
+        """A call for each of `varying`, on the output of the one before, from `state` on, on it, and on `constants`."""
+        for value in varying:
+            state = self(state, value, *constants)
+        return state
 
-    def _take(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert self.inputs is not None
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        return self.inputs
-
-    def _is_ready(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether there is a recording for these inputs; the first of them that can be recorded are.
-
-        :raises UserError: if the recording fails, after which CUDA's generator cannot be relied on.
-        """
-        if self.record is None or len(inputs[0]) != self.rows:
-            return False
-        if self.inputs is None:
-            self.inputs = tuple(tensor.clone() for tensor in inputs)
-            with tuned(self.tune):
-                if reason := why_not(self.fn, self.inputs, self.module):
-                    warnings.warn(
-                        f"CUDA graph: not recorded ({reason}): going on without it, slower", RuntimeWarning, 2
-                    )
-                    self.record = None
-                    return False
-                self._record()
-        return self.replay is not None
-
-    def _record(self) -> None:
-        assert self.record is not None
-        assert self.inputs is not None
-        try:
-            self.replay, self.outputs = self.record(self.fn, self.inputs)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--cuda_graphs: the recording failed ({reason}): give --no-cuda_graphs") from error
-
-
-def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+    def _recorded(self, inputs: tuple[Tensor | None, ...]) -> Callable[[], None]:
+        """:raises UserError: if the recording fails, after which CUDA's generator cannot be relied on."""
+        if self.replay is None:
+            self.inputs = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+            try:
+                with tuned(self.tune):
+                    self.replay, self.outputs = self.record(self.fn, self.inputs)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--cuda_graphs: the recording failed ({reason}): give --no-cuda_graphs") from error
+        return self.replay

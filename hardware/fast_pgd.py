@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from hardware.cuda_graph import Captured, Record, record_on_cuda
 from hardware.precision import BFloat16Twin, tf32
-from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd
+from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd, step_sizes
 from utils import eval_mode, frozen
 
 
@@ -23,20 +25,12 @@ class FastPgd:
         model: nn.Module,
         precision: str,
         rows: int | None = None,
-        record: Record | None = record_on_cuda,
+        record: Record = record_on_cuda,
         tune: bool = False,
     ) -> None:
         self.model, self.precision, self.rows, self.record, self.tune = model, precision, rows, record, tune
         self.twin = BFloat16Twin(model) if precision.startswith("bf16") else None
-        self.network: nn.Module = model if self.twin is None else self.twin
         self.steps: dict[tuple[LossFn, str], Captured] = {}  # one step of the attack on a loss under a norm
-
-    def resize(self, rows: int) -> FastPgd:
-        """The same attack for batches of at most `rows`; nothing happens where batches are not padded."""
-        if self.rows not in (None, rows):
-            self.rows = rows
-            self.steps.clear()
-        return self
 
     def __call__(
         self,
@@ -50,6 +44,7 @@ class FastPgd:
         step_size: float | Tensor,
         steps: int,
         noise: Tensor | None = None,
+        decays: bool = False,
     ) -> Tensor:
         """See `pgd`."""
         assert model is self.model
@@ -57,34 +52,25 @@ class FastPgd:
             return x
         if self.twin is not None:
             self.twin.refresh(model)
-        eps, step_size = as_rows(eps, x), as_rows(step_size, x)
+        runs = model if self.twin is None else self.twin
         with tf32(self.precision != "fp32"):
             if self.rows is None or len(x) > self.rows:
-                return pgd(
-                    self.network,
-                    x,
-                    y,
-                    loss_fn=loss_fn,
-                    norm=norm,
-                    eps=eps,
-                    step_size=step_size,
-                    steps=steps,
-                    noise=noise,
-                )
+                how: dict[str, Any] = {"loss_fn": loss_fn, "norm": norm, "steps": steps, "decays": decays}
+                return pgd(runs, x, y, eps=eps, step_size=step_size, noise=noise, **how)
+            eps, step_size = as_rows(eps, x), as_rows(step_size, x)
             x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
-            inputs = [tensor[padding] for tensor in (x_adv, x, y, eps, step_size)]
-            return self._step(loss_fn, norm).repeat(steps, *inputs)[: len(x)]
+            x_adv, size, *constants = (tensor[padding] for tensor in (x_adv, step_size, x, y, eps))
+            sizes = list(step_sizes(size, steps, decays))
+            return self._step(runs, loss_fn, norm).repeat(x_adv, sizes, *constants)[: len(x)]
 
-    def _step(self, loss_fn: LossFn, norm: str) -> Captured:
-        """x_adv, x (B, ...), y, eps, step size (B,) -> x_adv one step on."""
+    def _step(self, runs: nn.Module, loss_fn: LossFn, norm: str) -> Captured:
+        """x_adv (B, ...), step size (B,), x (B, ...), y, eps (B,) -> x_adv one step on."""
 
-        def step(x_adv: Tensor, x: Tensor, y: Tensor, eps: Tensor, step_size: Tensor) -> tuple[Tensor]:
-            with eval_mode(self.network), frozen(self.network):
-                return (ascend(lambda x_adv: loss_fn(self.network(x_adv), y), norm, x_adv, x, eps, step_size).detach(),)
+        def step(x_adv: Tensor, step_size: Tensor, x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+            with eval_mode(runs), frozen(runs):
+                return ascend(lambda x_adv: loss_fn(runs(x_adv), y), norm, x_adv, x, eps, step_size).detach()
 
         if (loss_fn, norm) not in self.steps:
-            refused = any(known.record is None for known in self.steps.values())  # of the network, and said once
-            record = None if refused else self.record
-            self.steps[loss_fn, norm] = Captured(step, self.rows or 0, record, self.network, self.tune)
+            self.steps[loss_fn, norm] = Captured(step, self.rows or 0, self.record, self.tune)
         return self.steps[loss_fn, norm]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loading.crops import Augment, Crops, draw_crops
-from loading.streaming import ImagesOnDisk, tells_of_a_worker, worker_failure
+from loading.streaming import ImagesOnDisk
 from utils import AUGMENT, ORDER, generator, send
 
 
@@ -63,7 +63,7 @@ class Split:
                 yield self._batch(send(index, self.labels.device), images)
 
     def _batch(self, index: Tensor, images: Tensor) -> Batch:
-        images = images.to(self.labels.device, non_blocking=True)  # still uint8
+        images = send(images, self.labels.device) if images.device.type == "cpu" else images  # still uint8
         return Batch(images.float() / 255, self.labels[index], index)
 
     def everything(self) -> Batch:
@@ -82,8 +82,7 @@ class Split:
         """The same, of images on disk, with this many processes that read ahead."""
         if not isinstance(self.images, ImagesOnDisk):
             return self
-        pin_memory = self.labels.device.type == "cuda"
-        return replace(self, images=replace(self.images, num_workers=num_workers, pin_memory=pin_memory))
+        return replace(self, images=replace(self.images, num_workers=num_workers))
 
 
 @lru_cache(maxsize=2)
@@ -103,7 +102,7 @@ class TrainBatches:
     Of several processes each gets its part of it, with its part of the draws. Steps that follow each other are read
     ahead if the images are on disk; leaving the context ends that.
 
-    :raises UserError: if an image on disk cannot be read or, in the context, if a process that reads was lost.
+    :raises UserError: if an image on disk cannot be read, or a process that reads was lost.
     """
 
     def __init__(
@@ -117,10 +116,8 @@ class TrainBatches:
     def __enter__(self) -> TrainBatches:
         return self
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-        if error is not None and tells_of_a_worker(error):
-            raise worker_failure(error) from None
 
     def __call__(self, step: int) -> Batch:
         if self.ahead is None or step != self.next_step:
@@ -128,11 +125,8 @@ class TrainBatches:
             self.ahead = self.split.batches(map(self.rows, itertools.count(step)))
         batch = next(self.ahead)
         self.next_step = step + 1
-        return self.augmented(step, batch)
-
-    def alone(self, step: int) -> Batch:
-        """The same, with nothing read ahead."""
-        return self.augmented(step, self.split.batch(self.rows(step)))
+        crops = self.crops(step)
+        return batch if crops is None else batch._replace(x=crops.of(batch.x))
 
     def global_rows(self, step: int) -> Tensor:
         """(B,) the rows of all processes together."""
@@ -143,11 +137,6 @@ class TrainBatches:
     def rows(self, step: int) -> Tensor:
         """This process's part of them; it can be empty."""
         return self.global_rows(step).tensor_split(self.ranks)[self.rank]
-
-    def augmented(self, step: int, batch: Batch) -> Batch:
-        """This process's part of the batch of `step` as training sees it."""
-        crops = self.crops(step)
-        return batch if crops is None else batch._replace(x=crops.of(batch.x))
 
     def crops(self, step: int) -> Crops | None:
         """How this process's images are cropped in `step`; None: not at all."""
@@ -172,6 +161,5 @@ def first_images(split: Split, count: int | None) -> Split:
     """The split's first `count` images; None: all."""
     if count is None or count >= len(split):
         return split
-    images = split.images
-    some = replace(images, paths=images.paths[:count]) if isinstance(images, ImagesOnDisk) else images[:count]
-    return replace(split, images=some, labels=split.labels[:count], numbers=split.numbers[:count])
+    images = split.images.part(range(count)) if isinstance(split.images, ImagesOnDisk) else split.images[:count]
+    return replace(split, images=images, labels=split.labels[:count], numbers=split.numbers[:count])

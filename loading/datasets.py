@@ -6,8 +6,7 @@ N images, C channels. Images are (N, C, H, W) uint8, on the device or as files o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     listing: str = ""  # of an image folder, a digest of its training files' names; other sets' content is known
+    about: str = ""  # of an image folder, how many images it has of which class, and which files are not used
 
     @property
     def streamed(self) -> bool:
@@ -42,9 +42,14 @@ class Dataset(NamedTuple):
         """What the images of all splits take, or would take, in memory."""
         return sum(split.images.nbytes for split in (self.train, self.val, self.test))
 
-    def each(self, work: Callable[[Split], Split]) -> Dataset:
-        """The same with `work(split)` for every split."""
-        return self._replace(train=work(self.train), val=work(self.val), test=work(self.test))
+
+class TestSplit(NamedTuple):
+    split: Split
+    num_classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.split.shape
 
 
 class Raw(NamedTuple):
@@ -53,11 +58,12 @@ class Raw(NamedTuple):
     images: np.ndarray | ImagesOnDisk
     labels: np.ndarray
     num_classes: int
+    about: str = ""  # of an image folder, see `Dataset`
 
     def split(self, rows: np.ndarray, device: torch.device) -> Split:
         """These rows as tensors on `device`; images on disk stay there."""
         if isinstance(self.images, ImagesOnDisk):
-            images: Tensor | ImagesOnDisk = replace(self.images, paths=[self.images.paths[row] for row in rows])
+            images: Tensor | ImagesOnDisk = self.images.part(rows)
         else:
             # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
             images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format).to(device)
@@ -65,51 +71,98 @@ class Raw(NamedTuple):
         return Split(images, labels.to(device), torch.from_numpy(rows).to(device))
 
 
-class Source(NamedTuple):
-    """Where images come from, and where they stay."""
+def load_dataset(
+    name: str,
+    root: str = ".",
+    *,
+    seed: int,
+    device: torch.device,
+    train_size: int | None = None,
+    val_size: int | None = None,
+    test_size: int | None = None,
+    streaming: bool | None = False,
+    num_workers: int = 0,
+) -> Dataset:
+    """Training, validation and test split of the data set `name`, one of `READERS`, in the folder `root`.
 
-    name: str  # one of `READERS`
-    root: str = "."  # the folder it lies in
-    streaming: bool | None = (
-        False  # leave an image folder on disk; None: if it took over half of the device's free memory
-    )
-    num_workers: int = 0  # processes that read what is on disk
-
-
-class Sizes(NamedTuple):
-    """How many images of each split."""
-
-    train: int | None = None  # None: all training images that are not validation
-    val: int | None = None  # None: 10 %
-    test: int | None = None  # None: all; 0: none
-
-
-def load_dataset(source: Source, sizes: Sizes, *, seed: int, device: torch.device) -> Dataset:
-    """Training, validation and test split.
-
-    MNIST and CIFAR-10: the first `sizes.val` training images are the validation set; digits: a fixed stratified split;
-    image folders: one that depends on `seed`.
+    MNIST and CIFAR-10: the first `val_size` training images are the validation set; digits: a fixed stratified split;
+    image folders: one that depends on `seed`. Sizes by default: a tenth of the training images for validation, and all
+    that there are else. streaming: leave an image folder on disk; None: if it took over half of the device's free memory.
+    num_workers: threads that read what is on disk.
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    name, root, train_size, val_size = source.name, source.root, sizes.train, sizes.val
-    raw = READERS[name](_folder(root), "train")
+    raw = _read(name, root, "train")
     val, rest = _parts(name, raw.labels, val_size, seed)
-    if train_size is not None and train_size > len(rest):
-        raise UserError(f"--train_size {train_size}: {name} has {len(rest)} training images beside validation")
-    if train_size is not None:
-        rest = _first(name, raw.labels, rest, train_size, "train_size")
-    test = _test_part(name, root, sizes.test, device)
-    if test.shape != raw.images.shape[1:] or test.num_classes != raw.num_classes:
+    rest = _first(name, raw.labels, rest, train_size, "train_size", "training images beside validation")
+    test, test_rows = _test(name, root, test_size)
+    shape, test_shape = raw.images.shape[1:], test.images.shape[1:]
+    if test_shape != shape or test.num_classes != raw.num_classes:
+        here, there = ("x".join(map(str, sizes)) for sizes in (shape, test_shape))
         raise UserError(
-            f"--data_root {root}: training images are {_sizes(raw.images.shape[1:])} in {raw.num_classes} "
-            f"classes, test images {_sizes(test.shape)} in {test.num_classes}: they must be alike"
+            f"--data_root {root}: training images are {here} in {raw.num_classes} classes, test images {there} in "
+            f"{test.num_classes}: they must be alike"
         )
-    listing = raw.images.listing if isinstance(raw.images, ImagesOnDisk) else ""
-    data = Dataset(raw.split(rest, device), raw.split(val, device), test.split, raw.num_classes, listing)
-    if data.streamed and (data.nbytes > free_memory(device) / 2 if source.streaming is None else source.streaming):
-        return data.each(lambda split: split.read_by(source.num_workers))
-    return data.each(Split.in_memory)
+    data = Dataset(
+        raw.split(rest, device),
+        raw.split(val, device),
+        test.split(test_rows, device),
+        raw.num_classes,
+        listing=raw.images.listing if isinstance(raw.images, ImagesOnDisk) else "",
+        about="; ".join(filter(None, (raw.about, test.about))),
+    )
+    if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
+        train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
+    else:
+        train, val_split, test_split = (split.in_memory() for split in data[:3])
+    return data._replace(train=train, val=val_split, test=test_split)
+
+
+def load_test(name: str, root: str, *, test_size: int | None, device: torch.device) -> TestSplit:
+    """The first `test_size` test images; of an image folder, a fixed stratified selection.
+
+    :raises UserError: as `load_dataset`.
+    """
+    raw, rows = _test(name, root, test_size)
+    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
+
+
+def load_own(
+    name: str,
+    root: str,
+    split: str,
+    *,
+    val_size: int | None,
+    train_size: int | None,
+    seed: int,
+    size: int | None,
+    device: torch.device,
+) -> TestSplit:
+    """The first `size` images of the split "val" or "train" that a run with these sizes and this seed had; of an image
+    folder, a fixed stratified selection of them.
+
+    :raises UserError: as `load_dataset`.
+    """
+    raw = _read(name, root, "train")
+    val, rest = _parts(name, raw.labels, val_size, seed)
+    if split == "train":
+        rest = _first(name, raw.labels, rest, train_size, "train_size", "training images beside validation")
+    rows = _first(name, raw.labels, val if split == "val" else rest, size, "test_size", f"images in --split {split}")
+    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
+
+
+def _test(name: str, root: str, test_size: int | None) -> tuple[Raw, np.ndarray]:
+    """The test images, those of a folder still on disk, and the rows of them that are asked for."""
+    raw = _read(name, root, "test")
+    return raw, _first(name, raw.labels, np.arange(len(raw.labels)), test_size, "test_size", "test images")
+
+
+def _read(name: str, root: str, part: str) -> Raw:
+    try:
+        folder = Path(root).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise UserError(f"--data_root {root}: {error}: name a folder") from None
+    return READERS[name](folder, part)
 
 
 def _parts(name: str, labels: np.ndarray, val_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,70 +178,15 @@ def _parts(name: str, labels: np.ndarray, val_size: int | None, seed: int) -> tu
     return _stratified(labels, size, asked, 0 if name == "digits" else mixed_seed(seed, SPLIT))
 
 
-class TestSplit(NamedTuple):
-    split: Split
-    num_classes: int
+def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int | None, flag: str, images: str) -> np.ndarray:
+    """The first `size` of `rows`; in an image folder, sorted by class, a fixed stratified selection of them. None: all.
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.split.shape
-
-
-def load_test(name: str, root: str, *, test_size: int | None, device: torch.device) -> TestSplit:
-    """The first `test_size` test images; of an image folder, a fixed stratified selection.
-
-    :raises UserError: as `load_dataset`.
+    flag, images: who asks for so many, and of what, for an error.
     """
-    test = _test_part(name, root, test_size, device)
-    return test._replace(split=test.split.in_memory())
-
-
-class Own(NamedTuple):
-    """Images that a training run had."""
-
-    split: str  # "val" or "train"
-    val_size: int | None
-    train_size: int | None
-    seed: int
-
-
-def load_own(name: str, root: str, own: Own, *, size: int | None, device: torch.device) -> TestSplit:
-    """The first `size` validation or training images of a run; of an image folder, a fixed stratified selection of them.
-
-    :raises UserError: as `load_dataset`.
-    """
-    raw = READERS[name](_folder(root), "train")
-    val, rest = _parts(name, raw.labels, own.val_size, own.seed)
-    if own.split == "train" and own.train_size is not None:
-        rest = _first(name, raw.labels, rest, own.train_size, "train_size")
-    rows = val if own.split == "val" else rest
-    if size is not None and size > len(rows):
-        raise UserError(f"--test_size {size}: there are {len(rows)} images in --split {own.split}")
-    if size is not None:
-        rows = _first(name, raw.labels, rows, size, "test_size")
-    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
-
-
-def _test_part(name: str, root: str, test_size: int | None, device: torch.device) -> TestSplit:
-    """The same, with the images of a folder still on disk."""
-    raw = READERS[name](_folder(root), "test")
-    rows = np.arange(len(raw.labels))
-    if test_size is not None and test_size > len(rows):
-        raise UserError(f"--test_size {test_size}: {name} has {len(rows)} test images")
-    if test_size is not None:
-        rows = _first(name, raw.labels, rows, test_size, "test_size")
-    return TestSplit(raw.split(rows, device), raw.num_classes)
-
-
-def _folder(root: str) -> Path:
-    try:
-        return Path(root).expanduser()
-    except RuntimeError as error:  # ~somebody
-        raise UserError(f"--data_root {root}: {error}: name a folder") from None
-
-
-def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int, flag: str) -> np.ndarray:
-    """The first `size` of `rows`; in an image folder, sorted by class, a fixed stratified selection of them."""
+    if size is None:
+        return rows
+    if size > len(rows):
+        raise UserError(f"--{flag} {size}: {name} has {len(rows)} {images}")
     if name != "imagefolder" or size in (0, len(rows)):
         return rows[:size]
     chosen, _ = _stratified(labels[rows], size, f"--{flag} {size}", 0)
@@ -223,20 +221,17 @@ def _digits(root: Path, part: str) -> Raw:
     return Raw(images, digits.target[rows].astype(np.int64), 10)
 
 
-# md5 and size of MNIST's files, unpacked.
-MNIST_FILES = {
-    "train-images-idx3-ubyte": ("6bbc9ace898e44ae57da46a324031adb", 47_040_016),
-    "train-labels-idx1-ubyte": ("a25bea736e30d166cdddb491f175f624", 60_008),
-    "t10k-images-idx3-ubyte": ("2646ac647ad5339dbf082846283269ea", 7_840_016),
-    "t10k-labels-idx1-ubyte": ("27ae3e4e09519cfbb04c329615203637", 10_008),
+MNIST_FILES = {  # unpacked, with their md5
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
 
 def _mnist(root: Path, part: str) -> Raw:
-    folder = root / "MNIST" / "raw"
-    _download_missing([folder / name for name in MNIST_FILES], lambda: torchvision.datasets.MNIST(root, download=True))
-    for name, (md5, size) in MNIST_FILES.items():
-        _check_md5(folder / name, md5, size)
+    files = {root / "MNIST" / "raw" / name: md5 for name, md5 in MNIST_FILES.items()}
+    _verify(files, lambda: torchvision.datasets.MNIST(root, download=True))
     data = torchvision.datasets.MNIST(root, train=part == "train")
     return Raw(data.data.numpy()[:, None], data.targets.numpy(), 10)
 
@@ -245,51 +240,43 @@ def _cifar10(root: Path, part: str) -> Raw:
     kind = torchvision.datasets.CIFAR10
     listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     files = {root / kind.base_folder / name: md5 for name, md5 in listed}
-    _download_missing(list(files), lambda: kind(str(root), download=True))
-    for path, md5 in files.items():
-        _check_md5(path, md5, None)
+    _verify(files, lambda: kind(str(root), download=True))
     data = kind(str(root), train=part == "train")
     return Raw(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64), 10)
 
 
-def _download_missing(paths: list[Path], download: Callable[[], object]) -> None:
-    missing = [path for path in paths if not path.exists()]
-    if not missing:
-        return
+def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
+    """Download what is missing; then the md5 of each file must be the one beside it.
+
+    :raises UserError: naming the first file that is missing or another.
+    """
+    missing = [path for path in files if not path.exists()]
     try:
-        download()
+        if missing:
+            download()
     except Exception as error:  # urllib, ssl, sockets, torchvision's own RuntimeError, the file system
-        missing = [path for path in paths if not path.exists()] or missing
+        lacking = next((path for path in missing if not path.exists()), missing[0])
         raise UserError(
-            f"data file {missing[0].name}: not in {missing[0].parent.absolute()}, and the download failed "
+            f"data file {lacking.name}: not in {lacking.parent.absolute()}, and the download failed "
             f"({error}): put it there, or name its folder with --data_root"
         ) from None
-
-
-def _check_md5(path: Path, expected: str, expected_size: int | None) -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"data file {path.absolute()}: cannot be read ({error.strerror}): mend it, or choose another --data_root"
-        ) from None
-    found = hashlib.md5(content).hexdigest()
-    if found != expected:
-        size = f", {len(content)} bytes instead of {expected_size}" if expected_size not in (None, len(content)) else ""
-        raise UserError(
-            f"data file {path.absolute()}: truncated or changed (md5 {found} instead of {expected}{size}): "
-            "delete it and start again to download it, or choose another --data_root"
-        )
+    for path, expected in files.items():
+        try:
+            found = hashlib.md5(path.read_bytes()).hexdigest()
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}): mend it"
+            raise UserError(f"data file {path.absolute()}: {reason}, or choose another --data_root") from None
+        if found != expected:
+            raise UserError(
+                f"data file {path.absolute()}: truncated or changed (md5 {found} instead of {expected}): "
+                "delete it and start again to download it, or choose another --data_root"
+            )
 
 
 def _imagefolder(root: Path, part: str) -> Raw:
     """`<part>/<class>/*`, still on disk."""
     found = list_folder(root, part)
-    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(str(n) for n in shape)
+    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes, found.about)
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "imagefolder": _imagefolder}

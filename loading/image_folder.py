@@ -1,10 +1,11 @@
 """Image folders: which images there are, checked by their headers; and the pixels of one.
 
-C channels, H height, W width; pixels are uint8.
+C channels, H height, W width; pixels are uint8, turned upright where the camera noted how it was held (EXIF).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from errors import UserError
 
 GREY_MODES = ("1", "L", "LA")
+ORIENTATION = 0x0112  # EXIF's tag; above 4: turned by a right angle
+NAMED = 8  # names in a line about more
 HEADER_THREADS = 8  # a header is little work and, on a network disk, a long wait
 
 
@@ -28,6 +31,7 @@ class Listing(NamedTuple):
     labels: np.ndarray  # (N,) int64
     num_classes: int
     shape: tuple[int, int, int]  # (C, H, W) of every image
+    about: str  # how many images there are of each class, and which files are not used
 
 
 def list_folder(root: Path, part: str) -> Listing:
@@ -40,23 +44,55 @@ def list_folder(root: Path, part: str) -> Listing:
         raise UserError(
             f"image folder {folder.absolute()}: not there: --data_root must hold train/<class>/* and test/<class>/*"
         )
-    try:
-        found = torchvision.datasets.ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"image folder {folder.absolute()}: {error}: put images into train/<class> and test/<class>"
-        ) from None
-    others = {
-        p.name for other in ("train", "test") if (root / other).is_dir() for p in (root / other).iterdir() if p.is_dir()
+    parts = {
+        name: {path.name for path in (root / name).iterdir() if path.is_dir()}
+        for name in ("train", "test")
+        if (root / name).is_dir()
     }
-    if len(found.classes) < 2 or others != set(found.classes):
-        odd = sorted(others ^ set(found.classes)) or found.classes
+    classes, everywhere = sorted(parts[part]), set().union(*parts.values())
+    if len(classes) < 2 or everywhere != parts[part]:
+        odd = sorted(everywhere - parts[part]) or classes or ["<class>"]
         raise UserError(
             f"image folder {folder.absolute()}: train and test need the same two or more classes, and "
             f"{odd[0]!r} is not in both: add or remove that folder"
         )
-    paths = [path for path, _ in found.samples]
-    return Listing(paths, np.array(found.targets, dtype=np.int64), len(found.classes), _common_shape(paths))
+    paths: list[str] = []
+    counts, unused = [], sorted(path.name for path in folder.iterdir() if path.name not in classes)
+    for name in classes:
+        files = _files(folder / name)
+        images = [path for path in files if path.lower().endswith(IMG_EXTENSIONS)]
+        if not images:
+            raise UserError(
+                f"image folder {folder.absolute()}: no image in {name!r}, kinds are {' '.join(IMG_EXTENSIONS)}: put some "
+                "there, or remove that folder from train and test"
+            )
+        unused += [Path(path).name for path in files if not path.lower().endswith(IMG_EXTENSIONS)]
+        counts.append(len(images))
+        paths += images
+    about = f"{part}: " + _some([f"{name} {count}" for name, count in zip(classes, counts, strict=True)])
+    if unused:
+        about += f"; {len(unused)} not used, no image in a class folder: {_some(unused)}"
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return Listing(paths, labels, len(classes), _common_shape(paths), about)
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below the folder, in torchvision's order.
+
+    :raises UserError: for a link that leads to a folder it lies in, which would give the same images again and again.
+    """
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        for link in filter(Path.is_symlink, (Path(place, name) for name in folders)):
+            if link.resolve() in [above.resolve() for above in link.parents]:
+                raise UserError(f"image folder {link.absolute()}: is a link to a folder it lies in: remove it")
+        found.append((place, sorted(names)))
+    return [str(Path(place, name)) for place, names in sorted(found) for name in names]
+
+
+def _some(names: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _common_shape(paths: list[str]) -> tuple[int, int, int]:
@@ -76,7 +112,8 @@ def _common_shape(paths: list[str]) -> tuple[int, int, int]:
 def _header(path: str) -> tuple[int, int, bool]:
     """Width, height, and whether it is grey."""
     with _opened(path) as image:
-        return (*image.size, image.mode in GREY_MODES)
+        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4  # of a TIFF, PIL has done it
+        return (*(image.size[::-1] if turned else image.size), image.mode in GREY_MODES)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
@@ -85,7 +122,8 @@ def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     :raises UserError: if it cannot be read whole, or is not what its header said when the folder was listed.
     """
     with _opened(path) as image:
-        pixels = np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+        upright = ImageOps.exif_transpose(image)
+        pixels = np.asarray(upright.convert("L" if image.mode in GREY_MODES else "RGB"))
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     if pixels.shape[1:] != shape[1:] or pixels.shape[0] > shape[0]:
         raise UserError(f"image {Path(path).absolute()}: changed since the run started: put it back")
@@ -98,6 +136,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind the picture
+                raise ValueError(f"{pages} pages or frames in one file, save each by itself")
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {Path(path).absolute()}: cannot be read ({error}): mend or remove it") from None

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from errors import UserError
-from networks.families import built_in
-from networks.names import is_own, why_unknown
-from networks.own import cause, load_own, ours_unharmed
+
+# Relative: hubconf.py loads this package under another name, beside people's own `networks`.
+from .lenet import LeNet5Madry
+from .names import is_own, why_unknown, wide_resnet_sizes
+from .own import cause, load_own
+from .preact_resnet import PreActResNet18
+from .resnets import PerImageStandardize, SmallResNet, WideResNet
 
 
-def build_model(
-    network: str, channels: int, height: int, width: int, num_classes: int, activation: str = "relu"
-) -> nn.Module:
+def build_model(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:
     """A built-in network by name, or one's own (`networks/own.py`), called with channels, height, width, classes.
 
     The built-in ones are laid out channels last, which is faster; anyone's own may call `view` and is left as it is.
 
     :raises UserError: if there is no such network, or it cannot be built for these images.
     """
+    own = is_own(network)
     if wrong := why_unknown(network):
         raise UserError(f"--network {network}: {wrong}")
-    own = is_own(network)
-    with ours_unharmed():
-        factory = load_own(network) if own else built_in(network, activation)
-        try:
-            model = factory(channels, height, width, num_classes)
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
-            with torch.no_grad():
-                shape = tuple(model.eval()(torch.zeros(2, channels, height, width)).shape)
-            if shape != (2, num_classes):
-                raise ValueError(f"it gives {shape} for 2 images instead of (2, {num_classes}) logits")
-        except (Exception, SystemExit) as error:  # anyone's own code
-            raise UserError(
-                f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} "
-                f"classes ({cause(error)}): choose another, or mend it"
-            ) from error
+    try:
+        make = load_own(network) if own else partial(built_in, network)
+    except ValueError as error:
+        raise UserError(f"--network {network}: {error}") from None
+    try:
+        model = make(channels, height, width, num_classes)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
+        with torch.no_grad():
+            found = tuple(model.eval()(torch.zeros(2, channels, height, width)).shape)
+        if found != (2, num_classes):
+            raise ValueError(f"it gives {found} for 2 images instead of (2, {num_classes}) logits")
+    except (Exception, SystemExit) as error:  # anyone's own code
+        raise UserError(
+            f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} "
+            f"classes ({cause(error)}): choose another, or mend it"
+        ) from error
     model.train()
     return model if own else model.to(memory_format=torch.channels_last)
+
+
+def built_in(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+    """The built-in network of this name; all but LeNet5 stand behind per-image standardisation.
+
+    :raises ValueError: if there is none of this name.
+    """
+    if network == "lenet5":
+        return LeNet5Madry(channels, height, width, num_classes)
+    if network == "preact_resnet18":
+        return nn.Sequential(PerImageStandardize(), PreActResNet18(channels, num_classes))
+    if network == "small_resnet":
+        return nn.Sequential(PerImageStandardize(), SmallResNet(channels, num_classes))
+    if (wrong := why_unknown(network)) or is_own(network):
+        raise ValueError(f"{network}: {wrong or 'is no network of ours'}")
+    depth, widen = wide_resnet_sizes(network) or (28, 4)
+    return nn.Sequential(PerImageStandardize(), WideResNet(depth, widen, channels, num_classes))

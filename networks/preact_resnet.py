@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activation import Activation
-
 WIDTHS = (64, 128, 256, 512)
 
 
 class PreActBlock(nn.Module):
-    """BN-activation-conv twice, plus a shortcut that comes from before the first BatchNorm, as in fast-AT's code."""
+    """BN-ReLU-conv twice, plus a shortcut that comes from before the first BatchNorm, as in fast-AT's code."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, activation: Activation) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.activation = activation
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -26,23 +23,22 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        hidden = self.conv1(self.activation(self.bn1(x)))
-        out: Tensor = self.conv2(self.activation(self.bn2(hidden))) + self.shortcut(x)
+        hidden = self.conv1(F.relu(self.bn1(x)))
+        out: Tensor = self.conv2(F.relu(self.bn2(hidden))) + self.shortcut(x)
         return out
 
 
 class PreActResNet18(nn.Module):
     """Four pairs of blocks, 64 to 512 channels; the stem keeps the image's size. Torch's default initialisation."""
 
-    def __init__(self, channels: int = 3, num_classes: int = 10, activation: Activation = F.relu) -> None:
+    def __init__(self, channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
-        self.activation = activation
         self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, padding=1, bias=False)
         before = (WIDTHS[0], *WIDTHS[:-1])
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(
-                PreActBlock(in_channels, width, 1 if width == in_channels else 2, activation),
-                PreActBlock(width, width, 1, activation),
+                PreActBlock(in_channels, width, 1 if width == in_channels else 2),
+                PreActBlock(width, width, 1),
             )
             for in_channels, width in zip(before, WIDTHS, strict=True)
         )
@@ -52,5 +48,5 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W) -> logits (B, classes)."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
-        logits: Tensor = self.linear(self.activation(self.bn(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.linear(F.relu(self.bn(x)).mean(dim=(2, 3)))
         return logits

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -65,13 +66,21 @@ class World(NamedTuple):
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return int(values)
 
-    def join(self, own: dict[K, V]) -> dict[K, V]:
-        """The dicts of all processes together."""
+    def collector(self) -> Callable[[dict[K, V]], dict[K, V]]:
+        """What puts the dicts of all processes together on the first, and gives each other one its own back.
+
+        It waits for the last one, however long that takes: elsewhere a wait of half an hour is taken for a failure.
+        """
         if self.size == 1:
-            return own
-        found: list[dict[K, V]] = [{}] * self.size
-        dist.all_gather_object(found, own)
-        return {key: value for one in found for key, value in one.items()}
+            return lambda own: own
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(days=100)))
+
+        def collect(own: dict[K, V]) -> dict[K, V]:
+            found: list[dict[K, V]] | None = [{}] * self.size if self.is_first else None
+            dist.gather_object(own, found, group=group)
+            return own if found is None else {key: value for one in found for key, value in one.items()}
+
+        return collect
 
     def share_from(self, rank: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         """`tensors`, overwritten with those of process `rank`."""

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +26,9 @@ from utils import write_atomically
 CHECKSUM = "checksum"
 ANOTHER = "name another file"
 PICKLED = (b"PK", b"\x80")  # how what torch writes begins: a zip file, or a pickle of before
-NOTHING: Mapping[str, type] = MappingProxyType({})
+# Of a run's state, and what each is; see `trainer.Trainer.state`.
+STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
+STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
 
 
 def digest(value: object) -> str:
@@ -95,7 +96,7 @@ def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(keys, state.values(), strict=True))
 
 
-def load(path: Path, needed: Mapping[str, type] = NOTHING) -> dict[str, Any]:
+def load(path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, without its checksum.
 
     needed: keys that it must have, with the type of each; a file with such keys is ours and must have a checksum too.
@@ -114,7 +115,7 @@ def _read(path: Path) -> bytes:
         raise UserError(f"checkpoint {path}: cannot be read ({reason}): {ANOTHER}") from None
 
 
-def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict[str, Any]:
+def _parse(raw: bytes, path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
@@ -134,7 +135,7 @@ def _parse(raw: bytes, path: Path, needed: Mapping[str, type] = NOTHING) -> dict
             raise UserError(f"checkpoint {path}: damaged, its checksum does not fit its content: {ANOTHER}")
     elif needed:
         raise UserError(f"checkpoint {path}: not written by this program, it has no checksum: {ANOTHER}")
-    for key, kind in needed.items():
+    for key, kind in (needed or {}).items():
         if not isinstance(content.get(key), kind):
             found = f"{key!r} is a {type(content[key]).__name__}" if key in content else f"it has no {key!r}"
             raise UserError(f"checkpoint {path}: not what is needed here, {found}: {ANOTHER}")
@@ -156,48 +157,41 @@ def load_model_file(name: str) -> ModelFile:
 
     :raises UserError: as `load`, and if no weights are in it.
     """
-    path = folder = Path(name)
+    path = Path(name)
     with suppress(OSError):  # a name that is too long; said when it is read
-        path = folder / "model_best.pt" if folder.is_dir() else folder
-        if path != folder and not path.exists() and (settings := folder / "config.json").exists():
-            raise UserError(
-                f"{folder}: holds no model_best.pt, only how it was trained: make the network with python train.py --config {settings} "
-                f"--savepath runs/{folder.resolve().name}, or name a checkpoint file"
-            )
+        if path.is_dir():
+            settings, path = path / "config.json", path / "model_best.pt"
+            how = f"python train.py --config {settings} --savepath runs/{path.parent.resolve().name}"
+            if not path.exists():
+                make = f", only how it was trained: make the network with {how}, or" if settings.exists() else ":"
+                raise UserError(f"{name}: holds no model_best.pt{make} name a checkpoint file")
     raw = _read(path)
     content = _parse(raw, path)
     weights = content.get("model", content.get("state_dict", content))
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(k, str) for k in weights)
-        or not all(isinstance(v, Tensor) for v in weights.values())
-    ):
+    if not isinstance(weights, dict) or not weights or not all(map(_is_named_tensor, weights.items())):
         raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
     config = content.get("config")
-    return ModelFile(
-        path, hashlib.sha256(raw).hexdigest(), plain_keys(weights), config if isinstance(config, dict) else None
-    )
+    config = config if isinstance(config, dict) else None
+    return ModelFile(path, hashlib.sha256(raw).hexdigest(), plain_keys(weights), config)
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """:raises UserError: naming the first tensor that is missing, too many, of another shape or kind, or not finite."""
     own = model.state_dict()
-    if odd := [key for key, tensor in weights.items() if not _is_plain(tensor)]:
-        raise UserError(f"checkpoint {path}: {odd[0]} is not a plain tensor: {ANOTHER}")
-    for key in [*own, *weights]:
-        found, wanted = (tuple(d[key].shape) if key in d else None for d in (weights, own))
-        if found != wanted:
+    for key in [*weights, *own]:
+        there, here = weights.get(key), own.get(key)
+        if there is not None and not _is_plain(there):
+            raise UserError(f"checkpoint {path}: {key} is not a plain tensor: {ANOTHER}")
+        if there is None or here is None or _described(there) != _described(here):
             raise UserError(
-                f"checkpoint {path}: of another network: {key} is {_shape(found)} there, {_shape(wanted)} "
-                "in the network asked for: name the right --network or --dataset"
+                f"checkpoint {path}: of another network: {key} is {_described(there)} there, {_described(here)} in the "
+                "network asked for: name the right --network or --dataset"
             )
-        if weights[key].is_floating_point() != own[key].is_floating_point() or weights[key].is_complex():
-            raise UserError(
-                f"checkpoint {path}: of another network: {key} is {weights[key].dtype} there, {own[key].dtype} in "
-                "the network asked for: name the right --network"
-            )
-        if not torch.isfinite(weights[key].to(own[key].dtype)).all():
+        if not torch.isfinite(there.to(here.dtype)).all():
             raise UserError(
                 f"checkpoint {path}: {key} is not finite (NaN or infinite), the training went wrong: name an "
                 "earlier checkpoint"
@@ -205,15 +199,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     model.load_state_dict(weights)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with numbers behind it."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-    )
+def _is_plain(value: Tensor) -> bool:
+    """Whether it is dense, with numbers behind it."""
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else f"{'x'.join(map(str, shape)) or 'a number'}"
+def _described(value: Tensor | None) -> str:
+    """Shape and kind, whatever the precision."""
+    if value is None:
+        return "absent"
+    kind = "" if value.is_floating_point() else ", complex" if value.is_complex() else ", whole"
+    return ("x".join(map(str, value.shape)) or "a number") + kind

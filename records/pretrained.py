@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,44 +35,29 @@ def committed_runs() -> list[str]:
     return sorted(path.parent.name for pattern in COMMITTED for path in ROOT.glob(f"{pattern}/model_best.pt"))
 
 
-def checkpoint_of(name: str) -> Path:
-    """The checkpoint of a committed run, of a run folder, or the file itself.
+def load_pretrained(name: str) -> Pretrained:
+    """Weights and config of a committed run, of a run folder, or of a checkpoint file.
 
-    :raises UserError: if there is none; an unknown name is answered with those there are.
+    :raises UserError: if there is none, it is damaged, or not the file that was committed; an unknown name is answered
+        with those there are.
     """
     own = [path for pattern in COMMITTED for path in ROOT.glob(pattern) if path.name == name and path.is_dir()]
-    path = own[0] if own else Path(name)
-    try:
-        is_folder = bool(name) and path.is_dir()
-        file = path / "model_best.pt" if is_folder else path
-        if file.is_file():
-            return file
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL
-        is_folder = False
-    if is_folder:
-        raise UserError(
-            f"network {name}: {path} holds no model_best.pt: make it with train.py --config {path / 'config.json'} "
-            f"--savepath runs/{path.name}; {_choices()}"
-        )
-    raise UserError(f"network {name!r}: there is no such run: {_choices()}")
-
-
-def load_pretrained(name: str) -> Pretrained:
-    """Weights and config of `checkpoint_of(name)`.
-
-    :raises UserError: if there is none, it is damaged, or not the file that was committed.
-    """
-    path = checkpoint_of(name)
+    path, known = own[0] if own else Path(name), False
+    with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL
+        known = bool(name) and path.exists()
+    if not known:
+        there = ", ".join(committed_runs()) or "none in this clone"
+        raise UserError(f"network {name!r}: there is no such run: there are {there}, and any run folder by its path")
     file = load_model_file(str(path))
-    committed = recorded_hashes().get(path.resolve(), file.sha256)
+    committed = recorded_hashes().get(file.path.resolve(), file.sha256)
     if file.sha256 != committed:
         raise UserError(
-            f"checkpoint {path}: its sha256 is {file.sha256}, {SUMS} says {committed}: restore it with git checkout, or "
-            "move a network of your own to another folder"
+            f"checkpoint {file.path}: its sha256 is {file.sha256}, {SUMS} says {committed}: restore it with git "
+            "checkout, or move a network of your own to another folder"
         )
     if file.config is None:
-        raise UserError(f"checkpoint {path}: does not say what network it is: name one that train.py wrote")
-    return Pretrained(path, file.sha256, file.weights, stored_config(file.config, f"checkpoint {path}"))
+        raise UserError(f"checkpoint {file.path}: does not say what network it is: name one that train.py wrote")
+    return Pretrained(file.path, file.sha256, file.weights, stored_config(file.config, f"checkpoint {file.path}"))
 
 
 def recorded_hashes() -> dict[Path, str]:
@@ -86,7 +72,3 @@ def recorded_hashes() -> dict[Path, str]:
             raise UserError(f"{SUMS}: damaged, {line!r} is not a line of sha256sum: restore it with git checkout")
         found[SUMS.parent.resolve() / file] = sha256
     return found
-
-
-def _choices() -> str:
-    return "there are " + (", ".join(committed_runs()) or "none in this clone") + ", and any run folder by its path"

@@ -1,131 +1,31 @@
-"""What a long command shows while it works: a bar on a terminal, a line now and then in a log; no message is swallowed."""
+"""What a long command shows while it works: tqdm's bar, and messages that the bar does not swallow."""
 
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
+import tqdm
+
+EVERY = {True: 0.1, False: 30.0}  # seconds between drawings on a terminal, and in a log
 
 if TYPE_CHECKING:
-    Bar = tqdm[Any]
-LOG_EVERY = 30.0  # seconds between lines where there is no terminal
-MEASURED_FOR = 5.0  # seconds of work from which the rest is forecast
-WORTH_SAYING = 30.0  # seconds of work left, from which the forecast is said
+    Plain = tqdm.tqdm[Any]
+else:
+    Plain = tqdm.tqdm
 
 
-class Progress:
-    """A bar over `total` pieces of work, of which `done` are done already; a context.
+class Bar(Plain):
+    """tqdm's, which outlives a log file on a full disk."""
 
-    After some seconds of work it says once how long the rest will take, if that is long. quiet: nothing is shown.
-    beside: what that time does not hold, as "checks not counted". warm: the first piece is like all others.
-    """
-
-    def __init__(
-        self, total: int, unit: str, *, done: int = 0, quiet: bool = False, beside: str = "", warm: bool = False
-    ) -> None:
-        self.total, self.unit, self.done, self.quiet, self.beside = total, unit, done, quiet, beside
-        self.warm = warm
-        self.measured_from: tuple[float, int] | None = None  # since when, and how many were done then
-        self.said = False
-        self.bar: Bar | None = None
-
-    def __enter__(self) -> Self:
-        if not self.quiet:
-            self.bar = _bar(self.total, self.done, self.unit)
-        if self.warm:
-            self.measured_from = time.monotonic(), self.done
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def display(self, *given: Any, **named: Any) -> None:
         with suppress(OSError):
-            if self.bar is not None:
-                self.bar.close()
+            super().display(*given, **named)
 
-    def update(self, count: int = 1) -> None:
-        """So many more pieces are done."""
-        self.done += count
-        if self.bar is None:
-            return
-        with suppress(OSError):  # a log file on a full disk
-            self.bar.update(count)
-        if not self.said:
-            self._forecast(time.monotonic())
-
-    def note(self, text: str) -> None:
-        """Shown behind the bar from its next update on."""
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-
-    def moving(self, text: str) -> None:
-        """The same, shown as soon as the next bar or line is due, though no piece is done."""
-        self.note(text)
-        if self.bar is not None and time.time() - self.bar.last_print_t >= self.bar.mininterval:
-            with suppress(OSError):
-                self.bar.refresh()
-            self.bar.last_print_t = time.time()
-
-    def fewer(self, count: int) -> None:
-        """So many pieces need not be done."""
-        self.total -= count
-        if self.bar is not None:
-            self.bar.total = self.total
-
-    def _forecast(self, now: float) -> None:
-        if self.measured_from is None:  # the first piece also warms up
-            self.measured_from = now, self.done
-            return
-        since, before = self.measured_from
-        if now - since < MEASURED_FOR or self.done == before:
-            return
-        self.said = True
-        left = (self.total - self.done) * (now - since) / (self.done - before)
-        if left > WORTH_SAYING:
-            beside = f", {self.beside}" if self.beside else ""
-            tell(f"about {duration(left)} for the {self.total - self.done} {self.unit}s left{beside}")
-
-
-def _bar(total: int, done: int, unit: str) -> Bar:
-    if sys.stderr.isatty():
-        return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
-    plain = f"{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} gone, {{remaining}} left, {{rate_fmt}}{{postfix}}"
-    # With miniters 1 and no maxinterval the time alone decides when a line is due.
-    log: Any = _Log(sys.stderr)
-    return tqdm(
-        total=total,
-        initial=done,
-        unit=unit,
-        file=log,
-        bar_format=plain,
-        mininterval=LOG_EVERY,
-        maxinterval=float("inf"),
-        miniters=1,
-        delay=LOG_EVERY,
-    )
-
-
-class _Log:
-    """A file for tqdm that makes a line of each of its bars: it would draw one over the other."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-
-    def write(self, text: str) -> None:
-        """One bar, which begins with a carriage return; what only moves the cursor is left out."""
-        if line := text.strip():
-            self.file.write(line + "\n")
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def tell(text: str, file: TextIO | None = None) -> None:
-    """A line above any bar, on standard output if not to `file`; lost if it goes to a log file on a full disk."""
-    with suppress(OSError):
-        tqdm.write(text, file=file or sys.stdout)
-        (file or sys.stdout).flush()  # a log is read while it is written
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class Teller:
@@ -137,17 +37,24 @@ class Teller:
     def say(self, text: str) -> None:
         """Warnings and closing lines."""
         if self.speaks:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            tell(text)
 
     def note(self, text: str) -> None:
         """What one may want to know while it works."""
         if not self.quiet:
             self.say(text)
 
-    def bar(self, total: int, unit: str, *, done: int = 0, warm: bool = False) -> Progress:
-        """A bar that is as quiet."""
-        return Progress(total, unit, done=done, quiet=self.quiet or not self.speaks, warm=warm)
+    def bar(self, total: int, unit: str, done: int = 0, warm: bool = False) -> Bar:
+        """A bar over `total` pieces of work, of which so many are done already."""
+        every, hidden = EVERY[sys.stderr.isatty()], self.quiet or not self.speaks
+        return Bar(total=total, initial=done, unit=unit, mininterval=every, maxinterval=max(every, 10), disable=hidden)
+
+
+def tell(text: str, file: TextIO | None = None) -> None:
+    """A line above any bar, on standard output if not to `file`; lost if it goes to a log file on a full disk."""
+    with suppress(OSError):
+        tqdm.tqdm.write(text, file=file or sys.stdout)
+        (file or sys.stdout).flush()  # a log is read while it is written
 
 
 def duration(seconds: float) -> str:

@@ -1,14 +1,18 @@
-"""Files that may have been damaged or changed by others, read with care: JSON and margins.npy. A wrong one is a ValueError."""
+"""Files that may have been damaged or changed by others, read with care: JSON, margins.npy and the settings of `--config`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tomllib
 import typing
 from pathlib import Path
 
 import numpy as np
 
-from config import LARGEST
+from config import GONE, LARGEST, Config
+from errors import UserError
+from validation import refuse_gone
 
 DEEPEST = 20  # lists and objects within each other, in JSON
 
@@ -104,3 +108,36 @@ def read_margins(path: Path) -> np.ndarray:
     if not (margins >= 0).all() or np.isinf(margins).any():
         raise ValueError("a margin in it is negative or not finite")
     return margins
+
+
+NO_SETTING = {
+    "environment",
+    "max_minutes",
+    *GONE,
+    *(f.name for f in dataclasses.fields(Config) if f.metadata["of_run"]),
+}
+
+
+def read_settings(name: str) -> dict[str, typing.Any]:
+    """Names and values in a TOML file, or in a config.json less what does not matter to that run's result.
+
+    :raises UserError: if it is neither.
+    """
+    path = Path(name)
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        if path.suffix != ".json":
+            return tomllib.loads(path.read_bytes().decode())
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds no settings but a {type(content).__name__}")
+        refuse_gone(content)
+    except OSError as error:
+        raise UserError(
+            f"--config {name}: cannot be read ({error.strerror}): name a TOML file or a run folder"
+        ) from None
+    except ValueError as error:  # of both formats, and of the encoding
+        raise UserError(f"--config {name}: damaged ({error}): mend it, or name another") from None
+    except UserError as error:
+        raise UserError(f"--config {name}: {error}") from None
+    return {key: value for key, value in content.items() if value is not None and key not in NO_SETTING}

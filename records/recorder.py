@@ -4,93 +4,155 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from operator import methodcaller
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
-from objectives import StepResult
+from config import Config
+from errors import UserError, remedy
 from records import checkpoint
-from records.progress import Progress, tell
-from records.runlog import RunFolder, TensorBoard
-from trainer import Trainer
-from training.alarm import Alarm
+from records.progress import Teller, duration, tell
+from records.run_folder import RunFolder
+
+
+class TensorBoard:
+    """The rows of metrics.jsonl as scalars, and the margins as a histogram."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def row(self, row: dict[str, Any]) -> None:
+        group = row.get("split", "train")
+        for name, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(f"{group}/{name}", value, row["step"])
+
+    def margins(self, eps: np.ndarray, step: int) -> None:
+        self.writer.add_histogram("train/margins", eps, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Alarm:
+    """A sign that training deceives itself: its radii grow while the check's robust accuracy falls.
+
+    Attacks of few steps overestimate eps; a network that learns to hide from them looks safer from within and is weaker.
+    A fall counts if two checks in a row are below the best one by more than chance. images: of a check.
+    """
+
+    CHANCE = 2.0  # standard errors of a difference of two accuracies, each of so many images
+
+    def __init__(self, config: Config, images: int) -> None:
+        self.images = max(images, 1)
+        self.remedies = "raise --nb_iter, or lower --lr" + (" or --refresh_interval" if config.refresh_interval else "")
+        self.mean_eps: float | None = None
+        self.best: tuple[float, float] | None = None  # mean eps and robust accuracy at the check of the largest
+        self.fallen = 0  # checks in a row
+
+    def look(self, rows: Iterable[dict[str, Any]]) -> str | None:
+        """The rows of metrics as they come, or all those of a run that is resumed -> a warning if it is time for one."""
+        warning = None
+        for row in rows:
+            if row["kind"] == "train":
+                self.mean_eps = row["mean_eps"]
+            elif row["split"] == "val" and self.mean_eps is not None:
+                eps, robust = self.mean_eps, row["robust_acc"]
+                if self.best is None or robust > self.best[1]:
+                    self.best = eps, robust
+                before, best = self.best
+                chance = self.CHANCE * (2 * best * (1 - best) / self.images) ** 0.5
+                self.fallen = self.fallen + 1 if eps > before and robust < best - chance else 0
+                if self.fallen >= 2:
+                    warning = (
+                        f"step {row['step']}: training's mean eps rose from {before:.4f} to {eps:.4f} while robust "
+                        f"accuracy on validation images fell from {best:.1%} to {robust:.1%}: its attacks no "
+                        f"longer find what the check finds; {self.remedies}"
+                    )
+        return warning
 
 
 class RunRecorder:
     """Writes what the trainer hands over into the run folder, and shows it.
 
-    What cannot be written, because the disk is full, waits for the next save; training goes on meanwhile.
+    What cannot be written, because the disk is full, waits for the next save; training goes on meanwhile. step: where
+    training begins. images: of a check.
     """
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, device: torch.device) -> None:
-        self.folder = folder
-        self.tensorboard = TensorBoard(folder.path, trainer.step) if trainer.config.tensorboard else None
-        self.reads_are_free = device.type == "cpu"
-        self.shown_at = 0.0
-        self.alarm = Alarm(min(len(trainer.data.val), trainer.config.check_size or len(trainer.data.val)))
-        self.total, self.quiet = trainer.config.max_steps, trainer.config.quiet
-        self.bar = Progress(self.total, "step", done=trainer.step, quiet=self.quiet, beside="checks not counted")
+    def __init__(self, folder: RunFolder, config: Config, step: int, images: int) -> None:
+        self.folder, self.config = folder, config
+        self.tensorboard = TensorBoard(folder.path, step) if config.tensorboard else None
+        self.alarm = Alarm(config, images)
+        self.teller = Teller(quiet=config.quiet)
+        self.began = step
+        self.forecast_from: tuple[float, int] | None = None  # since when, and how many passes had been made then
         self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order
         self.failed: OSError | None = None  # why the last write failed
 
     def __enter__(self) -> None:
-        self.bar.__enter__()
+        self.bar = self.teller.bar(self.config.max_steps, "step", done=self.began)
+        self.bar.bar_format = (
+            "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # time left: `_forecast`
+        )
 
     def __exit__(self, *_: object) -> None:
-        self.bar.__exit__()
+        self.bar.close()
         self._on_tensorboard(lambda board: board.close())
 
-    def step(self, result: StepResult) -> None:
+    def step(self) -> None:
+        """A step was made. Its values are not read: on a GPU that would wait for the device."""
         self.bar.update()
-        # On a GPU reading a value waits for the device: there the bar follows the train rows only.
-        if self.reads_are_free and time.monotonic() - self.shown_at > 0.5:
-            self.shown_at = time.monotonic()
-            count = len(result.eps)
-            loss = float(result.clean_loss) or float(result.adv_loss)  # adversarial training has no clean one
-            self._show(loss, int(result.correct) / count, float(result.eps.mean()))
 
     def rows(self, rows: list[dict[str, Any]]) -> None:
+        """More rows of metrics."""
         self._write("rows", lambda: self.folder.append(rows))
         if warning := self.alarm.look(rows):
             tell(f"warning: {warning}", sys.stderr)
         for row in rows:
             self._on_tensorboard(methodcaller("row", row))
-            if row["kind"] == "eval" and not self.quiet:
-                tell(
+            if row["kind"] == "eval":
+                self.teller.note(
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
                     f"mean margin {row['mean_margin']:.4f}"
                 )
             elif row["kind"] == "train":
-                self._show_row(row)
+                self._show(row)
 
-    def best(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        weights = {name: value.detach().cpu().clone() for name, value in trainer.checked_model.state_dict().items()}
-        content = {"epoch": trainer.epoch, "model": weights, "config": trainer.config.to_dict(), "metrics": metrics}
-        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "best"]
+    def best(self, model: nn.Module, metrics: dict[str, dict[str, Any]]) -> None:
+        """The best network so far. metrics: the rows of its check by split."""
+        weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        content = {
+            "epoch": metrics["val"]["epoch"],
+            "model": weights,
+            "config": self.config.to_dict(),
+            "metrics": metrics,
+        }
+        self._forget("best")
         self._write("best", lambda: checkpoint.save(self.folder.best, content))
 
     def margins(self, eps: Tensor, step: int) -> None:
+        """(N,) the radii of the training images after a check."""
         values = eps.cpu().numpy().copy()
         self._write("margins", lambda: self.folder.append_margins(values))
         self._on_tensorboard(lambda board: board.margins(values, step))
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """The state, once everything that belongs before it is written; `failed` says whether it was."""
-        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]
-        self._write("state", lambda: checkpoint.save(self.folder.last, trainer.state(), previous=self.folder.previous))
-        self.waiting = [(kind, write) for kind, write in self.waiting if kind != "state"]  # the next one is newer
+        self._forget("state")
+        self._write("state", lambda: checkpoint.save(self.folder.last, state, previous=self.folder.previous))
+        self._forget("state")  # the next one is newer
 
-    def _on_tensorboard(self, work: Callable[[TensorBoard], None]) -> None:
-        try:
-            if self.tensorboard:
-                work(self.tensorboard)
-        except OSError as error:
-            self.tensorboard = None
-            tell(f"warning: --tensorboard: cannot be written ({error}): going on without it", sys.stderr)
+    def _forget(self, kind: str) -> None:
+        self.waiting = [(name, write) for name, write in self.waiting if name != kind]
 
     def _write(self, kind: str, write: Callable[[], None]) -> None:
         self.waiting.append((kind, write))
@@ -101,8 +163,8 @@ class RunRecorder:
         except OSError as error:
             if self.failed is None:
                 tell(
-                    f"warning: {self.folder.path}: cannot be written ({error}): training goes on and tries again at every save; "
-                    "make room",
+                    f"warning: {self.folder.path}: cannot be written ({remedy(error)}): training goes on and tries again "
+                    "at every save",
                     sys.stderr,
                 )
             self.failed = error
@@ -111,18 +173,36 @@ class RunRecorder:
                 tell(f"{self.folder.path}: written again", sys.stderr)
             self.failed = None
 
-    def _show_row(self, row: dict[str, Any]) -> None:
+    def _on_tensorboard(self, work: Callable[[TensorBoard], None]) -> None:
+        try:
+            if self.tensorboard:
+                work(self.tensorboard)
+        except OSError as error:
+            self.tensorboard = None
+            tell(f"warning: --tensorboard: cannot be written ({error}): going on without it", sys.stderr)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """A train row behind the bar; once, how long training will take at most."""
         if skipped := row.get("skipped_steps"):
             tell(f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", sys.stderr)
-        if self.reads_are_free:
-            return
         seen = "clean" if row["clean_loss"] is not None else "adv"  # adversarial training sees no clean image
-        loss, accuracy = row.get(f"{seen}_loss"), row.get(f"{seen}_acc")
-        if loss is not None and accuracy is not None:
-            self._show(loss, accuracy, row["mean_eps"] or 0.0)
+        figures = row.get(f"{seen}_loss"), row.get(f"{seen}_acc"), row["mean_eps"] or 0.0
+        if None not in figures:
+            self.bar.set_postfix_str("loss {:.3f}, acc {:.1%}, mean eps {:.4f}".format(*figures), refresh=False)
+        self._forecast(row["step"], row["passes"])
 
-    def _show(self, loss: float, accuracy: float, mean_eps: float) -> None:
-        self.bar.note(f"loss {loss:.3f}, acc {accuracy:.1%}, mean eps {mean_eps:.4f}")
+    def _forecast(self, step: int, passes: int) -> None:
+        """From the time that a pass takes and the passes of a step all of whose images are right: early ones are not."""
+        now = time.monotonic()
+        if self.forecast_from is None:  # up to the first row it warms up
+            self.forecast_from = now, passes
+        since, before = self.forecast_from
+        if now - since > 5.0 and passes > before:
+            self.forecast_from = float("inf"), 0  # said once
+            left = (self.config.max_steps - step) * self.config.batch_size * self.config.passes_an_image
+            seconds = left * (now - since) / (passes - before)
+            if seconds > 30:
+                self.teller.note(f"at most about {duration(seconds)} for the steps left, checks not counted")
 
 
 class Silent(nullcontext[None]):

@@ -7,37 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
 
 from config import Config
-from errors import UserError
+from errors import UserError, remedy
 from presets import derived_lengths
 from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
-from records.runlog import RunFolder
+from records.run_folder import RunFolder
 from validation import stored_config
-from trainer import STATE_KEYS, Trainer
 
-State = dict[str, Any]  # what `Trainer.state` gives
+State = dict[str, Any]  # what `trainer.Trainer.state` gives
 Warn = Callable[[str], None]
-
-# What may differ between a run and its continuation.
-FREE_ON_RESUME = {
-    "max_steps",
-    "device",
-    "data_root",
-    "streaming",
-    "num_workers",
-    "disp_interval",
-    "save_interval",
-    "max_minutes",
-    "cuda_graphs",  # how launches are made, not what is computed
-    "tensorboard",
-    "quiet",
-    "resume",
-    "savepath",
-}
 
 
 class Found(NamedTuple):
@@ -64,7 +48,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
             folder.lock()
     except OSError as error:
         raise UserError(
-            f"--savepath {folder.path}: cannot be written ({error.strerror}): choose another folder"
+            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
         ) from None
     if not folder.holds_a_run():
         return Found(config)
@@ -74,9 +58,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         )
     stored = folder.read_config()
     if stored is not None:
-        there = stored_config(stored, folder.config_file)
-        config = with_its_lengths(config, there)
-        refuse_differences(config, there, folder)
+        config = continued(config, stored_config(stored, folder.config_file), folder)
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
         return Found(config, finished=True)
@@ -85,9 +67,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         return Found(config, finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
     if state is not None:
-        there = stored_config(state["config"], f"last state in {folder.path}")
-        config = with_its_lengths(config, there)
-        refuse_differences(config, there, folder)
+        config = continued(config, stored_config(state["config"], f"last state in {folder.path}"), folder)
     elif folder.best.exists() or folder.checked_steps():
         raise UserError(
             f"--resume: {folder.path} holds a trained network, but not the last.pt to go on from: choose another "
@@ -97,17 +77,34 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         warn(f"warning: {folder.metrics_file}: not there: the rows and margins up to step {state['step']} are lost")
     if config.cycle_steps and config.max_steps > config.cycle_steps:
         warn(
-            f"warning: --max_steps {config.max_steps}: after its one cycle of {config.cycle_steps} steps the rate is next to 0"
+            f"warning: --max_steps {config.max_steps}: after its one cycle of {config.cycle_steps} steps the rate is "
+            "next to 0"
         )
     return Found(config, state)
 
 
-def with_its_lengths(config: Config, there: Config) -> Config:
-    """`config`, whose `max_steps` may have grown, with the lengths of ramp and cycle that the run in the folder fixed when
-    it began, where its own only follow from `max_steps`."""
+def continued(config: Config, there: Config, folder: RunFolder) -> Config:
+    """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle only
+    follow from it, those stay that the run fixed when it began.
+
+    :raises UserError: listing what else differs and matters to the result.
+    """
     derived = derived_lengths(config.max_steps)
     fixed = {name: getattr(there, name) for name, value in derived.items() if getattr(config, name) == value}
-    return dataclasses.replace(config, **fixed)
+    config = dataclasses.replace(config, **fixed)
+    differences = [
+        f"--{f.name} {getattr(config, f.name)} here, {getattr(there, f.name)} there"
+        for f in dataclasses.fields(Config)
+        if not f.metadata["of_run"] and f.name != "max_steps" and getattr(config, f.name) != getattr(there, f.name)
+    ]
+    if config.max_steps < there.max_steps:
+        differences.append(f"--max_steps {config.max_steps} here, {there.max_steps} there (it may only grow)")
+    if differences:
+        raise UserError(
+            f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
+            "give its flags, or choose another --savepath"
+        )
+    return config
 
 
 def usable_state(folder: RunFolder, warn: Warn) -> State | None:
@@ -122,7 +119,7 @@ def usable_state(folder: RunFolder, warn: Warn) -> State | None:
         if not path.exists():
             continue
         try:
-            state = checkpoint.load(path, needed=STATE_KEYS)
+            state = checkpoint.load(path, needed=checkpoint.STATE_KEYS)
         except UserError as error:
             damage.append(str(error).removesuffix(f": {checkpoint.ANOTHER}"))
             continue
@@ -139,72 +136,62 @@ def usable_state(folder: RunFolder, warn: Warn) -> State | None:
     return None
 
 
-def refuse_differences(config: Config, stored: Config, folder: RunFolder) -> None:
-    """:raises UserError: listing what `config` would change in the run."""
-    differences = [
-        f"--{f.name} {getattr(config, f.name)} here, {getattr(stored, f.name)} there"
-        for f in dataclasses.fields(Config)
-        if f.name not in FREE_ON_RESUME and getattr(config, f.name) != getattr(stored, f.name)
-    ]
-    if config.max_steps < stored.max_steps:
-        differences.append(f"--max_steps {config.max_steps} here, {stored.max_steps} there (it may only grow)")
-    if differences:
-        raise UserError(
-            f"--resume: flags differ from the run in {folder.path}: {'; '.join(differences)}: "
-            "give its flags, or choose another --savepath"
-        )
+class Resumable(Protocol):
+    """What of a `trainer.Trainer` a state must fit."""
+
+    model: nn.Module
+    eps: Tensor
+    data: Any  # loading.datasets.Dataset
+
+    def restore(self, state: State) -> None: ...
 
 
-def restore(trainer: Trainer, state: State, folder: RunFolder) -> None:
+def restore(trainer: Resumable, state: State, folder: RunFolder) -> None:
     """:raises UserError: if network or training set are not those of the state, though the flags are."""
-    if state["eps"].shape != trainer.eps.shape:
+    images, listing = len(trainer.eps), trainer.data.listing
+    if len(state["eps"]) != images or state.get("listing") != listing:
+        what = f"{len(state['eps'])} images, and there are {images} now"
+        what = what if len(state["eps"]) != images else "other images than those in --data_root now, their names differ"
         raise UserError(
-            f"--resume: {folder.path} was trained on {len(state['eps'])} images, and there are "
-            f"{len(trainer.eps)} now: restore the data, or choose another --savepath"
-        )
-    if state.get("listing", trainer.data.listing) != trainer.data.listing:  # older states do not say
-        raise UserError(
-            f"--resume: {folder.path} was trained on other images than those in --data_root now, their names differ: restore the "
-            "data, or choose another --savepath"
+            f"--resume: {folder.path} was trained on {what}: restore the data, or choose another --savepath"
         )
     state = {**state, "model": checkpoint.plain_keys(state["model"])}
     try:
-        if trainer.directions and (wrong := trainer.directions.why_unfit(state["directions"])):
-            raise UserError(f"--resume: {folder.path} {wrong}: restore the data, or choose another --savepath")
         checkpoint.load_weights(trainer.model, state["model"], folder.last)
         trainer.restore(state)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"checkpoint {folder.last}: not the state of such a run ({error!r}): choose another --savepath"
+            f"checkpoint {folder.last}: not the state of such a run ({error}): restore the data, or choose another "
+            "--savepath"
         ) from None
 
 
-def prepare(folder: RunFolder, trainer: Trainer, state: State | None, environment: dict[str, str]) -> RunRecorder:
-    """The run folder, ready for `trainer` to go on, with the first state in it.
+def prepare(
+    folder: RunFolder, config: Config, state: State, *, begins: bool, images: int, environment: dict[str, str]
+) -> RunRecorder:
+    """The run folder, ready to go on from `state`, with that state in it if the run `begins`. images: of a check.
 
-    environment: what config.json says of the machinery, beside versions and device.
+    environment: what config.json says of the machinery.
 
     :raises UserError: if it cannot be written.
     """
     folder.prepare()
-    if state is None and (folder.last.exists() or folder.previous.exists()):
+    if begins and (folder.last.exists() or folder.previous.exists()):
         raise UserError(
             f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or choose "
             "another folder"
         )
-    recorder = RunRecorder(folder, trainer, trainer.device)
-    if state is None:
-        recorder.save(trainer)  # from here on --resume finds a state
-    if recorder.failed:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written ({recorder.failed}): make room, or choose another"
-        )
+    recorder = RunRecorder(folder, config, state["step"], images)
     try:
-        folder.cut_back(trainer.step, trainer.checked_step, len(trainer.eps))
+        if begins:
+            recorder.save(state)  # from here on --resume finds a state
+        if recorder.failed:
+            raise recorder.failed
+        folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
         recorder.alarm.look(folder.rows())  # what it said of them it said before
-        folder.write_config(trainer.config.to_dict(), trainer.device, environment)
+        folder.write_config(config.to_dict(), environment)
     except OSError as error:
         raise UserError(
-            f"--savepath {folder.path}: cannot be written ({error}): make room, or choose another"
+            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
         ) from None
     return recorder

@@ -20,7 +20,7 @@ import numpy as np
 
 from config import SPLITS
 from errors import UserError, exits_on_user_error
-from evaluations.rows import Row, quoted, same_eps
+from evaluations.results import Row, quoted, same_eps
 from flags import Parser, number
 from reports.runs import Run, eps_text, labels, read_runs, spread
 from reports.tables import Table, cost_cells, show_or_write

@@ -36,7 +36,7 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from errors import UserError, exits_on_user_error
-from evaluations.flags import EvalConfig
+from evaluations.flags import EvaluationFlags
 from evaluations.subject import load_subject
 from flags import Parser, whole
 from records.reading import is_number
@@ -199,7 +199,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture]
     if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
         return [], f"the images are not in {root}; name their folder with --data_root"
     try:
-        subject = load_subject(EvalConfig(str(run.folder), device="cpu", data_root=data_root), torch.device("cpu"))
+        subject = load_subject(
+            EvaluationFlags(model=str(run.folder), device="cpu", data_root=data_root), torch.device("cpu")
+        )
     except UserError as error:
         return [], str(error)
     found = find_examples(subject, count)

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from config import BEST_BY, SPLITS
 from errors import UserError, exits_on_user_error
-from evaluations.rows import Row, is_standard
+from evaluations.results import Row, is_standard
 from flags import Parser
 from records.checkpoint import load_model_file
 from reports import plots
@@ -121,7 +121,7 @@ def card(folder: Path) -> str:
     run = read_run(folder)
     if run.config is None:
         raise UserError(f"{folder / 'config.json'}: missing or damaged: name a folder that train.py made")
-    config, environment, method = run.config, run.environment, str(run.method)
+    config, environment = run.config, run.environment
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None
     unfinished = f" of {config.max_steps}" if run.steps < config.max_steps else ""
@@ -150,7 +150,7 @@ def card(folder: Path) -> str:
         "",
         f"{MADE}{shlex.quote(str(run.shown))}` from the files beside it; not to be edited.*",
         "",
-        f"{config.network}, trained on {title(run.images)} by {EXPLAINED.get(method, METHODS[method])} under "
+        f"{config.network}, trained on {title(run.images)} by {EXPLAINED.get(config.method, METHODS[config.method])} under "
         f"{NORMS[config.norm]}, seed {config.seed}. A network of this re-implementation, not of the paper's authors.",
         "",
         *(load if file else []),

@@ -39,7 +39,7 @@ from anpgd import AnPgd, Search
 from config import DATASETS
 from config import NORMS as NORM_NAMES
 from errors import UserError, exits_on_user_error
-from evaluations.flags import EvalConfig
+from evaluations.flags import EvaluationFlags
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
@@ -365,7 +365,7 @@ def examples(given: dict[str, Any]) -> tuple[Figure, str]:
     if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
         raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
     named = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
-    subject = load_subject(EvalConfig(given["run"], device="cpu", **named), torch.device("cpu"))
+    subject = load_subject(EvaluationFlags(model=given["run"], device="cpu", **named), torch.device("cpu"))
     folder = subject.path.resolve().parent
     run = read_run(folder) if (folder / "config.json").is_file() else None
     figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evaluations.rows import same_eps
+from evaluations.results import same_eps
 from reports.runs import Run, method_text
 
 LEADERBOARDS = "the authors' released model, on the leaderboards of AutoAttack and RobustBench"

@@ -26,13 +26,9 @@ reports.require("pandas")
 import numpy as np
 import pandas as pd
 
-from config import NORMS as NORM_NAMES
 from config import SPLITS, Config
 from errors import UserError
-from evaluations.accuracy import accuracy_of
-from evaluations.findings import merged
-from evaluations.results import read_file
-from evaluations.rows import Row, joined_checks, quoted, same_eps, way
+from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
 from flags import parse_train
 from presets import USES
 from records.reading import is_number, parse_json
@@ -66,9 +62,6 @@ TITLES = {
     "imagefolder": "Image folder",
 }
 TEST_IMAGES = {"digits": 397, "mnist": 10_000, "cifar10": 10_000}
-# Settings that do not matter to a result: those whose field says so (`opt(…, of_run=True)`), and these.
-OF_RUN = {"data_root", "device", "streaming", "num_workers", "cuda_graphs", "savepath", "resume", "disp_interval"}
-OF_RUN |= {"save_interval", "max_minutes", "quiet", "tensorboard"}
 NAMED = ("dataset", "norm", "method", "hinge_maxeps", "train_eps")  # what a run's first words say
 
 
@@ -104,12 +97,12 @@ def flags_of(config: Config) -> dict[str, str]:
     left out; so is what does not matter to the result, and what has no meaning for the method."""
     method = ["method"] if config.method != "mma" else []
     first = ["dataset", "norm", *method, *(["hinge_maxeps"] if config.enlarges_margins else [])]
-    rest = [field.name for field in dataclasses.fields(Config) if not field.metadata.get("of_run")]
+    rest = [field.name for field in dataclasses.fields(Config) if not field.metadata["of_run"]]
     # What others follow from comes first: the recipe's values depend on the network, lengths on max_steps.
     order = dict.fromkeys(["recipe", "network", "max_steps", "keep_directions", "search", "one_cycle", *rest])
     found = {name: _typed(getattr(config, name)) for name in first}
     implied = parse_train(_words(found))[0]
-    for name in (name for name in order if name not in OF_RUN and config.method in USES.get(name, (config.method,))):
+    for name in (name for name in order if config.method in USES.get(name, (config.method,))):
         value = getattr(config, name)
         if value is not None and value != getattr(implied, name):
             found[name] = _typed(value)
@@ -211,7 +204,7 @@ class Run:
         """`MMA, d_max 0.45`; the folder's name where there is no config."""
         if self.config is None:
             return self.name
-        return method_text(str(self.method), self.radius, self.images, self.config.norm)
+        return method_text(self.config.method, self.radius, self.images, self.config.norm)
 
     @property
     def words_and_settings(self) -> str:
@@ -294,7 +287,7 @@ def passes_an_image(config: Config) -> int:
     """Passes that an image costs at most in a step: MMA attacks only those that are classified right."""
     attack, search = config.nb_iter, config.nb_iter + config.num_search_steps + 3
     each = {"mma": search, "omma": search, "std": 1, "pgd": attack + 1, "pgdls": attack + 1, "trades": attack + 3}
-    return each[str(config.method)]
+    return each[config.method]
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -322,7 +315,7 @@ def read_run(folder: Path) -> Run:
                 evaluations[path.name] = _rows_of(path)
         except KeyError as error:
             damaged.append(f"`{path}` is left out: it has no {error}")
-        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (UserError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
             damaged.append(f"`{path}` is left out: {' '.join(str(error).split())}")
     return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged)
 
@@ -358,18 +351,40 @@ def _rows_of(path: Path) -> list[Row]:
     """
     content = read_file(path)[0]
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
-    if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json") or head["norm"] not in NORM_NAMES:
+    if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json") or head["norm"] not in NORMS:
         raise ValueError(f"its name is not {right}")
     rows = [{**row, **head, "file": path.name} for row in content["results"]]
-    for row in rows:
-        shares = [row["clean_acc"], *([row["robust_acc"], *row["ci95"]] if "eps" in row else [])]
-        figures = [row["eps"]] if "eps" in row else [v for v in (row["mean"], *row["quartiles"]) if v is not None]
-        is_sound = all(is_number(value) and 0 <= value <= 1 for value in shares) and all(map(is_number, figures))
-        if not is_sound or not is_number(row["n"]) or row["n"] < 1 or row["split"] not in SPLITS:
-            raise ValueError("a row of results is not what an evaluation writes")
-        if not isinstance(row["settings"], dict) or not isinstance(row.get("sanity") or {}, dict):
-            raise ValueError("settings or sanity are not those of an evaluation")
+    if not all(map(_is_sound, rows)):
+        raise ValueError("a row of results is not what an evaluation writes")
     return rows
+
+
+KINDS = {"flags": str, "settings": dict, "sanity": dict, "warnings": list, "dataset": str, "model_sha256": str}
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether what tables and pictures show of a row is of the kind that an evaluation writes."""
+    shares = [row["clean_acc"], *row.get("clean_ci95", (0, 0))]
+    known: list[Any] = [row.get("invalid", 0)]
+    if "eps" in row:
+        shares += [row["robust_acc"], *row["ci95"]]
+        known += [row["eps"]]
+    else:
+        estimate = row.get("anpgd") or {**row, "search_end": 0}
+        for one in (row, estimate):
+            low, middle, high = one["quartiles"]
+            known += [value for value in (one["mean"], low, middle, high) if value is not None]
+        known += [estimate["search_end"]]
+        known += [value for value in row["distances"] if value is not None]
+    return (
+        all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
+        and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
+        and all(is_number(value) and 0 <= value <= 1 for value in shares)
+        and all(map(is_number, known))
+        and row["split"] in SPLITS
+        and (len(row["flags"]) if "eps" in row else len(row["distances"])) == row["n"] > 0
+        and len(shares) == (6 if "eps" in row else 3)
+    )
 
 
 # --- the frame -----------------------------------------------------------------------------------------------------

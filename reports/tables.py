@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from errors import UserError
-from evaluations.others import GRADIENT_FREE, gaps, stronger
-from evaluations.rows import Row, average_accuracies, effort, is_standard, way
+from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
+from evaluations.results import Row, average_accuracies, effort, is_standard, way
 from reports import published
 from reports.runs import ATTACKS, TEST_IMAGES, Run, eps_text, spread
 

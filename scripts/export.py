@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import math
 import re
 import sys
 import warnings
@@ -27,58 +26,30 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
-from evaluations.results import read_file
-from evaluations.rows import is_standard, quoted
+from evaluations.results import quoted, read_file, same_eps
 from flags import Parser, whole
 from networks.build import build_model
+from networks.foreign import shape_of
 from networks.names import is_built_in
-from networks.shapes import shape_of
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
 from utils import generator, write_atomically
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
-ENDINGS = (".safetensors", ".pt", ".json", ".onnx")
 EXTRAS = "requirements/export.txt"
+ROBUSTBENCH_KEYS = (("convgroup", "block"), ("conv_shortcut", "convShortcut"))  # ours, theirs; and ours begin with `1.`
+ROBUSTBENCH_RADIUS = {"Linf": ("8/255", 8 / 255), "L2": ("0.5", 0.5)}
 
 
-class Export(NamedTuple):
-    """A network, what it is compared on, and where it goes."""
+class Written(NamedTuple):
+    """A network in some format."""
 
-    source: Pretrained
-    model: nn.Module  # in eval mode
-    images: Tensor  # (B, C, H, W)
-    out: Path  # with or without ending
-
-    def file(self, ending: str) -> Path:
-        """`out` with this ending.
-
-        :raises UserError: if it is there.
-        """
-        stem = self.out.stem if self.out.suffix in ENDINGS else self.out.name
-        file = self.out.with_name(stem + ending)
-        if file.exists():
-            raise UserError(f"--out {file}: there already: remove it, or name another")
-        return file
-
-    def compare(self, logits: Tensor, file: Path) -> None:
-        """:raises UserError: if what was read back is another function than the network."""
-        with torch.no_grad():
-            difference = float((self.model(self.images) - logits).abs().max())
-        if not difference <= TOLERANCE:
-            file.unlink()
-            raise UserError(f"{file}: read back, its logits are {difference:.2g} away: removed; please report this")
-
-    def compare_weights(self, weights: dict[str, Tensor], file: Path) -> None:
-        """The same for a state dict with our keys."""
-        model = built(self.source, self.images.shape[-1])
-        load_weights(model, weights, file)
-        with torch.no_grad():
-            self.compare(model.eval()(self.images), file)
+    files: dict[str, bytes]  # by ending; the first holds the network
+    read: Callable[[Path], Callable[[Tensor], Tensor]]  # that file -> what it computes, images -> logits
 
 
-def built(source: Pretrained, size: int | None) -> nn.Module:
-    """The network at its initialisation. size: the side of its images, None: read off its weights.
+def built(source: Pretrained, weights: dict[str, Tensor], size: int | None) -> nn.Module:
+    """The network with these weights, in eval mode. size: the side of its images, None: read off the weights.
 
     :raises UserError: if it is not a built-in one.
     """
@@ -87,50 +58,45 @@ def built(source: Pretrained, size: int | None) -> nn.Module:
             f"network {source.config.network}: is code of yours, which is not run here: make it in a script of yours, fill it "
             'with torch.hub.load(…, "mma", name=RUN, network=…) and save it from there'
         )
-    channels, height, width, classes = shape_of(source.weights)
-    return build_model(
-        source.config.network, channels, size or height, size or width, classes, source.config.activation
-    )
+    channels, height, width, classes = shape_of(weights)
+    model = build_model(source.config.network, channels, size or height, size or width, classes)
+    load_weights(model, weights, source.path)
+    return model.eval()
 
 
-def to_safetensors(export: Export) -> list[Path]:
+def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The weights; as metadata the config in JSON, and the checkpoint's sha256."""
-    safetensors = extra("safetensors.torch")
-    file = export.file(".safetensors")
-    metadata = {"format": "pt", "config": json.dumps(export.source.config.to_dict()), "sha256": export.source.sha256}
-    state = {key: tensor.contiguous() for key, tensor in export.model.state_dict().items()}
-    write_atomically(file, safetensors.save(state, metadata))
-    export.compare_weights(safetensors.load_file(file), file)
-    return [file]
+    package, size = extra("safetensors.torch"), images.shape[-1]
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
+    content = package.save(state, metadata)
+    return Written({".safetensors": content}, lambda file: built(source, package.load_file(file), size))
 
 
-def to_robustbench_format(export: Export) -> list[Path]:
+def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The state dict, and the model_info JSON beside it."""
-    config, (channels, _, _, classes) = export.source.config, shape_of(export.source.weights)
-    if (config.network, config.activation, channels, classes) != ("wrn28_4", "relu", 3, 10):
+    network, (channels, _, _, classes) = source.config.network, shape_of(source.weights)
+    if (network, channels, classes) != ("wrn28_4", 3, 10):
         raise UserError(
-            f"--to robustbench: {config.network} with {config.activation} on {channels} channels and {classes} classes: RobustBench's class is a "
+            f"--to robustbench: {network} on {channels} channels and {classes} classes: RobustBench's class is a "
             "WRN-28-4 on colour images and 10 classes: choose safetensors or onnx"
         )
-    file, info = export.file(".pt"), export.file(".json")
-    buffer = io.BytesIO()
-    torch.save(to_robustbench(export.model.state_dict()), buffer)
-    write_atomically(file, buffer.getvalue())
-    export.compare_weights(from_robustbench(torch.load(file, weights_only=True)), file)
-    write_atomically(info, (json.dumps(model_info(export.source), indent=2) + "\n").encode())
-    return [file, info]
+    buffer, size = io.BytesIO(), images.shape[-1]
+    torch.save(to_robustbench(model.state_dict()), buffer)
+    info = (json.dumps(model_info(source), indent=2) + "\n").encode()
 
+    def read(file: Path) -> nn.Module:
+        return built(source, from_robustbench(torch.load(file, weights_only=True)), size)
 
-ROBUSTBENCH_KEYS = (("convgroup", "block"), ("conv_shortcut", "convShortcut"))  # ours, theirs; and ours begin with `1.`
-ROBUSTBENCH_RADIUS = {"Linf": ("8/255", 8 / 255), "L2": ("0.5", 0.5)}
+    return Written({".pt": buffer.getvalue(), ".json": info}, read)
 
 
 def to_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A WRN-28-4's state dict with RobustBench's keys."""
-    renamed = {re.sub(r"^1\.", "", key): tensor for key, tensor in state.items()}
+    state = {re.sub(r"^1\.", "", key): tensor for key, tensor in state.items()}
     for own, theirs in ROBUSTBENCH_KEYS:
-        renamed = {key.replace(own, theirs): tensor for key, tensor in renamed.items()}
-    return renamed
+        state = {key.replace(own, theirs): tensor for key, tensor in state.items()}
+    return state
 
 
 def from_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,71 +107,24 @@ def from_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_info(source: Pretrained) -> dict[str, object]:
-    """RobustBench's description, as far as this very checkpoint was evaluated at RobustBench's radius.
+    """RobustBench's description, as far as this very checkpoint was evaluated on test images at RobustBench's radius.
 
     Paper, authors and venue are left to be filled in by hand.
     """
-    config = source.config
-    text, radius = ROBUSTBENCH_RADIUS[config.norm]
-    info: dict[str, object] = {
-        "name": source.path.resolve().parent.name,
-        "number_forward_passes": 1,
-        "dataset": config.dataset,
-        "architecture": "WideResNet-28-4",
-        "eps": text,
-    }
-    images: dict[str, int] = {}  # field -> of how many test images its figure is
+    config, (text, radius) = source.config, ROBUSTBENCH_RADIUS[source.config.norm]
+    info: dict[str, object] = {"name": source.path.resolve().parent.name, "number_forward_passes": 1}
+    info |= {"dataset": config.dataset, "architecture": "WideResNet-28-4", "eps": text}
+    best = {}  # field -> the row it is taken from
     for attack, field in (("pgd", "reported"), ("autoattack", "autoattack_acc")):
-        contents = read_file(source.path.parent / f"eval_{attack}_{config.norm}.json")
-        rows = [row for one in contents if one["model_sha256"] == source.sha256 for row in quoted(one["results"])]
-        for row in rows:
-            if is_standard(row) and math.isclose(row["eps"], radius, abs_tol=1e-6):
-                images[field] = row["n"]
-                info |= {field: percent(row["robust_acc"])}
-                if row["n"] == max(images.values()):
-                    info["clean_acc"] = percent(row["clean_acc"])
-    if images:
-        info["footnote"] = "; ".join(f"{field}: {n} test images" for field, n in images.items())
+        for content in read_file(source.path.with_name(f"eval_{attack}_{config.norm}.json")):
+            if content["model_sha256"] == source.sha256:
+                standard = [row for row in content["results"] if row["settings"].get("standard") is not False]
+                best.update((field, row) for row in quoted(standard) if same_eps(row["eps"], radius))
+    info |= {field: f"{100 * row['robust_acc']:.2f}" for field, row in best.items()}
+    if best:
+        info["clean_acc"] = f"{100 * max(best.values(), key=lambda row: row['n'])['clean_acc']:.2f}"
+        info["footnote"] = "; ".join(f"{field}: {row['n']} test images" for field, row in best.items())
     return info
-
-
-def percent(fraction: float) -> str:
-    """As RobustBench writes it."""
-    return f"{100 * fraction:.2f}"
-
-
-def to_onnx(export: Export) -> list[Path]:
-    """The network, input `images`, output `logits`, the first dimension of both of any size."""
-    extra("onnx"), extra("onnxscript")
-    runtime = extra("onnxruntime")
-    file = export.file(".onnx")
-    with warnings.catch_warnings(action="ignore"):  # of the exporter's own insides
-        program = torch.onnx.export(
-            export.model,
-            (export.images,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None  # it is with dynamo
-    buffer = io.BytesIO()
-    program.save(buffer)
-    write_atomically(file, buffer.getvalue())
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for count in (1, len(export.images)):
-        batch = export._replace(images=export.images[:count])
-        (logits,) = session.run(["logits"], {"images": batch.images.numpy()})
-        batch.compare(torch.from_numpy(logits), file)
-    return [file]
-
-
-FORMATS: dict[str, Callable[[Export], list[Path]]] = {
-    "safetensors": to_safetensors,
-    "robustbench": to_robustbench_format,
-    "onnx": to_onnx,
-}
 
 
 def extra(name: str) -> Any:
@@ -216,9 +135,50 @@ def extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f"package {name.partition('.')[0]}: missing ({error}): pip install -r {ROOT / EXTRAS}"
-        ) from None
+        package, file = name.partition(".")[0], ROOT / EXTRAS
+        raise UserError(f"package {package}: missing ({error}): pip install -r {file}") from None
+
+
+def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
+    """The network, input `images`, output `logits`, the first dimension of both of any size."""
+    extra("onnx"), extra("onnxscript")
+    runtime, buffer = extra("onnxruntime"), io.BytesIO()
+    how = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
+    with warnings.catch_warnings(action="ignore"):  # of the exporter's own insides
+        torch.onnx.export(model, (images,), **how, dynamic_shapes=({0: torch.export.Dim("batch")},)).save(buffer)
+
+    def read(file: Path) -> Callable[[Tensor], Tensor]:
+        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
+
+    return Written({".onnx": buffer.getvalue()}, read)
+
+
+FORMATS = {"safetensors": safetensors, "robustbench": robustbench, "onnx": onnx}
+
+
+def write(written: Written, model: nn.Module, images: Tensor, out: Path) -> list[Path]:
+    """The files at `out`, with or without an ending, compared with the network on one image and on all.
+
+    :raises UserError: if one is there already, or the network that is read back is another function.
+    """
+    endings = (".safetensors", ".pt", ".json", ".onnx")
+    stem = out.stem if out.suffix in endings else out.name
+    files = {out.with_name(stem + ending): content for ending, content in written.files.items()}
+    if there := [file for file in files if file.exists()]:
+        raise UserError(f"--out {there[0]}: there already: remove it, or name another")
+    for file, content in files.items():
+        write_atomically(file, content)
+    first = next(iter(files))
+    logits = written.read(first)
+    for x in (images[:1], images):
+        with torch.no_grad():
+            difference = float((model(x) - logits(x)).abs().max())
+        if not difference <= TOLERANCE:
+            for file in files:
+                file.unlink()
+            raise UserError(f"{first}: read back, its logits are {difference:.2g} away: removed; please report this")
+    return list(files)
 
 
 @exits_on_user_error
@@ -230,19 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="PATH", help="file (default: runs/<run> and the ending)")
     parser.add_argument("--size", type=whole, help="side of the images (default: what the weights say, else 32)")
     given = parser.parse(argv)
-    source = load_pretrained(given["run"])
-    model = built(source, given.get("size"))
-    load_weights(model, source.weights, source.path)
+    source, size = load_pretrained(given["run"]), given.get("size")
+    model = built(source, source.weights, size)
     channels, height, width, _ = shape_of(source.weights)
-    size = given.get("size")
     images = torch.rand(7, channels, size or height, size or width, generator=generator(0))
     out = Path(given.get("out") or Path("runs") / source.path.resolve().parent.name)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        files = FORMATS[given["to"]](Export(source, model.eval(), images, out))
+        files = write(FORMATS[given["to"]](source, model, images), model, images, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another place") from None
-    print("\n".join(str(file) for file in files))
+    print("\n".join(map(str, files)))
     return 0
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -24,95 +24,61 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
-from evaluations.flags import parse_eval
 from evaluations.subject import load_subject
 from reports import make_report
 
 OUT = ROOT / "runs" / "quickstart"
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-NETWORKS = {
-    "normal training": ["--method", "std", "--max_steps", "500", "--savepath", str(OUT / "digits-Linf-STD-sd0")],
-    "PGD at eps 0.2": [
-        *shlex.split("--method pgd --train_eps 0.2 --max_steps 700"),
-        "--savepath",
-        str(OUT / "digits-Linf-PGD-0.2-sd0"),
-    ],
-    "MMA, d_max 0.3": [
-        *shlex.split("--hinge_maxeps 0.3 --max_steps 700"),
-        "--savepath",
-        str(OUT / "digits-Linf-MMA-0.3-sd0"),
-    ],
+NETWORKS = {  # name in table and pictures -> run folder, flags of train.py, how it is drawn
+    "standard training": ("digits-Linf-STD-sd0", "--method std --max_steps 500", "0.75", "--", "s"),
+    "PGD at eps 0.2": ("digits-Linf-PGD-0.2-sd0", "--method pgd --train_eps 0.2 --max_steps 700", "0.45", ":", "^"),
+    "MMA, d_max 0.3": ("digits-Linf-MMA-0.3-sd0", "--hinge_maxeps 0.3 --max_steps 700", "0.1", "-", "o"),
 }
-STYLES = (
-    {"color": "0.75", "linestyle": "--", "marker": "s"},
-    {"color": "0.45", "linestyle": ":", "marker": "^"},
-    {"color": "0.1", "linestyle": "-", "marker": "o"},
-)
 
 
-def must(status: int) -> None:
+def train_and_attack(name: str, folder: Path, flags: str) -> dict:
+    """Train (or go on, or skip), attack, measure margins on the test set: robust accuracy by eps, 0 among them; margins."""
+    print(f"\n== {name} ==", flush=True)
+    common = ["--dataset", "digits", "--norm", "Linf", "--device", "cpu", "--resume", "--savepath", str(folder)]
+    attack = ["--model", str(folder), "--device", "cpu", "--nb_iter", "40", "--nb_restart", "4", "--batch_size", "50"]
+    status = train.main([*common, *flags.split()])
+    status = status or evaluate_on_pgd_attacks.main([*attack, "--eps", *map(str, RADII)])
     if status:
         sys.exit(status)
-
-
-def train_and_attack(name: str, flags: list[str]) -> dict:
-    """Train (or go on, or skip), attack, measure margins on the test set."""
-    print(f"\n== {name} ==", flush=True)
-    must(train.main(["--dataset", "digits", "--norm", "Linf", "--device", "cpu", "--resume", *flags]))
-    folder = Path(flags[-1])
-    attack = ["--model", str(folder), "--device", "cpu", "--nb_iter", "40", "--nb_restart", "4", "--batch_size", "50"]
-    must(evaluate_on_pgd_attacks.main([*attack, "--eps", *map(str, RADII)]))
-    subject = load_subject(parse_eval(attack), torch.device("cpu"))
+    rows = json.loads((folder / "eval_pgd_Linf.json").read_text())["results"]
+    given = {"model": str(folder), "split": "test", "deterministic": False}
+    asked = SimpleNamespace(dataset=None, norm=None, network=None, data_root=None, test_size=None, **given)
+    subject = load_subject(asked, torch.device("cpu"))
     margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins.numpy()
-    return {"folder": folder, "margins": margins, **json.loads(subject.result_file("pgd").read_text())}
+    return {"accuracy": [rows[0]["clean_acc"], *(row["robust_acc"] for row in rows)], "margins": margins}
 
 
 def print_table(found: dict[str, dict]) -> None:
     print(
         f"\nDigits, 397 test images, Linf; robust against PGD (40 steps, 4 restarts) at each eps; measured in {OUT}\n"
     )
-    print(f"{'':18}{'clean':>8}" + "".join(f"{f'eps {eps:g}':>10}" for eps in RADII) + f"{'mean margin':>14}")
+    print(f"{'':18}{'clean':>10}" + "".join(f"{f'eps {eps:g}':>10}" for eps in RADII) + f"{'mean margin':>14}")
     for name, result in found.items():
-        accuracies = "".join(f"{row['robust_acc']:>10.1%}" for row in result["results"])
-        print(f"{name:18}{result['clean_acc']:>8.1%}{accuracies}{result['margins'].mean():>14.3f}")
+        cells = "".join(f"{accuracy:>10.1%}" for accuracy in result["accuracy"])
+        print(f"{name:18}{cells}{result['margins'].mean():>14.3f}")
 
 
 def draw(found: dict[str, dict]) -> list[Path]:
     """The distribution of margins, and robust accuracy against eps."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    bins = [0.0125 * i for i in range(27)]
-    for (name, result), style in zip(found.items(), STYLES, strict=True):
-        axes.hist(
-            result["margins"],
-            bins,
-            label=f"{name} (mean {result['margins'].mean():.3f})",
-            histtype="step",
-            linewidth=2,
-            color=style["color"],
-            linestyle=style["linestyle"],
-        )
-    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
-    axes.set(
-        xlabel="margin: Linf distance to the decision boundary (images in [0, 1])",
-        ylabel="test images",
-        title="Digits: distribution of margins (0: misclassified)",
-    )
-    axes.legend()
-    figure.savefig(OUT / "margins.png", dpi=150)
-
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for (name, result), style in zip(found.items(), STYLES, strict=True):
-        accuracy = [result["clean_acc"], *(row["robust_acc"] for row in result["results"])]
-        axes.plot([0, *RADII], [100 * a for a in accuracy], label=name, linewidth=2, **style)
-    axes.set(
-        xlabel="eps: Linf radius of the attack (images in [0, 1])",
-        ylabel="robust accuracy [%]",
-        ylim=(0, 103),
-        title="Digits: accuracy under repeated PGD",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(OUT / "robustness.png", dpi=150)
+    (margins, left), (robustness, right) = (plt.subplots(figsize=(6, 3.6), layout="constrained") for _ in range(2))
+    for (name, result), (_, _, color, line, marker) in zip(found.items(), NETWORKS.values(), strict=True):
+        label, style = f"{name} (mean {result['margins'].mean():.3f})", {"color": color, "ls": line, "lw": 2}
+        left.hist(result["margins"], [0.0125 * i for i in range(27)], label=label, histtype="step", **style)
+        right.plot([0, *RADII], [100 * share for share in result["accuracy"]], label=name, marker=marker, **style)
+    left.set_ylim(top=1.35 * left.get_ylim()[1])  # room for the legend
+    left.set(xlabel="margin: Linf distance to the decision boundary (images in [0, 1])", ylabel="test images")
+    left.set_title("Digits: distribution of margins (0: misclassified)")
+    right.set(xlabel="eps: Linf radius of the attack (images in [0, 1])", ylabel="robust accuracy [%]", ylim=(0, 103))
+    right.set_title("Digits: accuracy under repeated PGD")
+    right.grid(alpha=0.3)
+    for figure, axes, name in ((margins, left, "margins"), (robustness, right, "robustness")):
+        axes.legend()
+        figure.savefig(OUT / f"{name}.png", dpi=150)
     return [OUT / "margins.png", OUT / "robustness.png"]
 
 
@@ -120,18 +86,16 @@ def draw(found: dict[str, dict]) -> list[Path]:
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     started = time.monotonic()
-    found = {name: train_and_attack(name, flags) for name, flags in NETWORKS.items()}
+    folders = {name: OUT / folder for name, (folder, *_) in NETWORKS.items()}
+    found = {name: train_and_attack(name, folders[name], flags) for name, (_, flags, *_) in NETWORKS.items()}
     pictures = draw(found)
     print_table(found)
-    print("\npictures:      " + "\n               ".join(str(path) for path in pictures))
-    print("run folders:   " + "\n               ".join(str(result["folder"]) for result in found.values()))
-    print(
-        f"took {time.monotonic() - started:.0f} s. Next, the same on MNIST (downloads 10 MB; hours on a CPU, minutes on a GPU):"
-    )
+    print("\npictures:      " + "\n               ".join(map(str, pictures)))
+    print("run folders:   " + "\n               ".join(map(str, folders.values())))
+    print(f"took {time.monotonic() - started:.0f} s. Next, MNIST (downloads 10 MB; half an hour of one CPU core):")
     python, program = os.path.relpath(sys.executable), os.path.relpath(ROOT / "train.py")
-    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --resume\n", flush=True)
-    folders = [str(result["folder"]) for result in found.values()]
-    return make_report.main([*folders, "--out", str(OUT / "report.html")])
+    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --recipe fast --resume\n", flush=True)
+    return make_report.main([*map(str, folders.values()), "--out", str(OUT / "report.html")])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From an empty machine to three trained and attacked networks on scikit-learn's digits, in a few minutes on a CPU.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_venv requirements/report.txt
-"$python" "$root/scripts/quickstart.py" "$@"
+python "$root/scripts/quickstart.py" "$@"

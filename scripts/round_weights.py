@@ -19,17 +19,15 @@ import torch
 from errors import UserError, exits_on_user_error
 from records import checkpoint
 
-BUFFERS = ("running_mean", "running_var")
-
 
 def rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with its float32 weights in float16.
+    """A state dict with its float32 weights in float16, BatchNorm's statistics as they are.
 
     :raises UserError: if one does not fit: float16 ends at 65504.
     """
     found = {}
     for name, value in weights.items():
-        is_weight = value.dtype == torch.float32 and not name.endswith(BUFFERS)
+        is_weight = value.dtype == torch.float32 and not name.endswith(("running_mean", "running_var"))
         found[name] = value.half() if is_weight else value
         if not found[name].isfinite().all():
             raise UserError(f"{name}: a weight is beyond float16's range: keep this network in float32")
@@ -39,7 +37,7 @@ def rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @exits_on_user_error
 def main(argv: list[str] | None = None) -> int:
     """Round each run's file in place. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     for run in parser.parse_args(argv).runs:
         path = run / "model_best.pt"

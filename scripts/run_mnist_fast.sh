@@ -4,7 +4,7 @@
 # is not. "scale1" stands for smaller steps of PGD, "4150steps" for the fewest passes. TIERS="1" stops after the first tier; DATA
 # names the folder of the data set.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 data=${DATA:-$root/data}
 
 # `run NAME FLAGS…`: train it and round its weights, once.
@@ -17,23 +17,23 @@ run() {
   fi
 }
 
-# `attack PROGRAM NAME FLAGS…`; a run that is committed without its network has been attacked.
-attack() {
+# `attack_run PROGRAM NAME FLAGS…`; a run that is committed without its network has been attacked.
+attack_run() {
   if trained "$2"; then python "$root/evaluate_on_$1.py" --model "$root/trained_models/$2" "${@:3}" --data_root "$data"; fi
 }
 
 # The paper's protocol: `grid NAME` at its radii on 1 000 images, `whole_test_set NAME EPS…`; `attack_linf NAME IMAGES` and
 # `attack_l2 NAME`: the grid and the other attacks.
-grid() { attack pgd_attacks "$1" --eps grid --test_size 1000 --precision bf16; }
-whole_test_set() { attack pgd_attacks "$1" --eps "${@:2}" --precision bf16; }
+grid() { attack_run pgd_attacks "$1" --eps grid --test_size 1000 --precision bf16; }
+whole_test_set() { attack_run pgd_attacks "$1" --eps "${@:2}" --precision bf16; }
 attack_linf() {
   grid "$1"
-  attack autoattack "$1" --eps 0.3 --test_size "$2"
+  attack_run autoattack "$1" --eps 0.3 --test_size "$2"
 }
 attack_l2() {
   grid "$1"
-  attack minimum_norm "$1" --attacks cw --test_size 200
-  attack minimum_norm "$1" --attacks ddn,fmn --test_size 1000
+  attack_run minimum_norm "$1" --attacks cw --test_size 200
+  attack_run minimum_norm "$1" --attacks ddn,fmn --test_size 1000
 }
 
 case ${TIERS:-12} in *1*)
@@ -58,7 +58,7 @@ case ${TIERS:-12} in *2*)
   for d_max in 2.0 4.0 6.0; do
     run mnist-L2-OMMA-$d_max-sd0-fast --norm L2 --method omma --hinge_maxeps $d_max
     grid mnist-L2-OMMA-$d_max-sd0-fast
-    attack minimum_norm mnist-L2-OMMA-$d_max-sd0-fast --attacks ddn,fmn --test_size 500
+    attack_run minimum_norm mnist-L2-OMMA-$d_max-sd0-fast --attacks ddn,fmn --test_size 500
   done
   run mnist-Linf-OMMA-0.45-sd0-fast --norm Linf --method omma --hinge_maxeps 0.45
   run mnist-Linf-PGD-0.3-sd0-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10

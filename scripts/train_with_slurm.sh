@@ -14,8 +14,6 @@ set -euo pipefail
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${nodes%%$'\n'*}
 
-# After a failure the folder's lock may name a machine that is gone: it is stale after five minutes.
-[ "${SLURM_RESTART_COUNT:-0}" = 0 ] || sleep 300
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
   --nnodes="$SLURM_NNODES" --nproc_per_node="$SLURM_GPUS_ON_NODE" --max-restarts=3 \
   --rdzv-backend=c10d --rdzv-endpoint="$first:29500" --rdzv-id="$SLURM_JOB_ID" \

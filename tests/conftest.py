@@ -1,12 +1,15 @@
-"""Shared by the tests: the data that a machine may lack, and the command line in a subprocess."""
+"""Shared by the tests: a trained network, the data that a machine may lack, and the command line in a subprocess."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import train
+from command_lines import SMALL
 from ranks import set_root_powers
 from support import ROOT
 
@@ -20,6 +23,20 @@ def mnist_root():
     if not root:
         pytest.skip("MMA_TEST_DATA is not set: no real MNIST here")
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a small finished run, 30 steps of MMA on digits, ε up to 0.3 under ℓ∞: to be read, not written into."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train.main([*SMALL, "--quiet", "--max_steps", "30", "--savepath", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that folder, to do with what a test likes."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.fixture

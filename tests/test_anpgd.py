@@ -3,11 +3,16 @@
 import pytest
 import torch
 
-from anpgd import Search, anpgd, bisection, secant
+from anpgd import AnPgd, Search, bisection, secant
 from linear_problem import MAX_EPS, SEARCH_STEPS, problem
 from losses import logit_margin, soft_logit_margin
+from pgd import GEOMETRY, InnerPgd
 
 TOLERANCE = MAX_EPS / 2**SEARCH_STEPS + 1e-5
+
+
+def shortest(norm, loss_fn):
+    return AnPgd(InnerPgd(norm, 40, loss_fn), Search(loss_fn, MAX_EPS, SEARCH_STEPS))
 
 
 SHAPES = [((7,), 5), ((3, 6, 6), 1), ((1, 8, 8), 16), ((2, 3, 4, 5), 3)]
@@ -21,22 +26,10 @@ def test_linear_margin_from_zero_start(norm, start, loss, shape, batch):
     model, x, y = problem(shape, batch, norm)
     margin = model.margin(x, norm)
     start_eps = margin if start == "margin" else start
-    found = anpgd(
-        model,
-        x,
-        y,
-        norm=norm,
-        start_eps=start_eps,
-        max_eps=MAX_EPS,
-        steps=40,
-        step_scale=2.5,
-        search_steps=SEARCH_STEPS,
-        attack_loss_fn=loss,
-        search_loss_fn=loss,
-    )
+    found = shortest(norm, loss)(model, x, y, start_eps)
     assert (found.eps - margin).abs().max() <= TOLERANCE
-    size = (found.x_adv - x).flatten(1).abs().amax(1) if norm == "Linf" else (found.x_adv - x).flatten(1).norm(dim=1)
-    torch.testing.assert_close(size, found.eps)
+    torch.testing.assert_close(GEOMETRY[norm].length(found.x_adv - x), found.eps)
+    assert found.passes == 40 + SEARCH_STEPS
 
 
 @pytest.mark.parametrize(("shape", "batch"), SHAPES)
@@ -47,20 +40,7 @@ def test_linear_margin_from_random_start(norm, start, shape, batch):
     model, x, y = problem(shape, batch, norm)
     margin = model.margin(x, norm)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    found = anpgd(
-        model,
-        x,
-        y,
-        norm=norm,
-        start_eps=margin if start == "margin" else start,
-        max_eps=MAX_EPS,
-        steps=40,
-        step_scale=2.5,
-        search_steps=SEARCH_STEPS,
-        attack_loss_fn=soft_logit_margin,
-        search_loss_fn=soft_logit_margin,
-        noise=noise,
-    )
+    found = shortest(norm, soft_logit_margin)(model, x, y, margin if start == "margin" else start, noise)
     over = found.eps - margin
     assert over.min() >= -TOLERANCE
     assert (over <= TOLERANCE + (0.05 * margin if norm == "L2" else 0)).all()

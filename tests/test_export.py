@@ -34,12 +34,12 @@ def wide(tmp_path_factory):
     return folder, network.eval(), checkpoint.load_model_file(str(folder)).sha256
 
 
-def evaluation(folder, sha256, attack, eps, robust, **settings):
-    row = {"eps": eps, "robust_acc": robust, "ci95": [0, 1], "flags": "10"}
-    head = {"attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf", "n": 2, "clean_acc": 0.5}
-    path = folder / f"eval_{attack}_Linf.json"
-    path.write_text(json.dumps(head | {"seed": 0, "settings": settings, "results": [row]}))
-    return path
+def evaluation(folder, sha256, attack, *rows):
+    """A file of rows (eps, robust accuracy, images, split, further settings)."""
+    keys = ("eps", "robust_acc", "n", "split", "settings")
+    whole = [{"clean_acc": 0.5, "seed": 0, **dict(zip(keys, row, strict=True))} for row in rows]
+    head = {"format": 2, "attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf"}
+    (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
 
 
 class Block(nn.Module):
@@ -106,31 +106,31 @@ def test_robustbench_loads_it(wide, tmp_path):
     assert list(there_and_back) == list(state)
 
 
-def test_model_info_says_what_was_evaluated_and_no_more(wide):
+STANDARD = {"standard": True}
+PGD8 = (8 / 255, 0.4718, 100, "test", {})
+
+
+@pytest.mark.parametrize(
+    ("pgd", "autoattack", "figures"),
+    [
+        ([], [], {}),
+        ([(4 / 255, 0.6, 100, "test", {})], [], {}),  # another radius
+        ([PGD8], [(8 / 255, 0.4, 100, "test", {"standard": False})], {"clean_acc": "50.00", "reported": "47.18"}),
+        ([PGD8], [(0.03137255, 0.4144, 90, "test", STANDARD)], {"reported": "47.18", "autoattack_acc": "41.44"}),
+        ([PGD8, (8 / 255, 0.9, 900, "val", {}), (8 / 255, 0.8, 10, "test", {})], [], {"reported": "47.18"}),
+    ],
+    ids=["nothing", "another radius", "not standard", "both", "validation images, fewer images"],
+)
+def test_model_info_says_what_was_evaluated_and_no_more(pgd, autoattack, figures, wide):
     folder, _, sha256 = wide
-
-    def info():
-        return model_info(load_pretrained(str(folder)))
-
-    figures = {"clean_acc", "reported", "autoattack_acc", "footnote"}
-    assert not figures & set(info())
-    paths = [evaluation(folder, sha256, "pgd", 4 / 255, 0.6), evaluation(folder, "0" * 64, "autoattack", 8 / 255, 0.4)]
-    assert not figures & set(info())  # another radius, another checkpoint
-    paths = [
-        evaluation(folder, sha256, "pgd", 8 / 255, 0.4718),
-        evaluation(folder, sha256, "autoattack", 8 / 255, 0.4, standard=False),
-    ]
-    assert info() | {"clean_acc": "50.00", "reported": "47.18", "eps": "8/255"} == info()
-    assert "autoattack_acc" not in info() and "2 test images" in info()["footnote"]
-    paths = [evaluation(folder, sha256, "autoattack", 0.03137255, 0.4144, standard=True), *paths[:1]]
-    assert info()["autoattack_acc"] == "41.44"
-    rows = json.loads(paths[1].read_text())  # rows that speak for themselves: validation images, fewer images
-    first = rows["results"][0]
-    rows["results"] += [first | {"robust_acc": 0.9, "split": "val", "n": 9}, first | {"robust_acc": 0.8, "n": 1}]
-    paths[1].write_text(json.dumps(rows))
-    assert info()["reported"] == "47.18"
-    for path in paths:
-        path.unlink()
+    evaluation(folder, sha256, "pgd", *pgd)
+    evaluation(folder, sha256, "autoattack", *autoattack)
+    info = model_info(load_pretrained(str(folder)))
+    assert info | figures == info and info["eps"] == "8/255"
+    assert {"reported", "autoattack_acc"} & info.keys() == {"reported", "autoattack_acc"} & figures.keys()
+    assert ("100 test images" in info["footnote"]) if figures else "footnote" not in info
+    evaluation(folder, "0" * 64, "pgd", *pgd)  # of another checkpoint
+    assert "reported" not in model_info(load_pretrained(str(folder)))
 
 
 def test_safetensors_hold_weights_and_config(tmp_path):
@@ -187,9 +187,7 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("to", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxruntime"), ("onnx", "onnx")]
-)
+@pytest.mark.parametrize(("to", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxruntime")])
 def test_a_missing_package_is_one_line(to, package, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     fails(capsys, main, [RUN, "--to", to, "--out", str(tmp_path / "net")], package.partition(".")[0], EXTRAS)

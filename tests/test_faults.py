@@ -2,19 +2,26 @@
 
 import re
 import resource
-import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from training.not_finite import NotFinite
 
 import ranks
 from command_lines import SMALL, rows
+from config import PRESETS
+from loading.batches import Split
+from loading.datasets import Dataset
+from losses import cross_entropy
+from pgd import pgd
 from ranks import Started
 from records import checkpoint
+from trainer import Trainer
 
 RUN = [*SMALL, "--max_steps", "14", "--save_interval", "0.0001"]
 
@@ -33,6 +40,13 @@ def content(folder):
 
 def start(folder, *more):
     return Started(ranks.train_alone, [*RUN, "--savepath", folder, "--resume", *more])
+
+
+def running(folder, *more, at=3):
+    """A run that has written so many rows."""
+    started = start(folder, *more)
+    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= at)
+    return started
 
 
 def go_on(folder, *more):
@@ -80,10 +94,8 @@ def test_killed_anywhere_it_goes_on_as_if_undisturbed(tmp_path, undisturbed, pla
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_within_a_check(tmp_path, undisturbed, number):
     folder = tmp_path / "run"
-    started = start(folder, "--eval_batch_size", "1")
-    in_check = lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 2  # noqa: E731  (a check follows)
-    started.wait_for(in_check)
-    started.process.terminate() if number == signal.SIGTERM else ranks.os.kill(started.process.pid, number)
+    started = running(folder, "--eval_batch_size", "1", at=2)  # a check follows
+    ranks.os.kill(started.process.pid, number)
     began = time.monotonic()
     assert started.join() == 128 + number, started.text
     assert time.monotonic() - began < 30
@@ -110,8 +122,7 @@ def limited(started, size):
 
 def test_a_disk_full_for_a_while(tmp_path, undisturbed):
     folder = tmp_path / "run"
-    started = start(folder)
-    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    started = running(folder)
     limited(started, 100)
     started.wait_for(lambda: "cannot be written" in started.text)
     before = checkpoint.load(folder / "last.pt")  # whole
@@ -137,8 +148,7 @@ def test_a_folder_that_is_read_only_for_a_while(tmp_path, undisturbed):
 
 def test_a_disk_full_to_the_end(tmp_path, undisturbed):
     folder = tmp_path / "run"
-    started = start(folder)
-    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    started = running(folder)
     limited(started, 100)
     assert started.join() == 4, started.text
     last = started.text.strip().splitlines()[-1]
@@ -158,8 +168,7 @@ def test_a_disk_full_from_the_beginning(tmp_path):
 def test_a_disk_full_under_tensorboard(tmp_path):
     """Its events are given up, the run is not."""
     folder = tmp_path / "run"
-    started = start(folder, "--tensorboard", "--max_steps", "60")
-    started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
+    started = running(folder, "--tensorboard", "--max_steps", "60")
     limited(started, 100)
     started.wait_for(lambda: "cannot be written" in started.text)
     started.wait_for(lambda: "step 20, val" in started.text)
@@ -228,14 +237,12 @@ class Sometimes(nn.Module):
         return torch.where(x[:, :1, 0, 0] > 0.9, torch.nan, out) if self.training else out
 
 
+def dark_images():
+    """Of which none is above 0.9 anywhere."""
+    return torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
 def trainer_of(network, images, **changes):
-    from dataclasses import replace
-
-    from config import PRESETS
-    from loading.batches import Split
-    from loading.datasets import Dataset
-    from trainer import Trainer
-
     config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, batch_size=8, nb_iter=2, method="mma", **changes)
     labels = torch.arange(len(images)) % 10
     split = Split(images, labels, torch.arange(len(images)) + 100)
@@ -250,7 +257,7 @@ def everything(trainer):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
-    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = dark_images()
     images[5, 0, 0, 0] = 255
     trainer = trainer_of(Sometimes, images, optimizer=optimizer, lr=((0, 1e-2),))
     bad = next(step for step in range(4) if 5 in trainer.batches.global_rows(step))
@@ -289,7 +296,7 @@ class Idle(Sometimes):
 
 def test_an_overflow_of_the_weights_is_taken_back():
     """Loss and gradient are finite, the new weight is not."""
-    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = dark_images()
     for changes in (
         {"optimizer": "sgd", "lr": ((0, 1.0),), "weight_decay": 1e10},
         {"optimizer": "adam", "lr": ((0, 1e-3),), "weight_decay": 1e9},
@@ -314,16 +321,14 @@ class Masked(Sometimes):
 
 
 def test_a_buffer_that_is_infinite_by_design_is_no_fault():
-    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = dark_images()
     trainer = trainer_of(Masked, images)
     trainer.train_step()
     assert int(trainer.guard.in_a_row) == 0
 
 
 def test_three_in_a_row_end_the_run_naming_steps_and_images(tmp_path):
-    from trainer import NotFinite
-
-    images = torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = dark_images()
     trainer = trainer_of(Sometimes, images, disp_interval=8)
     for step in (1, 2, 3):
         images[trainer.batches.global_rows(step)[0], 0, 0, 0] = 255
@@ -350,9 +355,6 @@ def test_a_run_of_such_steps_ends_with_status_3(tmp_path):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_a_gradient_that_is_not_a_number_spoils_its_own_image_alone(norm):
-    from losses import cross_entropy
-    from pgd import pgd
-
     class Kink(nn.Module):
         """The gradient of one image is not a number, its output is."""
 
@@ -372,33 +374,3 @@ def test_a_gradient_that_is_not_a_number_spoils_its_own_image_alone(norm):
     plain, found = pgd(Kink(), x, y, **settings), pgd(Kink(), spoiled.detach(), y, **settings)
     assert found.isfinite().all()
     assert torch.equal(found[[0, 1, 3]], plain[[0, 1, 3]])
-
-
-def test_resume_refuses_what_is_not_this_run(tmp_path):
-    """Another data set, norm, method, network, although every shape fits: both values are named."""
-    folder = tmp_path / "run"
-    go_on(folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-    for flag, value, own in (
-        ("--norm", "L2", "Linf"),
-        ("--method", "trades", "mma"),
-        ("--dataset", "mnist", "digits"),
-        ("--network", "models:LeNet5Madry", "lenet5"),
-        ("--seed", "1", "0"),
-    ):
-        refused = start(folder, flag, value)
-        assert refused.join() == 2
-        last = refused.text.strip().splitlines()[-1]
-        assert last.startswith("error: ") and f"{flag} {value} here, {own} there" in last
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-
-def test_prefixes_in_a_state_are_understood(tmp_path, undisturbed):
-    folder = tmp_path / "run"
-    assert Started(ranks.train_until, [*RUN, "--savepath", folder], "step", 9).join() == -signal.SIGKILL
-    state = checkpoint.load(folder / "last.pt")
-    state["model"] = {f"_orig_mod.module.{name}": value for name, value in state["model"].items()}
-    checkpoint.save(folder / "last.pt", state)
-    go_on(folder)
-    assert content(folder) == undisturbed
-    shutil.rmtree(folder)

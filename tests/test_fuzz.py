@@ -26,16 +26,14 @@ import flags
 import train
 from config import LARGEST, Config
 from errors import UserError
-from evaluations import common_flags
-from evaluations.flags import parse_eval
+from evaluations import flags as evaluation_flags
+from evaluations.flags import PgdFlags, parse_pgd
 from flags import parse_train
 from records import checkpoint, resume
-from records.runlog import RunFolder
-from reports import plot_examples
-from evaluations.flags import EvalConfig
-from validation import radius
-from validation import stored_config
-from trainer import STATE_KEYS
+from records.checkpoint import STATE_KEYS
+from records.run_folder import RunFolder
+from reports import plots
+from validation import radius, stored_config
 
 often = settings(
     max_examples=200,
@@ -143,7 +141,7 @@ def quick_parser():
     """The parser made once for each program: making it is what takes the time, and parsing leaves it as it is."""
     made = functools.lru_cache(flags.build_parser)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (flags, common_flags):
+        for module in (flags, evaluation_flags):
             patched.setattr(module, "build_parser", made)
         yield
 
@@ -292,10 +290,10 @@ def test_training_flags_parse_or_are_refused(whole, argv):
 
 
 @often
-@given(flags_of(fields(EvalConfig)))
+@given(flags_of(fields(PgdFlags)))
 def test_evaluation_flags_parse_or_are_refused(argv):
     with contextlib.suppress(UserError):
-        assert is_sound(parse_eval(["--model", "nowhere", *argv]))
+        assert is_sound(parse_pgd(["--model", "nowhere", *argv]))
 
 
 SHARDS = (
@@ -327,14 +325,14 @@ PROGRAMS = {
         [*BASE, "--max_steps", "1", "--train_size", "60"],
         [n for n in fields(Config) if n != "pretrained"],
     ),
-    "pgd": (evaluate_on_pgd_attacks, ["--model", "nowhere"], fields(EvalConfig)),
+    "pgd": (evaluate_on_pgd_attacks, ["--model", "nowhere"], fields(PgdFlags)),
     "autoattack": (evaluate_on_autoattack, ["--model", "nowhere"], fields(SHARDS[0])),
     "gradient_free": (evaluate_on_gradient_free_attacks, ["--model", "nowhere"], fields(SHARDS[1])),
     "minimum_norm": (evaluate_on_minimum_norm, ["--model", "nowhere"], fields(SHARDS[2])),
     "transfer": (transfer, ["nowhere", "elsewhere"], fields(transfer.TransferFlags)),
-    "plot_examples": (
-        plot_examples,
-        ["nowhere"],
+    "plots examples": (
+        plots,
+        ["examples", "nowhere"],
         ["count", "max_eps", "out", "data_root", "dataset", "norm", "network"],
     ),
 }
@@ -376,7 +374,7 @@ def test_commands_end_in_one_line_and_change_nothing(name, tmp_path, monkeypatch
 PARSERS = {
     "train": (lambda argv: parse_train([*BASE, *argv])[0], Config),
     "train L2": (lambda argv: parse_train([*BASE, "--norm", "L2", "--hinge_maxeps", "1", *argv])[0], Config),
-    "pgd": (lambda argv: parse_eval(["--model", "nowhere", *argv]), EvalConfig),
+    "pgd": (lambda argv: parse_pgd(["--model", "nowhere", *argv]), PgdFlags),
     "autoattack": (lambda argv: evaluate_on_autoattack.parse(["--model", "nowhere", *argv]), SHARDS[0]),
     "gradient_free": (lambda argv: evaluate_on_gradient_free_attacks.parse(["--model", "nowhere", *argv]), SHARDS[1]),
     "minimum_norm": (lambda argv: evaluate_on_minimum_norm.parse(["--model", "nowhere", *argv]), SHARDS[2]),

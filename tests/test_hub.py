@@ -10,22 +10,14 @@ import pytest
 import torch
 
 import hubconf
-from records import pretrained
 from support import ROOT
 
 RUN = "digits-Linf-MMA-0.3-sd0"
 ENTRIES = ("mma", "mma_objective", "anpgd")
 TAKEN = ("config", "utils", "errors", "losses")
 
-
-@pytest.fixture(scope="module")
-def own_folder(tmp_path_factory):
-    """Somebody's project, whose files have the names of ours."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in TAKEN:
-        (folder / f"{name}.py").write_text("MINE = True\n")
-    return folder
-
+with hubconf._ours.in_place():  # as the hub sees it
+    from records import pretrained
 
 HEAD = f"""
 import copy, sys, torch
@@ -52,29 +44,22 @@ y = network(x).argmax(1)
 assert objective(network, x, y, torch.arange(2)).eps.shape == attack(network, x, y, torch.full((2,), 0.1)).eps.shape
 mine_alone()
 """
-
-
-def run(folder, code):
-    done = subprocess.run([sys.executable, "-c", HEAD + code], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("first", ["", "mine_first()\n"], ids=["ours first", "theirs first"])
-def test_their_modules_are_left_alone_in_either_order(own_folder, first):
-    run(own_folder, "def mine_first():\n    import config, errors, losses, utils\n" + first + LOAD)
-
-
-def test_a_saved_network_is_read_in_another_process(own_folder):
-    run(own_folder, LOAD)
-    run(
-        own_folder,
-        """
+AGAIN = """
 load("mma", name=RUN)
 saved = torch.load("network.pt", weights_only=False)
 assert torch.equal(saved["network"](x), saved["logits"]) and saved["network"].config["hinge_maxeps"] == 0.3
 mine_alone()
-""",
-    )
+"""
+
+
+def test_their_modules_are_left_alone_in_either_order_and_networks_are_pickled(tmp_path):
+    """In somebody's project, whose files have the names of ours; each in a process of its own."""
+    for name in TAKEN:
+        (tmp_path / f"{name}.py").write_text("MINE = True\n")
+    for code in (LOAD, "import config, errors, losses, utils\n" + LOAD, AGAIN):
+        argv = [sys.executable, "-c", HEAD + code]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_entry_point_says_what_it_does():
@@ -105,10 +90,9 @@ def test_unknown_names_are_answered_with_those_there_are(tmp_path):
     for name in ("digits-Linf-MMA-0.4-sd0", "", "x" * 5000, "a\0b", str(tmp_path / "gone")):
         with pytest.raises(ValueError, match=RUN):
             hubconf.load_pretrained(name)
-    with pytest.raises(ValueError, match="holds no model_best"):
-        hubconf.load_pretrained("digits-Linf-STD-sd0")
-    with pytest.raises(ValueError, match="holds no model_best"):
-        hubconf.load_pretrained(str(tmp_path))
+    for name in ("digits-Linf-STD-sd0", str(tmp_path)):
+        with pytest.raises(ValueError, match="holds no model_best"):
+            hubconf.load_pretrained(name)
 
 
 @pytest.fixture
@@ -121,27 +105,23 @@ def clone(tmp_path, monkeypatch):
     return tmp_path / "trained_models" / RUN
 
 
-def test_changed_weights_are_refused(clone):
+def test_changed_weights_are_refused(clone, tmp_path):
     hubconf.load_pretrained(RUN)
+    shutil.copytree(clone, tmp_path / "mine")
     file = torch.load(clone / "model_best.pt", weights_only=True)
     del file["checksum"]  # a whole, sound checkpoint, of other weights
     file["model"]["linear2.bias"] += 1e-3
     torch.save(file, clone / "model_best.pt")
     with pytest.raises(ValueError, match=r"sha256 is .*SHA256SUMS says .*git checkout"):
         hubconf.load_pretrained(RUN)
+    raw = bytearray((tmp_path / "mine" / "model_best.pt").read_bytes())  # not committed, its own checksum is in it
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "mine" / "model_best.pt").write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"):
+        hubconf.load_pretrained(str(tmp_path / "mine"))
     pretrained.SUMS.write_text("so\n")
     with pytest.raises(ValueError, match="damaged"):
         hubconf.load_pretrained(RUN)
-
-
-def test_damaged_weights_are_refused(clone, tmp_path):
-    other = tmp_path / "mine"  # not committed, so its sha256 stands nowhere; its own checksum does
-    shutil.copytree(clone, other)
-    raw = bytearray((other / "model_best.pt").read_bytes())
-    raw[len(raw) // 2] ^= 1
-    (other / "model_best.pt").write_bytes(raw)
-    with pytest.raises(ValueError, match="damaged"):
-        hubconf.load_pretrained(str(other))
 
 
 def test_a_network_of_ones_own_is_given_the_weights(tmp_path):
@@ -159,31 +139,21 @@ def test_anpgd_finds_the_distance_to_a_line():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
     x = 0.5 + 0.01 * torch.rand(20, 1, 3, 3)
-    y = network(x).argmax(1)
-    difference = network[1].weight[0] - network[1].weight[1]
     logits = network(x)
+    difference = network[1].weight[0] - network[1].weight[1]
     margin = (logits[:, 0] - logits[:, 1]).abs() / difference.abs().sum()
     attack = hubconf.anpgd("Linf", max_eps=0.4)
     with torch.no_grad():
-        found = attack(network, x, y, torch.full((20,), 0.1))
-        same = attack(network, x, y, 0.1)
+        found = attack(network, x, logits.argmax(1), torch.full((20,), 0.1))
+        same = attack(network, x, logits.argmax(1), 0.1)
     assert torch.equal(same.eps, found.eps) and torch.equal(same.x_adv, found.x_adv)
     assert torch.allclose(found.eps, margin.clamp(max=0.4), atol=0.4 / 2**10 + 1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"norm": "L1"},
-        {"max_eps": -0.3},
-        {"max_eps": 0},
-        {"max_eps": float("nan")},
-        {"max_eps": float("inf")},
-        {"steps": 0},
-        {"search_steps": 0},
-    ],
-    ids=str,
-)
-def test_settings_of_anpgd_that_mean_nothing_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        torch.hub.load(ROOT, "anpgd", source="local", **{"norm": "Linf", "max_eps": 0.3} | wrong)
+WRONG = [("norm", "L1"), *(("max_eps", value) for value in (-0.3, 0, float("nan"), float("inf")))]
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG, ("steps", 0), ("search_steps", 0)])
+def test_settings_of_anpgd_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        torch.hub.load(ROOT, "anpgd", source="local", **{"norm": "Linf", "max_eps": 0.3, name: value})

@@ -1,191 +1,70 @@
-"""Which room may import which, folder by folder; walks the imports of every module."""
+"""Which package, or file of the root, may import which; how long a chain of imports is; who prints."""
 
 import ast
-import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import pytest
 
-from modules import MODULES, ROOMS, imported, room
 from support import ROOT
 
-EVALUATORS = {path.stem for path in ROOT.glob("evaluate_on_*.py")}
-COMMANDS = {"train", *EVALUATORS}
-LOW = {"errors", "utils"}
-METHOD = {"pgd", "anpgd", "losses", "presets", "objectives", "check", "trainer"}
-# What the files of each room, and each file of the root, may import of other rooms.
-MAY_IMPORT = {
-    "errors": set(),
-    "losses": set(),
-    "presets": set(),
-    "config": {"errors", "presets", "networks"},  # of networks the names
-    "settings": {"config", "errors", "networks", "presets"},
-    "utils": {"errors"},
-    "flags": {"config", "errors", "presets", "records", "settings"},
-    "networks": {"errors"},
-    "loading": LOW,
-    "processes": LOW,
-    "pgd": {"utils"},
-    "anpgd": {"pgd", "utils"},
-    "hardware": {"pgd", *LOW},
-    "objectives": {"anpgd", "pgd", "losses", "config", "processes", "utils"},
-    "hubconf": {"anpgd", "errors", "losses", "networks", "pgd", "records", "training"},
-    "check": {"anpgd", "config", "loading", "losses", "pgd", "processes", "utils"},
-    "training": {
-        "anpgd",
-        "losses",
-        "check",
-        "config",
-        "hardware",
-        "loading",
-        "networks",
-        "objectives",
-        "pgd",
-        "processes",
-        "utils",
-    },
-    "trainer": {
-        "check",
-        "config",
-        "hardware",
-        "loading",
-        "networks",
-        "objectives",
-        "pgd",
-        "processes",
-        "training",
-        "utils",
-    },
-    "records": {"presets", "config", "settings", "objectives", "processes", "trainer", "training", *LOW},
-    "evaluations": {
-        "config",
-        "settings",
-        "flags",
-        "hardware",
-        "loading",
-        "losses",
-        "networks",
-        "pgd",
-        "processes",
-        "records",
-        *LOW,
-    },
-    "train": {
-        "config",
-        "training",
-        "flags",
-        "hardware",
-        "loading",
-        "networks",
-        "processes",
-        "records",
-        "trainer",
-        *LOW,
-    },
-    **dict.fromkeys(  # noqa: RUF024
-        EVALUATORS,
-        {
-            "settings",
-            "check",
-            "config",
-            "flags",
-            "evaluations",
-            "hardware",
-            "losses",
-            "pgd",
-            "processes",
-            "records",
-            *LOW,
-        },
-    ),
-    "reports": {"settings", "config", "flags", "evaluations", "records", *METHOD, *LOW},
-    "benchmarks": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
-    "scripts": {"config", "flags", *METHOD, *LOW, *COMMANDS, *ROOMS},
+LONGEST = 9  # packages and files of the root in a chain of imports
+EVALUATORS = " ".join(path.stem for path in ROOT.glob("evaluate_on_*.py"))
+LOW = "errors utils"
+METHOD = "anpgd check losses objectives pgd presets trainer"
+PACKAGES = "evaluations hardware loading networks processes records reports training"
+COMMANDS = f"train {EVALUATORS}"
+MAY_IMPORT = {  # rows share what they may import; what is not listed, they must not
+    "errors losses presets": "",
+    "networks utils": "errors",
+    "loading processes": LOW,
+    "config": "errors networks presets",
+    "validation": "config errors networks presets",
+    "flags": "config errors presets records validation",
+    "pgd": "utils",  # attacks know neither losses nor networks, which are arguments
+    "anpgd": "pgd utils",
+    "hardware": f"pgd {LOW}",
+    "objectives": "anpgd config losses pgd processes utils",
+    "check": "anpgd config hardware loading losses pgd processes utils",
+    "training": f"anpgd check config hardware loading losses networks objectives pgd processes {LOW}",
+    "trainer": "check config hardware loading networks objectives pgd processes training utils",
+    "records": f"config objectives presets processes trainer training validation {LOW}",
+    "evaluations": f"anpgd check config flags hardware loading losses networks pgd presets processes records validation {LOW}",
+    "hubconf": "anpgd errors losses pgd records training",
+    "train": f"config flags hardware loading networks processes records trainer training validation {LOW}",
+    EVALUATORS: f"check config evaluations flags hardware losses pgd presets processes records validation {LOW}",
+    "reports": f"config evaluations flags records validation hardware loading {METHOD} {LOW}",
+    "benchmarks scripts": f"config flags validation {COMMANDS} {PACKAGES} {METHOD} {LOW}",
 }
-PRINTS = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS}
-TOUCHES_FILES = {"utils", "loading", "networks", *PRINTS, "evaluations"}
+ALLOWED = {name: set(others.split()) for names, others in MAY_IMPORT.items() for name in names.split()}
+PATHS = {path: path.stem for path in ROOT.glob("*.py")}
+PATHS |= {path: path.parent.name for path in ROOT.glob("*/*.py") if path.parent.name in ALLOWED}
 
 
-def outside(name):
-    """Names that the module imports and that are not ours."""
-    nodes = [n for n in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
-    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    return {n for n in names | {n.module for n in nodes if isinstance(n, ast.ImportFrom)} if n not in MODULES}
+@cache
+def imported(path):
+    """The packages and files of the root that a file imports, anywhere in it, but its own."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names} & set(PATHS.values()) - {PATHS[path]}
 
 
-def calls(name):
-    nodes = ast.walk(ast.parse(MODULES[name].read_text()))
-    return {
-        n.func.id if isinstance(n.func, ast.Name) else getattr(n.func, "attr", "")
-        for n in nodes
-        if isinstance(n, ast.Call)
-    }
+@pytest.mark.parametrize("path", sorted(PATHS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_direction(path):
+    assert imported(path) <= ALLOWED[PATHS[path]]
 
 
-def test_every_room_has_a_row():
-    assert {room(name) for name in MODULES} == set(MAY_IMPORT)
+def test_no_circle_and_no_long_chain():
+    graph = {name: set().union(*(imported(path) for path in PATHS if PATHS[path] == name)) for name in ALLOWED}
+    length = {}
+    for name in TopologicalSorter(graph).static_order():  # raises CycleError
+        length[name] = 1 + max((length[other] for other in graph[name]), default=0)
+    assert max(length.values()) <= LONGEST, length
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_direction(name):
-    assert {room(other) for other in imported(name)} - {room(name)} <= MAY_IMPORT[room(name)]
-
-
-def test_the_definitions_of_networks_stand_alone():
-    """They can be loaded under another package's name, beside people's own `errors` and `utils`."""
-    for name in MODULES:
-        if room(name) == "networks" and name.partition(".")[2] not in ("build", "own"):
-            tree = ast.walk(ast.parse(MODULES[name].read_text()))
-            absolute = {n.module for n in tree if isinstance(n, ast.ImportFrom) and not n.level}
-            assert not {room(other) for other in absolute} & {room(other) for other in MODULES}
-            assert {room(other) for other in imported(name)} <= {"networks"}
-
-
-def test_no_circle_of_files_nor_of_folders():
-    files = {name: imported(name) for name in MODULES}
-    folders = {}
-    for name, others in files.items():
-        folders.setdefault(room(name), set()).update({room(other) for other in others} - {room(name)})
-    for graph in (files, folders):
-        list(TopologicalSorter(graph).static_order())  # raises CycleError
-
-
-def test_config_needs_the_standard_library_only():
-    tree = ast.walk(ast.parse(MODULES["config"].read_text()))
-    names = {alias.name for n in tree if isinstance(n, ast.Import) for alias in n.names}
-    names |= {n.module for n in ast.walk(ast.parse(MODULES["config"].read_text())) if isinstance(n, ast.ImportFrom)}
-    own = {"errors", "presets", "networks.names"}
-    assert {name.partition(".")[0] for name in names - own} <= sys.stdlib_module_names
-    for name in own:
-        assert {n.partition(".")[0] for n in outside(name)} <= sys.stdlib_module_names
-
-
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in PRINTS))
-def test_only_commands_print(name):
-    assert "print" not in calls(name)
-
-
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) not in TOUCHES_FILES))
-def test_files_are_touched_by_few(name):
-    assert not calls(name) & {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink"}
-
-
-def first_lines(name):
-    """(where the clone is put on sys.path, where the first import of ours stands), top level only."""
-    found, own = None, None
-    for node in ast.parse(MODULES[name].read_text()).body:
-        if ast.unparse(node).startswith(("sys.path.insert(0, ", "sys.path[:0] = ")):
-            found = found or node.lineno
-        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
-        if own is None and any(name and (name in MODULES or room(name) in ROOMS) for name in names):
-            own = node.lineno
-    return found, own
-
-
-@pytest.mark.parametrize(
-    "name", sorted(n for n in MODULES if "." in n and '__name__ == "__main__"' in MODULES[n].read_text())
-)
-def test_programs_in_rooms_find_the_clone_before_they_import_it(name):
-    """`python reports/plot_margins.py` has reports/ on its path, not the folder above."""
-    found, own = first_lines(name)
-    assert own is None or (found is not None and found < own)
+def test_only_commands_and_what_shows_progress_print():
+    prints = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS.split()}
+    for path, name in PATHS.items():
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert name in prints or "print" not in {getattr(call, "id", "") for call in calls}, path

@@ -13,8 +13,8 @@ from errors import UserError
 from flags import parse_train
 from hardware.fast_pgd import FastPgd
 from objectives import divergence
-from validation import stored_config
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
+from validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
 

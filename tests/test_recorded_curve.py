@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import PRESETS
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import load_dataset
 from trainer import Trainer
 
 
@@ -35,7 +35,7 @@ def curve(norm):
     model = nn.Sequential(
         Double(), nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Softplus(), nn.Linear(32, 10)
     ).double()
-    data = load_dataset(Source("digits"), Sizes(val=200, test=0), seed=0, device=torch.device("cpu"))
+    data = load_dataset("digits", val_size=200, test_size=0, seed=0, device=torch.device("cpu"))
     trainer = Trainer(config, model, data)
     results = [trainer.train_step() for _ in range(10)]
     return [[float(r.clean_loss), float(r.adv_loss), float(r.eps.mean())] for r in results]

@@ -269,9 +269,9 @@ def test_per_example_radii_start_the_next_attack():
     assert len(stored) and (stored <= trainer.config.search_maxeps).all()
     starts, objective = [], trainer.objective
 
-    def spied(network, given):
-        starts.append(given.eps)
-        return objective(network, given)
+    def spied(network, x, y, start, total):
+        starts.append(start.eps)
+        return objective(network, x, y, start, total)
 
     trainer.objective = spied
     before = trainer.eps.clone()
@@ -322,7 +322,7 @@ def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
     trainer = Trainer(settings("Linf", 1 / 3, batch_size=6), model, tiny_data())
-    assert not trainer.search_single_row
+    assert not trainer.needs.one_row
     x = rand(6, 1, 8, 8).float()
     with torch.no_grad():
         model[-1].weight.mul_(30)

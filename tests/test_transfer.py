@@ -3,40 +3,28 @@
 import json
 import shlex
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 
 import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
-from command_lines import fails
-from config import PRESETS
-from linear_networks import Linear, fitted
-from loading.datasets import Sizes, Source, load_dataset
+from command_lines import fails, files
+from linear_networks import Linear, save_run
 from records import checkpoint
+from support import ROOT
 
-CPU = torch.device("cpu")
 SMALL = shlex.split("--device cpu --network linear_networks:Linear --test_size 80 --nb_iter 5 --nb_restart 2")
-
-
-def save(folder, model, norm="Linf", **changes):
-    folder.mkdir()
-    config = replace(
-        PRESETS["digits", norm], network="linear_networks:Linear", hinge_maxeps=0.3, **{"test_eps": 0.1, **changes}
-    )
-    checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Networks `a` and `b` of two halves of the digits, and `copy`, the same as `a`."""
     root = tmp_path_factory.mktemp("place")
-    train = load_dataset(Source("digits"), Sizes(val=200, test=0), seed=0, device=CPU).train
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these networks are too small for more
     for name, rows in (("a", slice(0, 600)), ("b", slice(600, 1200)), ("copy", slice(0, 600))):
-        save(root / name, fitted(train.images[rows], train.labels[rows]))
+        save_run(root / name, rows=rows, test_eps=0.1)
     yield root
     torch.set_num_threads(threads)
 
@@ -52,10 +40,6 @@ def result(folder, attack="transfer", norm="Linf"):
     return json.loads((folder / f"eval_{attack}_{norm}.json").read_text())
 
 
-def fraction(flags):
-    return flags.count("1") / len(flags)
-
-
 def test_a_network_on_its_own_images_is_white_box(here, capsys):
     assert transfer.main(["a", "copy", *SMALL]) == 0
     for name in ("a", "copy"):
@@ -63,7 +47,7 @@ def test_a_network_on_its_own_images_is_white_box(here, capsys):
         assert row["eps"] == white["eps"] == 0.1 and row["flags"] == white["flags"]
         assert row["whitebox_acc"] == row["transferred_acc"] == row["robust_acc"] == white["robust_acc"]
         assert row["source_accs"] == [white["robust_acc"]] * 2 and 0 < white["robust_acc"] < 1
-        assert result(here / name)["clean_acc"] == result(here / name, "pgd")["clean_acc"]
+        assert row["clean_acc"] == white["clean_acc"]
     out = capsys.readouterr().out
     assert "[1] a" in out and "[2] copy" in out and f"{100 * row['robust_acc']:.2f}" in out
 
@@ -74,16 +58,16 @@ def test_the_strongest_is_each_image_over_every_source(here):
         found = result(here / name)
         model = Linear(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(here / name / "model_best.pt")["model"])
-        assert [source["run"] for source in found["sources"]] == ["a", "b"]
-        assert found["model_sha256"] == found["sources"][own]["model_sha256"] and found["n"] == 80
         for row, white in zip(found["results"], result(here / name, "pgd")["results"], strict=True):
+            assert [source["run"] for source in row["sources"]] == ["a", "b"] and row["n"] == 80
+            assert found["model_sha256"] == row["sources"][own]["model_sha256"]
             right = []
             for source in "ab":
                 saved = checkpoint.load(here / source / "adv_pgd_Linf.pt")
                 right.append(model(saved["x_adv"][row["eps"]]).argmax(1) == saved["labels"])
             assert row["source_accs"] == [pytest.approx(r.double().mean().item()) for r in right]
             assert row["flags"] == "".join("1" if flag else "0" for flag in right[0] & right[1])
-            assert row["robust_acc"] == fraction(row["flags"]) <= row["whitebox_acc"] == white["robust_acc"]
+            assert row["robust_acc"] == row["flags"].count("1") / 80 <= row["whitebox_acc"] == white["robust_acc"]
             assert row["robust_acc"] <= row["transferred_acc"] == row["source_accs"][1 - own]
             assert all(ours <= theirs for ours, theirs in zip(row["flags"], white["flags"], strict=True))
             assert row["transferred_acc"] > row["whitebox_acc"], "transferred images are weaker"
@@ -91,20 +75,24 @@ def test_the_strongest_is_each_image_over_every_source(here):
 
 def test_images_are_made_only_where_none_fit(here, monkeypatch):
     """Not again for the same networks; again for another checkpoint, radius or a damaged file. Nothing is lost."""
-    made, make = [], transfer.white_box.evaluate
+    made, make = [], transfer.pgd_attacks.evaluate
 
     def counted(flags, *rest, **more):
         made.append(flags.model)
         return make(flags, *rest, **more)
 
-    monkeypatch.setattr(transfer.white_box, "evaluate", counted)
+    monkeypatch.setattr(transfer.pgd_attacks, "evaluate", counted)
     attack = evaluate_on_pgd_attacks.main
     assert attack(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
     plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
     assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
     kept = result(here / "a", "pgd")
-    assert [row["eps"] for row in kept["results"]] == [0.03, 0.1] and kept["seed"] == result(here / "a")["seed"] == 5
-    assert kept["settings"]["nb_restart"] == 1 and result(here / "b", "pgd")["settings"]["nb_restart"] == 10
+    assert [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in kept["results"]] == [
+        (0.03, 5, 1),
+        (0.1, 5, 1),
+    ]
+    assert result(here / "a")["results"][0]["seed"] == 5
+    assert result(here / "b", "pgd")["results"][0]["settings"]["nb_restart"] == 10
     before = (here / "a" / "eval_transfer_Linf.json").read_text()
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == ["a", "b"]
     assert (here / "a" / "eval_transfer_Linf.json").read_text() == before, "already done"
@@ -149,20 +137,28 @@ def test_images_of_other_sizes_and_splits_are_kept(here):
         ("test", 50),
         ("val", 40),
     ]
-    assert result(here / "a")["n"] == 80
 
 
-def test_stopped_by_the_clock_it_goes_on(here, monkeypatch, capsys):
-    shutil.copytree("a", "whole/a")
-    shutil.copytree("b", "whole/b")
-    assert transfer.main(["whole/a", "whole/b", *SMALL]) == 0
-    argv, statuses = ["a", "b", *SMALL, "--max_minutes", "0.001"], []
-    while not statuses or (statuses[-1] == 75 and len(statuses) < 30):
-        statuses.append(transfer.main(argv))
-    assert statuses[-1] == 0 and len(statuses) >= 4 and "evaluate_on_transfer.py a b" in capsys.readouterr().out
-    for name in "ab":
-        ours, whole = (result(folder / name)["results"] for folder in (here, here / "whole"))
-        assert [row["flags"] for row in ours] == [row["flags"] for row in whole]
+def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
+    """Its radius is stored as 0.19999999999999998 and the other's is 0.2: one radius. Images alone are made, and from the
+    random starts of the stored radius."""
+    name = "digits-Linf-MMA-0.3-sd0"
+    committed = shutil.copytree(ROOT / "trained_models" / name, here / name)
+    shutil.copytree(committed, here / "other", ignore=shutil.ignore_patterns("eval_*"))
+    before, radii = files(committed), []
+
+    def at_once(*args, restarts, eps, state, after_restart, **more):
+        radii.append(eps)
+        state.restart = len(restarts)
+        after_restart(state)
+
+    monkeypatch.setattr(transfer.pgd_attacks, "repeated_pgd", at_once)
+    assert transfer.main(["other", name, "--device", "cpu"]) == 0
+    assert radii == [0.2, 0.19999999999999998]
+    after = files(committed)
+    assert after["eval_pgd_Linf.json"] == before["eval_pgd_Linf.json"]
+    assert set(after) - set(before) == {"adv_pgd_Linf.pt", "eval_transfer_Linf.json"}
+    assert transfer.main(["other", name, "--device", "cpu"]) == 0 and files(committed) == after, "already done"
 
 
 def test_images_beyond_eps_are_not_replayed(here):
@@ -178,10 +174,8 @@ def test_what_cannot_be_compared(here, capsys):
     def refused(*argv, parts):
         fails(capsys, transfer.main, [*argv, *SMALL], *parts)
 
-    train = load_dataset(Source("digits"), Sizes(val=200, test=0), seed=0, device=CPU).train
-    model = fitted(train.images, train.labels)
-    save(here / "wider", model, test_eps=0.2)
-    save(here / "l2", model, norm="L2", test_eps=1.0)
+    save_run(here / "wider", test_eps=0.2)
+    save_run(here / "l2", norm="L2", test_eps=1.0)
     refused("a", "wider", parts=["--eps", "0.1 for a", "0.2 for wider"])
     refused("a", "l2", parts=["--norm", "Linf in a", "L2 in l2"])
     refused("a", parts=["1 run", "two or more"])
@@ -192,4 +186,4 @@ def test_what_cannot_be_compared(here, capsys):
     assert not list(here.glob("*/eval_*"))
     assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
     assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0
-    assert "norm" in result(here / "a", norm="L2")["settings"]["overrides"]
+    assert "norm" in result(here / "a", norm="L2")["results"][0]["settings"]["overrides"]

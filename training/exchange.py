@@ -1,4 +1,4 @@
-"""Each process's share of a step put together, by one exchange of numbers and one of kept directions."""
+"""Each process's share of a step put together, by one exchange of numbers and one of directions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from objectives import StepResult
 from processes.distributed import World
-from training.directions import Stored
+from training.warm_start import Stored
 
 SHARES = 4  # fields of `StepResult` that are sums or shares of the whole batch; the rows follow
 
@@ -14,7 +14,7 @@ SHARES = 4  # fields of `StepResult` that are sums or shares of the whole batch;
 def merged(world: World, own: StepResult, directions: Stored | None, total: int) -> tuple[StepResult, Stored | None]:
     """The step of the global batch of `total` images, the same on every process; float64 holds every value exactly.
 
-    directions: to keep of this process's images; those of all come back.
+    directions: to store of this process's images; those of all come back.
     """
     if world.size == 1:
         return own, directions

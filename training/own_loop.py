@@ -5,15 +5,17 @@ From outside this repository: `torch.hub.load(FOLDER, "mma_objective", source="l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
 from losses import cross_entropy, soft_logit_margin
-from networks.probes import accepts
-from objectives import Mma, StepInput, StepResult
+from networks.probes import probe
+from objectives import AttackStart, Mma, StepResult
 from pgd import GEOMETRY, InnerPgd
 from processes.replica import Replica
 from utils import START, generator
@@ -55,22 +57,37 @@ class MmaObjective:
         self.eps_min, self.seed = eps_min, seed
         self.eps = torch.zeros(count)
         self.step = 0  # calls so far; PGD's random start is a function of the seed and it
+        self.probed = False  # whether the network was tried on one row
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> StepResult:
         """x (B, ...) images in [0, 1], y (B,) labels, index (B,) which examples they are.
 
         The network is in train mode; what its parameters' `grad` holds is added to, so clear it before.
 
-        :raises ValueError: if images of the first step are not in [0, 1]; later ones are not looked at, as on a GPU that waits.
+        :raises ValueError: if images of the first call are not in [0, 1]; later ones are not looked at, as on a GPU that waits.
         """
-        if self.step == 0 and not ((x >= 0) & (x <= 1)).all():
+        if not self.probed and not ((x >= 0) & (x <= 1)).all():
             raise ValueError("images: must lie in [0, 1]: scale them, and put any normalisation into the network")
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
-        if self.step == 0:  # a search of one row in train mode: BatchNorm on vectors refuses it
-            self.loss = replace(self.loss, search_single_row=accepts(model, x[:1]))
-        result = self.loss(Replica(model), StepInput(x, y, start, noise))
+        if not self.probed:  # a search of one row in train mode: BatchNorm on vectors refuses it
+            self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
+            self.probed = True
+        result = self.loss(Replica(model), x, y, AttackStart(start, noise), len(x))
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a loop that goes on later needs beside network and optimizer; `torch.load(weights_only=True)` reads it."""
+        return {"eps": self.eps.detach().cpu().clone(), "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of an objective with the same settings.
+
+        :raises ValueError: if it is of another number of training examples.
+        """
+        if state["eps"].shape != self.eps.shape:
+            raise ValueError(f"state: of {len(state['eps'])} training examples, here are {len(self.eps)}")
+        self.eps, self.step = state["eps"].to(self.eps, copy=True), int(state["step"])

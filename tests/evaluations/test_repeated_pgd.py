@@ -1,37 +1,28 @@
 """Repeated PGD: what falls stays fallen, restarts and radii of their own, packing, several kinds of networks."""
 
 import itertools
+from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
-from evaluations.repeated_pgd import (
-    Course,
-    Images,
-    Listener,
-    Protocol,
-    Running,
-    clean_attacked,
-    go_on,
-    repeated_pgd,
-)
+from evaluations.repeated_pgd import AttackState, clean_logits, repeated_pgd
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
+from pgd import GEOMETRY, pgd
 
 
-def norms(delta):
-    return delta.flatten(1).abs().amax(1)
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def rand(*shape, seed=0, dtype=torch.float32):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def attack(model, x, y, eps=0.1, restarts=1, batch_size=8, state=None, index=None, steps=10, seed=0):
+def attack(model, x, y, eps=0.1, restarts=1, index=None, steps=10, run=pgd, **more):
+    how = {"norm": "Linf", "eps": eps, "step_size": eps / 4, "steps": steps}
     losses = (soft_logit_margin, cross_entropy)[:restarts] + (cross_entropy,) * (restarts - 2)
-    images, run = Images(x, y, torch.arange(len(x)) if index is None else index), Running(batch_size)
-    protocol = Protocol(losses, "Linf", eps, eps / 4, steps, seed)
-    return repeated_pgd(model, images, protocol, state or clean_attacked(model, images, run), run)
+    index = torch.arange(len(x)) if index is None else index
+    restarts = [partial(run, loss_fn=loss, **how) for loss in losses]
+    return repeated_pgd(model, x, y, index, **{"restarts": restarts, "eps": eps, "batch_size": 8, **more})
 
 
 def lenet(seed=0):
@@ -53,10 +44,10 @@ def test_success_only_grows_with_restarts_and_with_eps():
     for fewer, more in itertools.pairwise(robust):
         assert not (more & ~fewer).any()
     weak = attack(model, x, y, eps=0.02, restarts=2)
-    strong = attack(model, x, y, eps=0.05, restarts=2, state=weak)
+    strong = attack(model, x, y, eps=0.05, restarts=2, state=weak.larger_radius())
     assert not (strong.robust & ~weak.robust).any()
     assert strong.robust.sum() < weak.robust.sum() < (logit_margin(model(x), y) < 0).sum()
-    assert norms(strong.x_adv - x).max() <= 0.05 + 1e-6
+    assert GEOMETRY["Linf"].length(strong.x_adv - x).max() <= 0.05 + 1e-6
 
 
 def test_misclassified_is_not_robust_and_is_left_alone():
@@ -115,60 +106,48 @@ def test_nothing_left_to_attack():
 
 
 def test_starts_differ_by_seed_restart_and_radius_and_not_by_batch():
-    """The direction of the first step away from the image; with steps of length 0 the start is what is found."""
-
     def starts(eps, seed=0, restart=0, batch_size=8):
         model, x, y = half_robust()
-        kept = []
+        drawn = []
 
-        def stay(model, x, y, *, noise, **_):
-            kept.append(noise)
+        def stay(model, x, y, *, noise):
+            drawn.append(noise)
             return x
 
-        images, run = Images(x, y, torch.arange(len(x))), Running(batch_size, stay)
-        protocol = Protocol((cross_entropy,) * (restart + 1), "Linf", eps, eps / 4, 1, seed)
-        course = Course.begin(clean_attacked(model, images, run))
-        course.restart = restart
-        assert go_on(model, images, protocol, course, run)
-        standing = (model(x).argmax(1) == y).nonzero().squeeze(1)
-        return torch.cat(kept)[: len(standing)]
+        state = AttackState(x.clone(), logit_margin(clean_logits(model, x, batch_size), y), restart)
+        how = {"restarts": [stay] * (restart + 1), "eps": eps, "seed": seed, "batch_size": batch_size}
+        repeated_pgd(model, x, y, torch.arange(len(x)), state=state, **how)
+        return torch.cat(drawn)[: int((model(x).argmax(1) == y).sum())]
 
     same = starts(0.1)
     assert torch.equal(same, starts(0.1, batch_size=5))
-    others = [starts(0.1 + 1e-9), starts(0.2), starts(0.1, seed=1), starts(0.1, restart=1)]
-    for other in others:  # no image starts along the same direction, not nearly either
+    for other in (starts(0.1 + 1e-9), starts(0.2), starts(0.1, seed=1), starts(0.1, restart=1)):
         cosine = torch.cosine_similarity((2 * same - 1).flatten(1), (2 * other - 1).flatten(1), dim=1)
-        assert cosine.abs().max() < 0.6
+        assert cosine.abs().max() < 0.6, "no image starts along the same direction, not nearly either"
 
 
 def test_what_stored_flags_say_has_fallen_is_not_attacked_again():
     model, x, y = half_robust()
-    images, run = Images(x, y, torch.arange(len(x))), Running(8)
-    clean = clean_attacked(model, images, run)
     fallen = torch.arange(len(x)) % 2 == 1
-    result = attack(model, x, y, eps=0.02, state=clean.fallen(fallen))
-    alone = attack(model, x, y, eps=0.02)
+    clean = AttackState(x, logit_margin(clean_logits(model, x, 8), y))
+    result, alone = attack(model, x, y, 0.02, state=clean.larger_radius(fallen)), attack(model, x, y, 0.02)
     assert torch.equal(result.robust, alone.robust & ~fallen) and result.robust.any()
     assert torch.equal(result.x_adv[fallen], x[fallen])
     assert torch.equal(result.x_adv[~fallen], alone.x_adv[~fallen])
 
 
-def test_stopped_after_any_batch_and_gone_on_with_is_the_same_bit_for_bit():
-    """Also with copies of the state, as files give them."""
+@pytest.mark.parametrize("stop", [1, 2])
+def test_stopped_after_any_restart_and_gone_on_with_is_the_same_bit_for_bit(stop):
     model, x, y = half_robust()
-    images, run = Images(x, y, torch.arange(len(x))), Running(8)
-    protocol = Protocol((cross_entropy, soft_logit_margin, cross_entropy), "Linf", 0.02, 0.005, 5, 0)
-    clean = clean_attacked(model, images, run)
-    counts = []
-    whole = repeated_pgd(model, images, protocol, clean, run, Listener(lambda course, count: counts.append(count)))
-    sliced, pieces, parts = Course.begin(clean), [], 0
-    while True:
-        asked = iter([False, True])
-        listener = Listener(lambda course, count: pieces.append(count), lambda asked=asked: next(asked))
-        if go_on(model, images, protocol, sliced, run, listener):
-            break
-        parts += 1
-        state = sliced.found
-        sliced = Course(type(state)(state.x_adv.clone(), state.margin.clone()), sliced.restart, sliced.attacked.clone())
-    assert torch.equal(sliced.found.x_adv, whole.x_adv) and torch.equal(sliced.found.margin, whole.margin)
-    assert parts >= len(counts) - 1 > 5 and sum(pieces) == sum(counts), "no image is attacked twice by a restart"
+    whole = attack(model, x, y, 0.02, restarts=3, steps=5)
+    seen = []
+
+    def stopping(state):
+        if state.restart == stop:
+            seen.append(AttackState(**{**vars(state), "x_adv": state.x_adv.clone(), "margin": state.margin.clone()}))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack(model, x, y, 0.02, restarts=3, steps=5, after_restart=stopping)
+    rest = attack(model, x, y, 0.02, restarts=3, steps=5, state=seen[0])
+    assert torch.equal(rest.x_adv, whole.x_adv) and torch.equal(rest.margin, whole.margin) and rest.restart == 3

@@ -1,8 +1,10 @@
-"""Results of one checkpoint side by side: whatever the order of commands, in old files, of other checkpoints; which is
-quoted; validation images; the clock."""
+"""Results of one checkpoint side by side: whatever the order of commands, of other checkpoints; which is quoted; whose
+images; and that nothing stored is lost or made weaker."""
 
 import itertools
 import json
+import math
+import re
 import shutil
 
 import pytest
@@ -10,53 +12,28 @@ import torch
 
 import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
-from config import PRESETS
-from evaluations import white_box_attack
-from evaluations.findings import merged
-from evaluations.pgd_partial import Partial
-from evaluations.results import Head, checkpoint_rows, content_of
-from evaluations.rows import quoted
+from evaluations import pgd_attacks
+from evaluations.flags import eval_grid, parse_pgd
+from evaluations.results import (
+    add_rows,
+    average_accuracies,
+    effort,
+    joined_checks,
+    merged,
+    quoted,
+    read_file,
+    same_eps,
+    way,
+)
 from evaluations.subject import load_subject
-from evaluations.flags import parse_eval
-from linear_networks import fitted
+from folders import images
+from linear_networks import ATTACK, CPU, SMALL, attack, save_run, subject_of
 from loading.datasets import Sizes, Source, load_dataset
 from records import checkpoint
-from records.commands import command
-from reports.results import read_evaluation, read_run
-from evaluations.flags import eval_grid
+from support import ROOT
 from validation import stored_config
 
-CPU = torch.device("cpu")
-ATTACK = [*("--device", "cpu", "--network", "linear_networks:Linear", "--nb_iter", "5", "--nb_restart", "2")]
-SMALL = [*ATTACK, "--test_size", "40"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run folder with a linear network of the digits, which is the current folder's `run`."""
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
-    return make_run(tmp_path / "run")
-
-
-def make_run(folder, **changes):
-    values = {
-        **PRESETS["digits", "Linf"].to_dict(),
-        "network": "linear_networks:Linear",
-        "hinge_maxeps": 0.3,
-        **changes,
-    }
-    config = stored_config(values)
-    data = load_dataset(Source("digits"), Sizes(val=config.val_size, test=0), seed=config.seed, device=CPU)
-    model = fitted(data.train.images, data.train.labels)
-    folder.mkdir()
-    checkpoint.save(folder / "model_best.pt", {"epoch": 1, "model": model.state_dict(), "config": config.to_dict()})
-    return folder
-
-
-def attack(run, *flags, small=True):
-    argv = ["--model", str(run), *(SMALL if small else ATTACK), *map(str, flags)]
-    return evaluate_on_pgd_attacks.main(argv)
+HEAD = {"attack": "pgd", "model_sha256": "abc", "dataset": "digits", "norm": "Linf"}
 
 
 def content(run):
@@ -68,6 +45,9 @@ def without_checks(run):
     return [{key: value for key, value in row.items() if key != "sanity"} for row in found_in(run)]
 
 
+# --- commands on one folder ----------------------------------------------------------------------------------------
+
+
 def test_the_order_of_commands_does_not_matter(run, tmp_path):
     """Flags included: what fell at a smaller radius is fallen, whichever came first."""
     together = shutil.copytree(run, tmp_path / "together")
@@ -77,7 +57,6 @@ def test_the_order_of_commands_does_not_matter(run, tmp_path):
         folder = shutil.copytree(run, tmp_path / f"order{number}")
         assert [attack(folder, "--eps", eps, "--nb_restart", 1) for eps in order] == [0, 0, 0]
         assert without_checks(folder) == expected
-        assert content(folder)["avg_acc"] == content(together)["avg_acc"]
     flags = [row["flags"] for row in expected]
     assert all(a >= b for less, more in itertools.pairwise(flags) for a, b in zip(less, more, strict=True))
 
@@ -88,25 +67,14 @@ def test_stored_flags_of_another_protocol_are_not_taken(run, tmp_path):
     for more in (["--seed", 3], ["--nb_iter", 6], ["--nb_restart", 3], ["--precision", "bf16"], ["--test_size", 30]):
         assert attack(run, "--eps", 0.099, *more) == 0
     assert attack(run, "--eps", 0.1) == 0
-    at = [row for row in without_checks(run) if row["eps"] == 0.1]
-    assert at == without_checks(alone)
+    assert [row for row in without_checks(run) if row["eps"] == 0.1] == without_checks(alone)
     assert sorted(row["eps"] for row in found_in(run)) == [*[0.099] * 5, 0.1]
-
-
-def test_many_images_then_few_and_the_other_way_round(run, tmp_path):
-    few_first = shutil.copytree(run, tmp_path / "few")
-    for folder, sizes in ((run, (80, 30)), (few_first, (30, 80))):
-        assert [attack(folder, "--eps", 0.1, "--test_size", size) for size in sizes] == [0, 0]
-    assert found_in(run) == found_in(few_first)
-    assert [row["n"] for row in content(run)["results"]] == [80, 30] and content(run)["n"] == 80
-    assert read_evaluation(run / "eval_pgd_Linf.json")["results"] == content(run)["results"][:1]
-    assert content(run)["results"][0]["flags"][:30] == content(run)["results"][1]["flags"]
 
 
 def test_the_same_command_again_is_done_and_overwrite_computes_it_anew(run, capsys):
     assert attack(run, "--eps", 0.05, 0.1) == 0
     before = (run / "eval_pgd_Linf.json").read_bytes()
-    for flags in ([0.1], [0.05, 0.1], [0.1, "--batch_size", 10], [0.1, "--resume"]):
+    for flags in ([0.1], [0.05, 0.1], [0.1, "--batch_size", 10], [0.1 * (1 + 1e-9)]):
         capsys.readouterr()
         assert attack(run, "--eps", *flags) == 0 and "already done" in capsys.readouterr().out
     assert (run / "eval_pgd_Linf.json").read_bytes() == before
@@ -119,50 +87,173 @@ def test_the_same_command_again_is_done_and_overwrite_computes_it_anew(run, caps
     assert first["robust_acc"] == 1 > second["robust_acc"], "only what was asked for"
 
 
+def test_nothing_is_replaced_by_a_result_in_which_fewer_images_fell(run, capsys):
+    assert attack(run, "--eps", 0.1) == 0
+    stronger = content(run)
+    stronger["results"][0] |= {"flags": "0" * 40, "robust_acc": 0.0}
+    (run / "eval_pgd_Linf.json").write_text(json.dumps(stronger))
+    assert attack(run, "--eps", 0.1, "--overwrite") == attack(run, "--eps", 0.12) == 0
+    assert [row["robust_acc"] for row in content(run)["results"]] == [0, 0]
+    assert re.search(r"accuracy at 0.1 +0.00%", capsys.readouterr().out), "what is said is what stands there"
+
+
 def test_only_what_is_missing_is_attacked(run, monkeypatch):
-    begun, go_on = [], white_box_attack.go_on
+    begun, original = [], pgd_attacks.repeated_pgd
 
-    def counted(model, images, protocol, *rest):
-        begun.append(protocol.eps)
-        return go_on(model, images, protocol, *rest)
+    def counted(*args, eps, **more):
+        begun.append(eps)
+        return original(*args, eps=eps, **more)
 
-    monkeypatch.setattr(white_box_attack, "go_on", counted)
+    monkeypatch.setattr(pgd_attacks, "repeated_pgd", counted)
     assert attack(run, "--eps", 0.1) == attack(run, "--eps", 0.05, 0.1, 0.15) == 0
     assert begun == [0.1, 0.05, 0.15]
+    before = (run / "eval_pgd_Linf.json").read_bytes()
     assert attack(run, "--eps", 0.1, "--save_adv") == 0 and begun[3:] == [0.1], "for its images"
     assert attack(run, "--eps", 0.1, "--save_adv") == 0 and len(begun) == 4
+    assert (run / "eval_pgd_Linf.json").read_bytes() == before
 
 
-def old_format(run):
-    """The file as it was before: what all rows share at its top."""
-    found = content(run)
-    rows = [{k: row[k] for k in ("eps", "robust_acc", "ci95", "flags")} for row in found["results"]]
-    settings = {**found["settings"], "eps_iter": [row["settings"]["eps_iter"] for row in found["results"]]}
-    del settings["precision"]
-    return {k: v for k, v in found.items() if k not in ("format", "split", "images")} | {
-        "results": rows,
-        "settings": settings,
-    }
+def test_a_radius_that_is_stored_but_for_rounding_is_the_stored_one(tmp_path, capsys):
+    """As in the committed file, whose step size differs by rounding, too: its random starts belong to its radius."""
+    name = "digits-Linf-MMA-0.3-sd0"
+    run = shutil.copytree(ROOT / "trained_models" / name, tmp_path / name)
+    before = (run / "eval_pgd_Linf.json").read_bytes()
+    stored = [row["eps"] for row in json.loads(before)["results"]]
+    assert 0.2 not in stored and any(same_eps(eps, 0.2) for eps in stored)
+    argv = ["--model", str(run), "--device", "cpu"]
+    assert evaluate_on_pgd_attacks.main([*argv, "--eps", "0.2"]) == 0
+    assert "already done" in capsys.readouterr().out
+    subject = load_subject(parse_pgd(argv), CPU)
+    (row,), _ = pgd_attacks.rows_asked(parse_pgd([*argv, "--eps", "0.2"]), subject, subject.rows("pgd"))
+    assert row["eps"] in stored and (run / "eval_pgd_Linf.json").read_bytes() == before
 
 
-def test_old_json_is_read_and_kept(run, capsys):
-    assert attack(run, "--eps", 0.05, 0.1) == 0
-    new, old = without_checks(run), old_format(run)
-    path = run / "eval_pgd_Linf.json"
-    path.write_text(json.dumps(old))
-    assert [row["robust_acc"] for row in read_evaluation(path)["results"]] == [row["robust_acc"] for row in new]
-    assert read_run(run).evaluations[0]["sanity"] == old["sanity"]
+def test_results_of_another_checkpoint_stay(run):
+    """`last.pt` beside `model_best.pt`."""
+    assert attack(run, "--eps", 0.1) == 0
+    best = content(run)
+    other = checkpoint.load(run / "model_best.pt")
+    weights = {key: 0.5 * tensor for key, tensor in other["model"].items()}
+    checkpoint.save(run / "last.pt", {**other, "model": weights, "epoch": 2})
+    assert attack(run / "last.pt", "--eps", 0.1) == 0
+    last = content(run)
+    assert last["model_sha256"] != best["model_sha256"] and last["others"] == [best]
+    assert attack(run, "--eps", 0.05) == 0
+    both = read_file(run / "eval_pgd_Linf.json")
+    assert [[row["eps"] for row in one["results"]] for one in both] == [[0.05, 0.1], [0.1]]
+    assert both[0]["model_sha256"] == best["model_sha256"]
+
+
+def test_another_code_of_the_network_is_another_network(run, capsys):
+    """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
+    assert attack(run, "--eps", 0.05, "--save_adv") == 0
+    (first,) = found_in(run)
+    other = ["--network", "linear_networks:Negative"]
     capsys.readouterr()
-    assert attack(run, "--eps", 0.1) == 0 and "already done" in capsys.readouterr().out
-    assert json.loads(path.read_text()) == old
-    assert attack(run, "--eps", 0.05, 0.15) == 0
-    rows = content(run)["results"]
-    assert [row["eps"] for row in rows] == [0.05, 0.1, 0.15]
-    for row, before in zip(rows, new, strict=False):
-        assert row["flags"] == before["flags"] and row["settings"]["eps_iter"] == before["settings"]["eps_iter"]
-        assert (row["n"], row["split"], row["seed"]) == (40, "test", 0)
-    fallen = [flag == "0" for flag in rows[1]["flags"]]
-    assert all(row == "0" for row, gone in zip(rows[2]["flags"], fallen, strict=True) if gone)
+    assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
+    out = capsys.readouterr().out
+    assert "linear_networks:Negative instead of the checkpoint's linear_networks:Linear" in out and "done" not in out
+    second = next(row for row in found_in(run) if row["settings"]["overrides"])
+    assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    for flags, row in (((), first), (other, second)):
+        (found,) = subject_of(run, *flags).rows("pgd")
+        assert found["clean_acc"] == row["clean_acc"]
+    assert attack(run, "--eps", 0.06, "--save_adv") == 0
+    assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
+
+
+def test_saved_images_break_what_their_flags_say(run):
+    """Also what a smaller radius had broken before: it is attacked again."""
+    assert attack(run, "--eps", 0.05) == attack(run, "--eps", 0.06, "--save_adv") == 0
+    subject, (less, more) = subject_of(run), found_in(run)
+    (x_adv,) = checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"].values()
+    broken, before = (torch.tensor([flag == "0" for flag in row["flags"]]) for row in (more, less))
+    assert (broken & before).sum() > 3
+    assert (subject.model(x_adv).argmax(1) != subject.test.labels)[broken].all()
+
+
+# --- whose images --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+@pytest.mark.parametrize("changes", [{}, {"val_size": 100, "train_size": 300, "seed": 4}])
+def test_images_are_those_of_the_training_run(tmp_path, changes, split):
+    folder = save_run(tmp_path / "changed", **changes)
+    stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
+    sizes = Sizes(train=stored.train_size, val=stored.val_size, test=0)
+    data = load_dataset(Source("digits"), sizes, seed=stored.seed, device=CPU)
+    subject = load_subject(parse_pgd(["--model", str(folder), *ATTACK, "--split", split]), CPU)
+    assert torch.equal(subject.test.images, getattr(data, split).images)
+    assert torch.equal(subject.test.numbers, getattr(data, split).numbers)
+    assert attack(folder, "--eps", 0.1) == attack(folder, "--eps", 0.1, "--split", split) == 0
+    rows = content(folder)["results"]
+    assert [(row["split"], row["n"]) for row in rows] == [("test", 40), (split, 40)] and quoted(rows) == rows[:1]
+
+
+@pytest.mark.parametrize("dataset", ["digits", "imagefolder"])
+def test_validation_images_are_those_of_the_check(dataset, tmp_path):
+    """With `check_size` the first so many, in the order of training: also in an image folder, where it is no selection."""
+    for part, count in (("train", 20), ("test", 3)):
+        for label in ("ant", "bee"):
+            folder = tmp_path / "pictures" / part / label
+            folder.mkdir(parents=True)
+            for number, image in enumerate(images(count, 8, seed=len(part))):
+                image.save(folder / f"{number:02}.png")
+    changes = {"dataset": dataset, "data_root": "pictures", "val_size": 12, "check_size": 5}
+    run = save_run(tmp_path / "run")
+    saved = checkpoint.load(run / "model_best.pt")
+    config = stored_config({**saved["config"], **changes})
+    if dataset == "imagefolder":
+        saved["model"] = {"linear.weight": torch.zeros(2, 3 * 64), "linear.bias": torch.zeros(2)}
+    checkpoint.save(run / "model_best.pt", {**saved, "config": config.to_dict()})
+    val = load_dataset(Source(dataset, "pictures"), Sizes(val=12, test=0), seed=config.seed, device=CPU).val
+    for flags, count in (([], 5), (["--test_size", "3"], 3), (["--test_size", "9"], 9)):
+        subject = load_subject(parse_pgd(["--model", "run", *ATTACK, "--split", "val", *flags]), CPU)
+        assert torch.equal(subject.test.numbers, val.numbers[:count])
+        assert torch.equal(subject.test.images, val.images[:count])
+
+
+def test_images_that_nobody_knows(run, capsys):
+    for flags, parts in (
+        (["--split", "val", "--test_size", 201], ["--test_size 201", "200"]),
+        (["--split", "val", "--dataset", "mnist"], ["--split val", "trained on"]),
+        (["--split", "train", "--dataset", "mnist"], ["training images", "trained on"]),
+        (["--split", "valid"], ["--split"]),
+    ):
+        fails(capsys, evaluate_on_pgd_attacks.main, ["--model", run, *SMALL[:-2], *flags], *parts)
+    assert not list(run.glob("eval_*"))
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def row(eps=0.1, n=4, split="test", flags="0011", **settings):
+    settings = {"nb_iter": 10, "nb_restart": 2, **settings}
+    found = {"clean_acc": 1.0, "robust_acc": flags.count("1") / len(flags), "flags": flags, "images": "abc"}
+    return {"eps": eps, "n": n, "split": split, "seed": 0, **found, "settings": settings}
+
+
+def test_the_row_to_quote():
+    most_images, hardest = row(n=1000), row(nb_restart=5)
+    assert quoted([most_images, hardest]) == quoted([hardest, most_images]) == [most_images]
+    assert quoted([row(), hardest, row(nb_iter=20)]) == [hardest]
+    assert quoted([row(nb_iter=30), hardest]) == [row(nb_iter=30)]
+    assert quoted([row(eps=0.2), row(eps=0.1 + 1e-9), row(eps=0.1)]) == [row(eps=0.1), row(eps=0.2)]
+    assert quoted([row(n=9999, split="val"), row()]) == [row()] and quoted([row(split="val")]) == []
+    assert quoted([row(standard=False, nb_restart=99), row(standard=True)]) == [row(standard=True)]
+    useless = row(nb_restart=99, eps_iter=1e-5, flags="0111")
+    assert quoted([useless, row()]) == quoted([row(), useless]) == [row()], "many steps that are too short hide nothing"
+    assert effort(row(attacks=["a", "b"])) == (True, 40)
+    assert way(row(eps_iter=0.025)) == way(row(eps=0.2, eps_iter=0.05, device="cuda"))
+
+
+def test_averages_grids_and_checks_of_several_rows():
+    assert average_accuracies(0.9, [0.6, 0.3]) == pytest.approx({"avg_acc": 0.6, "avg_rob_acc": 0.45})
+    assert eval_grid("cifar10", "Linf", 0.1) == pytest.approx([4 * k / 255 for k in range(1, 9)])
+    assert eval_grid("mnist", "L2", 6.0) == (1, 2, 3, 4)
+    assert eval_grid("digits", "Linf", 0.3) == (0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "no tail of digits"
+    good, bad = {"a": {"ok": True, "value": ""}}, {"a": {"ok": False, "value": "bad"}}
+    assert joined_checks([row(), row() | {"sanity": good}, row() | {"sanity": bad}]) == bad
 
 
 def test_warnings_that_differ_in_numbers_are_said_once():
@@ -174,205 +265,40 @@ def test_warnings_that_differ_in_numbers_are_said_once():
     assert merged(["5 of 5", "5 of 5"]) == ["5 of 5 (2 such warnings)"] and merged([]) == []
 
 
-def test_results_of_another_checkpoint_stay_and_are_stale_to_nobody(run):
-    """`last.pt` beside `model_best.pt`, and a checkpoint that is no longer there."""
-    assert attack(run, "--eps", 0.1) == 0
-    best = content(run)
-    other = checkpoint.load(run / "model_best.pt")
-    weights = {key: 0.5 * tensor for key, tensor in other["model"].items()}
-    checkpoint.save(run / "last.pt", {**other, "model": weights, "epoch": 2})
-    assert attack(run / "last.pt", "--eps", 0.1) == 0
-    last = content(run)
-    assert last["model_sha256"] != best["model_sha256"] and last["others"][0]["results"] == best["results"]
-    assert attack(run, "--eps", 0.05) == 0
-    both = content(run)
-    assert both["model_sha256"] == best["model_sha256"] and [row["eps"] for row in both["results"]] == [0.05, 0.1]
-    assert [row["eps"] for row in both["others"][0]["results"]] == [0.1]
-    head = Head("pgd", "Linf", last["model_sha256"], "digits")
-    assert [row["eps"] for row in checkpoint_rows(run / "eval_pgd_Linf.json", head)] == [0.1]
-    assert read_run(run).doubts(read_run(run).evaluations[0]) == []
-    (run / "model_best.pt").unlink()
-    assert "stale" in read_run(run).doubts(read_run(run).evaluations[0])[0]
-
-
-@pytest.mark.parametrize("changes", [{}, {"train_size": 300}])
-def test_training_images_are_those_of_the_training_run(tmp_path, changes):
-    folder = make_run(tmp_path / "changed", **changes)
-    stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
-    sizes = Sizes(train=stored.train_size, val=stored.val_size, test=0)
-    data = load_dataset(Source("digits"), sizes, seed=stored.seed, device=CPU)
-    subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "train"]), CPU)
-    assert torch.equal(subject.test.images, data.train.images)
-    assert torch.equal(subject.test.numbers, data.train.numbers)
-    assert attack(folder, "--eps", 0.1, "--split", "train") == 0
-    row = content(folder)["results"][0]
-    assert (row["split"], row["n"]) == ("train", 40) and read_run(folder).evaluations == []
-
-
-@pytest.mark.parametrize("changes", [{}, {"val_size": 100}, {"seed": 4}])
-def test_validation_images_are_those_of_the_training_run(run, tmp_path, changes):
-    folder = make_run(tmp_path / "changed", **changes)
-    stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
-    data = load_dataset(Source("digits"), Sizes(val=stored.val_size, test=0), seed=stored.seed, device=CPU)
-    subject = load_subject(parse_eval(["--model", str(folder), *ATTACK, "--split", "val"]), CPU)
-    assert torch.equal(subject.test.images, data.val.images) and torch.equal(subject.test.numbers, data.val.numbers)
-    assert len(subject.test) == stored.val_size and not set(data.val.numbers.tolist()) & set(
-        data.train.numbers.tolist()
+def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
+    path = tmp_path / "eval_pgd_Linf.json"
+    first = [row(), row(eps=0.2), row(nb_iter=11), row(device="cuda", eps=0.3)]
+    assert add_rows(path, HEAD, first) == json.loads(path.read_text())["results"]
+    again = add_rows(
+        path, HEAD, [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
     )
-    assert attack(folder, "--eps", 0.1) == attack(folder, "--eps", 0.1, "--split", "val", small=False) == 0
-    assert [(row["split"], row["n"]) for row in content(folder)["results"]] == [("test", 40), ("val", stored.val_size)]
-    assert content(folder)["n"] == 40, "test images at the top"
-    assert [row["split"] for row in read_evaluation(folder / "eval_pgd_Linf.json")["results"]] == ["test"]
+    assert [(one["eps"], one["flags"]) for one in again] == [(0.1, "0001"), (0.1, "0011"), (0.2, "0011"), (0.3, "0101")]
+    far = {"distances": [1.0, None], "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
+    search = {key: value for key, value in row().items() if key not in ("eps", "robust_acc", "flags")} | far
+    nearer = search | {"mean_of_found": 0.5}
+    for new, kept in ((search, search), (nearer, nearer), (search, nearer)):
+        assert add_rows(tmp_path / "eval_ddn_Linf.json", HEAD, [new]) == [kept]
 
 
-def test_validation_images_that_nobody_knows(run, capsys):
-    main = evaluate_on_pgd_attacks.main
-    fails(capsys, main, ["--model", run, *ATTACK, "--split", "val", "--test_size", 201], "--test_size 201", "200")
-    fails(capsys, main, ["--model", run, *ATTACK, "--split", "val", "--dataset", "mnist"], "--split val", "trained on")
-    fails(
-        capsys,
-        main,
-        ["--model", run, *ATTACK, "--split", "train", "--dataset", "mnist"],
-        "training images",
-        "trained on",
-    )
-    fails(capsys, main, ["--model", run, *ATTACK, "--split", "valid"], "--split")
-    assert not list(run.glob("eval_*"))
-
-
-def test_a_folder_with_validation_results_only_is_not_quoted(run):
-    assert attack(run, "--eps", 0.1, "--split", "val") == 0
-    assert read_run(run).evaluations == [] and read_run(run).damaged == []
-
-
-def test_stopped_by_the_clock_at_any_batch_is_the_same_bit_for_bit(run, tmp_path, capsys, monkeypatch):
-    """Also with the images; each start does one batch at least."""
-    whole = shutil.copytree(run, tmp_path / "whole")
-    argv = ["--eps", 0.05, 0.1, "--batch_size", 15, "--save_adv"]
-    assert attack(whole, *argv) == 0
-    statuses, capsys_out = [], []
-    while not statuses or statuses[-1] == 75:
-        assert not (run / "eval_pgd_Linf.json").exists()
-        statuses.append(attack(run, *argv, "--max_minutes", "0.001"))
-        capsys_out.append(capsys.readouterr().out)
-    assert statuses[-1] == 0 and len(statuses) >= 8
-    assert f"this goes on: {command('evaluate_on_pgd_attacks.py', '--model')}" in capsys_out[0]
-    assert all("going on with an evaluation that was stopped" in said for said in capsys_out[1:])
-    assert found_in(run) == found_in(whole) and not list(run.glob("partial_*"))
-    images = [checkpoint.load(folder / "adv_pgd_Linf.pt")["x_adv"] for folder in (run, whole)]
-    assert all(torch.equal(images[0][eps], images[1][eps]) for eps in (0.05, 0.1))
-
-
-def test_what_was_stopped_goes_on_with_other_flags_of_no_account(run, capsys):
-    assert attack(run, "--eps", 0.1, "--batch_size", 15, "--max_minutes", 0.001) == 75
-    assert attack(run, "--eps", 0.1, "--batch_size", 15, "--overwrite", "--quiet") == 0
-    assert not list(run.glob("partial_*")) and len(found_in(run)) == 1
-
-
-def test_saved_images_break_what_is_broken_also_after_a_stop_without_them(run):
-    """Without `--save_adv` what fell at a smaller radius is not attacked again, so that it is begun anew with it."""
-    assert attack(run, "--eps", 0.05) == 0
-    assert attack(run, "--eps", 0.06, "--batch_size", 15, "--max_minutes", 0.001) == 75
-    assert attack(run, "--eps", 0.06, "--batch_size", 15, "--save_adv") == 0
-    subject = load_subject(parse_eval(["--model", str(run), *SMALL]), CPU)
-    (x_adv,) = checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"].values()
-    broken = torch.tensor([flag == "0" for flag in found_in(run)[1]["flags"]])
-    broken_at_once = torch.tensor([flag == "0" for flag in found_in(run)[0]["flags"]])
-    assert (broken & broken_at_once).sum() > 3, "a smaller radius has broken some"
-    assert (subject.model(x_adv).argmax(1) != subject.test.labels)[broken].all()
-
-
-def test_another_code_of_the_network_is_another_network(run, capsys):
-    """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
-    assert attack(run, "--eps", 0.05, "--save_adv") == 0
-    (first,) = found_in(run)
-    capsys.readouterr()
-    other = ["--network", "linear_networks:Negative"]
-    assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
-    said = capsys.readouterr()
-    assert "linear_networks:Negative instead of the checkpoint's linear_networks:Linear" in said.out + said.err
-    assert "already done" not in said.out
-    second = next(row for row in found_in(run) if row["settings"]["overrides"])
-    assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
-    for flags, row in (((), first), (other, second)):
-        (found,) = load_subject(parse_eval(["--model", str(run), *SMALL, *flags]), CPU).rows("pgd")
-        assert found["clean_acc"] == row["clean_acc"]
-    assert attack(run, "--eps", 0.06, "--save_adv") == 0  # the other's file of images is not added to
-    assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06]
-    for flags, name in (((), "Linear"), (other, "Negative")):
-        assert attack(run, "--eps", 0.05, *flags) == 0
-        assert "already done" in capsys.readouterr().out, name
-
-
-def test_progress_is_of_this_very_evaluation(run):
-    subject = load_subject(parse_eval(["--model", str(run), *SMALL]), CPU)
-
-    def identity(*flags):
-        plan, _ = white_box_attack_plan(parse_eval(["--model", str(run), *SMALL, *flags]), subject)
-        return Partial(plan, plan.radii).identity
-
-    plain = identity()
-    assert identity("--resume", "--max_minutes", "3") == plain
-    for flags in (("--seed", "1"), ("--eps", "0.1"), ("--nb_iter", "6"), ("--eps_iter", "0.1"), ("--batch_size", "7")):
-        assert identity(*flags) != plain
-
-
-def white_box_attack_plan(flags, subject):
-    from evaluations.white_box_plan import make_plan
-
-    return make_plan(flags, subject)
-
-
-def row(eps=0.1, n=100, split="test", **settings):
-    settings = {"nb_iter": 10, "nb_restart": 2, **settings}
-    return {"eps": eps, "n": n, "split": split, "seed": 0, "clean_acc": 1.0, "robust_acc": 0.5, "settings": settings}
-
-
-def test_the_row_to_quote():
-    most_images, hardest = row(n=1000), row(nb_restart=5)
-    assert quoted([most_images, hardest]) == quoted([hardest, most_images]) == [most_images]
-    assert quoted([row(), hardest, row(nb_iter=20)]) == [hardest]
-    assert quoted([row(nb_iter=30), hardest]) == [row(nb_iter=30)]
-    assert quoted([row(eps=0.2), row(eps=0.1 + 1e-9), row(eps=0.1)]) == [row(eps=0.1), row(eps=0.2)]
-    assert quoted([row(n=9999, split="val"), row()]) == [row()] and quoted([row(split="val")]) == []
-    custom = row(standard=False, nb_restart=99)
-    assert quoted([custom, row(standard=True)]) == [row(standard=True)]
-    useless = row(nb_restart=99, eps_iter=1e-5) | {"robust_acc": 0.9}
-    assert quoted([useless, row()]) == quoted([row(), useless]) == [row()], "many steps that are too short hide nothing"
-
-
-def test_radii_of_the_grid_are_those_that_are_typed(run, capsys):
-    """No tail of digits, and a row whose step size differs by rounding only is the same evaluation."""
-    assert eval_grid("digits", "Linf", 0.3) == (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-    assert attack(run, "--eps", 0.1 + 2e-9) == attack(run, "--eps", 0.1) == 0
-    assert "already done" in capsys.readouterr().out and len(found_in(run)) == 1
-
-
-def test_a_json_that_is_not_ours_is_not_overwritten(run, capsys):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"results": 5, "format": 2}',
+        '{"results": [], "attack": "pgd"}',
+        '{"results": [{}], "format": 2, "attack": "pgd"}',
+        '{"results": [], "format": 2, "attack": "pgd", "others": 3}',
+    ],
+)
+def test_a_json_that_is_not_ours_is_not_overwritten(run, capsys, damage):
     path = run / "eval_pgd_Linf.json"
-    path.write_text('{"results": 5, "format": 2}')
-    assert attack(run, "--eps", 0.1) == 2 and "names no attack" in capsys.readouterr().err
-    assert path.read_text() == '{"results": 5, "format": 2}'
+    path.write_text(damage)
+    assert attack(run, "--eps", 0.1) == 2 and "move it away first" in capsys.readouterr().err
+    assert path.read_text() == damage
 
 
-def test_the_top_is_of_what_is_quoted():
-    head = Head("pgd", "Linf", "abc", "digits")
-    checks = {"a": {"ok": True, "value": ""}}, {"a": {"ok": False, "value": "bad"}}
-    rows = [row(n=100) | {"sanity": checks[0]}, row(n=100, eps=0.2) | {"sanity": checks[1]}, row(n=50)]
-    found = content_of(head, rows)
-    assert (found["n"], found["avg_rob_acc"], found["sanity"]) == (100, 0.5, checks[1])
-    assert found["results"] == rows and "eps_iter" not in found["settings"]
-
-
-def test_a_failed_check_counts_for_all_radii_attacked_in_that_way():
-    """Though the row that carries it is not the one that is quoted at its radius."""
-    failed = {"a": {"ok": False, "value": "bad"}}
-    weak = {"nb_iter": 1, "nb_restart": 1}
-    rows = [
-        row(eps=0.1, **weak, eps_iter=0.025),
-        row(eps=0.2, **weak, eps_iter=0.05) | {"sanity": failed, "robust_acc": 0.9},
-    ]
-    strong = row(eps=0.2, eps_iter=0.05) | {"sanity": {"a": {"ok": True, "value": ""}}}
-    head = Head("pgd", "Linf", "abc", "digits")
-    assert content_of(head, [*rows, strong])["sanity"] == failed
-    assert content_of(head, [row(eps=0.1, eps_iter=0.025), rows[1], strong])["sanity"]["a"]["ok"]
+def test_every_committed_result_is_read():
+    paths = [*ROOT.glob("trained_models/*/eval_*.json"), *ROOT.glob("benchmarks/*/*/eval_*.json")]
+    rows = [row for path in paths for content in read_file(path) for row in content["results"]]
+    assert len(paths) > 30 and all(math.isfinite(row["clean_acc"]) for row in rows)

@@ -1,22 +1,22 @@
 """Every fast path against the plain one: masked rows, replayed functions, bfloat16; the benchmark's baseline against ours."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from anpgd import anpgd
+from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
 from check import check_split, checker_of
-from evaluations.repeated_pgd import Images, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.repeated_pgd import repeated_pgd
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
-from networks.image_conv import ImageConv2d
-from networks.lenet import LeNet5Madry
-from pgd import pgd
+from networks.lenet import ImageConv2d, LeNet5Madry
+from pgd import InnerPgd, pgd
 from recorded import replayed
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
@@ -129,7 +129,7 @@ def small_lenet():
     return model
 
 
-@pytest.mark.parametrize("network", ["lenet5", "wrn28_4"])
+@pytest.mark.parametrize("network", ["lenet5", "wrn_10_1"])
 def test_bfloat16_twin_follows_its_network(network):
     torch.manual_seed(0)
     model = build_model(network, 3, 16, 16, 10).train()
@@ -157,19 +157,11 @@ def test_bfloat16_attack_keeps_images_in_float32_and_finds_the_same_margins():
     model = small_lenet().eval()
     x = rand(64, 1, 8, 8, seed=3).float()
     y = model(x).argmax(1)
-    kwargs = {
-        "norm": "Linf",
-        "start_eps": 0.05,
-        "max_eps": 0.3,
-        "steps": 10,
-        "step_scale": 2.5,
-        "search_steps": 10,
-        "attack_loss_fn": soft_logit_margin,
-        "search_loss_fn": logit_margin,
-        "noise": rand(64, 1, 8, 8, seed=4).float(),
-    }
-    plain = anpgd(model, x, y, **kwargs)
-    fast = anpgd(model, x, y, attack=FastPgd(model, "bf16"), **kwargs)
+    noise = rand(64, 1, 8, 8, seed=4).float()
+    plain, fast = (
+        AnPgd(InnerPgd("Linf", 10, soft_logit_margin, run=run), Search(logit_margin, 0.3))(model, x, y, 0.05, noise)
+        for run in (pgd, FastPgd(model, "bf16"))
+    )
     assert fast.x_adv.dtype == torch.float32
     assert not torch.equal(fast.x_adv, plain.x_adv), "bfloat16 was not used"
     assert ((fast.x_adv - x).abs().flatten(1).amax(1) <= fast.eps + 1e-6).all()
@@ -180,11 +172,19 @@ def test_success_is_judged_in_float32():
     model = small_lenet().eval()
     x = rand(60, 1, 8, 8, seed=3).float()
     y = model(x).argmax(1)
-    images, run = Images(x, y, torch.arange(60)), Running(20)
-    protocol = Protocol((cross_entropy, cw_loss), "Linf", 0.03, 0.0075, 10, seed=0)
-    clean = clean_attacked(model, images, run)
-    plain = repeated_pgd(model, images, protocol, clean, run)
-    found = repeated_pgd(model, images, protocol, clean, run._replace(attack=FastPgd(model, "bf16")))
+    how = {"norm": "Linf", "eps": 0.03, "step_size": 0.0075, "steps": 10}
+    plain, found = (
+        repeated_pgd(
+            model,
+            x,
+            y,
+            torch.arange(60),
+            restarts=[partial(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)],
+            eps=0.03,
+            batch_size=20,
+        )
+        for attack in (pgd, FastPgd(model, "bf16"))
+    )
     with torch.no_grad():
         torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
     assert 5 < found.robust.sum() < 55 and abs(int(found.robust.sum()) - int(plain.robust.sum())) <= 1

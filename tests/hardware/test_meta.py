@@ -13,7 +13,7 @@ from hardware.optimizer import make_optimizer, restore_optimizer
 from launches import Launches
 from losses import cross_entropy, cw_loss, soft_logit_margin
 from networks.build import build_model
-from objectives import StepInput, objective_of
+from objectives import AttackStart, objective_of
 from pgd import pgd
 from processes.replica import Replica
 from tiny_runs import network, tiny_trainer
@@ -29,7 +29,7 @@ def images(shape, count=8):
     return torch.empty(count, *shape, device="meta"), torch.empty(count, dtype=torch.long, device="meta")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("wrn28_4", (3, 32, 32))])
+@pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("wrn_10_1", (3, 8, 8))])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_attack_reads_nothing(name, shape, norm, precision):
@@ -37,7 +37,7 @@ def test_an_attack_reads_nothing(name, shape, norm, precision):
     model = on_meta(name, shape) if device == "meta" else build_model(name, *shape, 10)
     x, y = torch.zeros(8, *shape, device=device), torch.zeros(8, dtype=torch.long, device=device)
     eps = torch.ones(8, device=device)
-    fast = FastPgd(model, precision, rows=8, record=None)
+    fast = FastPgd(model, precision, rows=None)
     with Launches() as seen:
         for loss_fn in LOSSES:
             how = {
@@ -63,9 +63,9 @@ def test_a_gradient_without_batchnorm_reads_nothing(method):
     alpha = {"omma": 0.0, "std": 1.0}.get(method, 1 / 3)
     config = replace(PRESETS["mnist", "Linf"], hinge_maxeps=0.45, nb_iter=2, method=method, clean_loss_coeff=alpha)
     x, y = images(shape)
-    step = StepInput(x, y, torch.empty(8, device="meta"), torch.empty_like(x), 8)
+    start = AttackStart(torch.empty(8, device="meta"), torch.empty_like(x))
     with Launches() as seen:
-        result = objective_of(config, every_row=True)(Replica(model), step)
+        result = objective_of(config, every_row=True)(Replica(model), x, y, start, 8)
     assert not seen.waited and result.eps.device.type == "meta"
     assert all(p.grad is not None for p in model.parameters())
 
@@ -82,23 +82,26 @@ def test_waits_of_a_whole_step_are_counted(batchnorm, waits):
     noise, eps = torch.rand_like(batch.x), torch.full((len(batch.y),), 0.02)
     with Launches() as seen:
         trainer.guard.remember()
-        outputs = trainer._gradient(batch.x, batch.y, eps, noise)
-        counts = trainer.guard.step(outputs[5], 1)
-        trainer.eps[batch.index] = torch.where(counts, outputs[4], trainer.eps[batch.index])
+        result, _ = trainer._gradient(batch.x, batch.y, eps, noise)
+        counts = trainer.guard.step(result.finite, 1)
+        trainer.eps[batch.index] = torch.where(counts, result.eps, trainer.eps[batch.index])
     assert dict(seen.waited) == waits
 
 
-def test_adam_is_fused_on_a_gpu_without_being_capturable(monkeypatch):
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_the_optimizer_is_fused_on_a_gpu_without_being_capturable(monkeypatch, kind):
     made = []
-    monkeypatch.setattr(optimizers.torch.optim, "Adam", lambda parameters, **given: made.append(given))
+    monkeypatch.setattr(
+        optimizers.torch.optim, {"adam": "Adam", "sgd": "SGD"}[kind], lambda _, **given: made.append(given)
+    )
 
     class OnGpu(nn.Parameter):
         is_cuda = True
 
     model = nn.Linear(2, 2)
-    make_optimizer("adam", model, lr=0.1)
+    make_optimizer(kind, model, lr=0.1)
     model.weight = OnGpu(torch.zeros(2, 2))
-    make_optimizer("adam", model, lr=0.1)
+    make_optimizer(kind, model, lr=0.1)
     assert [given.get("fused") for given in made] == [None, True] and not any(given.get("capturable") for given in made)
 
 

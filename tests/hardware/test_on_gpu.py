@@ -10,7 +10,6 @@ from command_lines import SMALL
 from config import PRESETS
 from hardware.fast_pgd import FastPgd
 from hardware.layout import lay_out, layout_for
-from hardware.rehearsal import waiting_refused
 from loading.batches import Split
 from loading.datasets import Dataset
 from losses import cross_entropy
@@ -50,9 +49,12 @@ def test_the_mnist_step_never_waits():
     trainer = trainer_of("lenet5")
     for _ in range(3):
         trainer.train_step()
-    with waiting_refused(trainer.device):
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         for _ in range(3):
             trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("network", NETWORKS)

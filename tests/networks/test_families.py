@@ -1,8 +1,6 @@
-"""Each family of networks: shapes, sizes, BatchNorms, activations, names; and state dicts of other programs."""
+"""Each family of networks: shapes, sizes, names, advertorch's outputs; and state dicts of other programs."""
 
 import copy
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -14,109 +12,111 @@ import evaluate_on_pgd_attacks
 import train
 from command_lines import ATTACK, SMALL, fails
 from errors import UserError
+from evaluations.advertorch_compat import advertorch
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
-from networks.keys import our_keys
-from networks.shapes import shape_of
-from networks.standardisation import PerImageStandardize
+from networks.foreign import our_keys, shape_of
+from networks.lenet import LeNet5Madry
+from networks.probes import Needs, probe
+from networks.resnets import PerImageStandardize
 from records import checkpoint
 
 CIFAR = (3, 32, 32, 10)
+BUILT_IN = ("lenet5", "wrn_10_2", "preact_resnet18", "small_resnet")
 
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def multiply_adds(model, *shape):
-    """Of convolutions and linear layers, for one image."""
-    found = []
+@pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("wrn28_4", (3, 32, 32))])
+@pytest.mark.parametrize("training", [False, True])
+def test_same_keys_and_outputs_as_advertorchs(name, shape, training):
+    assert advertorch
+    import advertorch_examples.models as theirs
 
-    def count(layer, _, output):
-        found.append(output[0].numel() * layer.weight[0].numel())
-
-    for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
-        layer.register_forward_hook(count)
+    reference = theirs.LeNet5Madry() if name == "lenet5" else theirs.get_cifar10_wrn28_widen_factor(4)
+    ours = build_model(name, *shape, 10)
+    assert list(ours.state_dict()) == list(reference.state_dict())
     with torch.no_grad():
-        model.eval()(torch.rand(1, *shape))
-    return sum(found)
+        for p in reference.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    ours.load_state_dict(reference.state_dict())
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    reference.train(training)
+    ours.train(training)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), reference(x), rtol=1e-4, atol=1e-5)
+    for key, value in reference.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def wide_resnet_parameters(depth, k):
-    """In closed form: stem, three groups with a 1x1 shortcut where the width changes, BatchNorms, last layer."""
-    n, total, before = (depth - 4) // 6, 3 * 16 * 9, 16
-    for width in (16 * k, 32 * k, 64 * k):
-        total += 9 * before * width + (2 * n - 1) * 9 * width * width + (before != width) * before * width
-        total += 2 * before + (2 * n - 1) * 2 * width
-        before = width
-    return total + 2 * before + 10 * before + 10
-
-
-@pytest.mark.parametrize(("depth", "width"), [(10, 1), (16, 2), (28, 4), (34, 10), (40, 2)])
-def test_wide_resnets(depth, width):
-    with torch.device("meta"):
-        from networks.wide_resnet import WideResNet
-
-        model = WideResNet(depth, width)
-    assert parameters(model) == wide_resnet_parameters(depth, width)
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == depth - 4 + 1
-    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == depth - 3 + (3 if width > 1 else 2)
-
-
-def test_wrn28_4_has_one_function_and_two_names():
-    first = build_model("wrn28_4", *CIFAR)
-    second = build_model("wrn_28_4", *CIFAR)
+def test_sizes_names_and_initialisation():
+    assert parameters(build_model("small_resnet", *CIFAR)) <= 100_000 and parameters(LeNet5Madry()) == 3_274_634
+    torch.manual_seed(0)
+    first, second = build_model("wrn28_4", *CIFAR), build_model("wrn_28_4", *CIFAR)
     assert list(first.state_dict()) == list(second.state_dict())
     assert "1.convgroup2.layer.0.conv_shortcut.weight" in first.state_dict()
+    assert first[1].fc.bias.abs().max() == 0
+    for conv in [m for m in first.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 5000]:
+        fan_out = conv.kernel_size[0] ** 2 * conv.out_channels
+        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
-def test_preact_resnet18():
-    """11.17 million parameters and 0.56 billion multiply-adds, as the fast-AT code's."""
-    model = build_model("preact_resnet18", *CIFAR)
-    stages = [(64, 64), (64, 128), (128, 256), (256, 512)]
-    convolutions = 27 * 64 + sum(9 * (a * b + 3 * b * b) + (a * b if a != b else 0) for a, b in stages)
-    batchnorms = 2 * (sum(a + 3 * b for a, b in stages) + 512)
-    assert parameters(model) == convolutions + batchnorms + 5130
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 17
-    assert multiply_adds(model, 3, 32, 32) == pytest.approx(0.5564e9, rel=0.01)
-    keys = set(model.state_dict())
-    assert {"1.conv1.weight", "1.layer1.0.bn1.weight", "1.layer2.0.shortcut.0.weight", "1.linear.bias"} <= keys
-    assert "1.layer1.0.shortcut.0.weight" not in keys
+def test_standardisation():
+    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    x[0] = 0.5  # no variance: divided by 1 / sqrt(192)
+    x[1] = 0.5 + 1e-4 * x[1]
+    out = PerImageStandardize()(x)
+    flat = x.flatten(1)
+    expected = (flat - flat.mean(1, keepdim=True)) / flat.std(1, keepdim=True).clamp(min=192**-0.5)
+    torch.testing.assert_close(out.flatten(1), expected)
+    x.requires_grad_()
+    assert torch.isfinite(torch.autograd.grad(PerImageStandardize()(x).square().sum(), x)[0]).all()
 
 
-def test_the_small_one_is_small():
-    model = build_model("small_resnet", *CIFAR)
-    assert parameters(model) <= 100_000
-    assert multiply_adds(model, 3, 32, 32) <= 15e6
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 7
-
-
-@pytest.mark.parametrize("network", ["lenet5", "wrn_10_2", "preact_resnet18", "small_resnet"])
+@pytest.mark.parametrize("network", BUILT_IN)
 @pytest.mark.parametrize("shape", [(1, 8, 8, 3), (3, 33, 30, 7)])
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_every_network_on_other_images_with_either_activation(network, shape, activation):
+def test_every_network_on_other_images(network, shape):
     torch.manual_seed(0)
-    model = build_model(network, *shape, activation)
+    model = build_model(network, *shape)
     x = torch.rand(4, *shape[:-1], requires_grad=True)
     logits = model(x)
     assert logits.shape == (4, shape[-1]) and model.eval()(x[:0]).shape == (0, shape[-1])
-    model.train()
     assert torch.autograd.grad(logits.sum(), x)[0].abs().sum() > 0
-    assert torch.equal(copy.deepcopy(model).eval()(x), model.eval()(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
     torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)
     if network != "lenet5":  # behind standardisation: brighter or paler images are the same
         torch.testing.assert_close(model(0.1 + 0.5 * x), model(x), atol=1e-4, rtol=1e-4)
-    other = build_model(network, *shape, {"relu": "silu", "silu": "relu"}[activation]).eval()
-    other.load_state_dict(model.state_dict())
-    assert not torch.allclose(other(x), model(x), atol=1e-4)
+    assert shape_of(model.state_dict())[::3] == (shape[0], shape[-1])
 
 
-def test_lenet_with_silu_pools_what_it_has_activated():
-    model, x = build_model("lenet5", 1, 8, 8, 3, "silu"), torch.randn(5, 1, 8, 8)
-    by_hand = x
-    for conv in (model.conv1, model.conv2):
-        by_hand = F.max_pool2d(F.silu(conv(by_hand)), 2)
-    torch.testing.assert_close(model(x), model.linear2(F.silu(model.linear1(by_hand.flatten(1)))))
+class Unused(nn.Module):
+    """Works on no empty batch, and leaves a parameter out."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.used = nn.Linear(9, 2), nn.Linear(9, 2)
+
+    def forward(self, x):
+        return self.used(x.flatten(1)) / x.max()
+
+
+@pytest.mark.parametrize(
+    ("model", "needs"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), Needs(one_row=True, no_row=True, uses_all=True)),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(9)), Needs(one_row=False, no_row=True, uses_all=True)),
+        (Unused(), Needs(one_row=True, no_row=False, uses_all=False)),
+        (nn.Flatten(), Needs(one_row=True, no_row=True, uses_all=True)),
+    ],
+)
+def test_what_a_network_needs_is_found_without_a_trace(model, needs):
+    before, x = copy.deepcopy(model.state_dict()), torch.rand(1, 1, 3, 3)
+    with torch.no_grad():
+        assert probe(model, x) == needs
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -144,25 +144,33 @@ def test_unknown_networks_suggest_the_nearest(network, parts, capsys, tmp_path):
 # --- other programs' state dicts: networks built here from the papers, with those programs' names -------------------
 
 
-class TheirWideBlock(nn.Module):
-    def __init__(self, inside, outside, stride):
+class TheirBlock(nn.Module):
+    """Of both families: BN-ReLU-conv twice; the wide one's shortcut comes from behind the first ReLU."""
+
+    def __init__(self, inside, outside, stride, wide):
         super().__init__()
         self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.convShortcut = None if inside == outside else nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.wide, conv = wide, nn.Conv2d(inside, outside, 1, stride, bias=False)
+        if wide and inside != outside:
+            self.convShortcut = conv
+        elif not wide and stride > 1:
+            self.shortcut = nn.Sequential(conv)
 
     def forward(self, x):
         before = self.bn1(x).relu()
         hidden = self.conv2(self.bn2(self.conv1(before)).relu())
-        return hidden + (x if self.convShortcut is None else self.convShortcut(before))
+        if hasattr(self, "convShortcut"):
+            return hidden + self.convShortcut(before)
+        return hidden + (self.shortcut(x) if hasattr(self, "shortcut") else x)
 
 
 class TheirGroup(nn.Module):
     def __init__(self, blocks, inside, outside, stride):
         super().__init__()
-        rest = [TheirWideBlock(outside, outside, 1) for _ in range(blocks - 1)]
-        self.layer = nn.Sequential(TheirWideBlock(inside, outside, stride), *rest)
+        rest = [TheirBlock(outside, outside, 1, wide=True) for _ in range(blocks - 1)]
+        self.layer = nn.Sequential(TheirBlock(inside, outside, stride, wide=True), *rest)
 
     def forward(self, x):
         return self.layer(x)
@@ -171,10 +179,10 @@ class TheirGroup(nn.Module):
 class TheirWideResNet(nn.Module):
     """Zagoruyko & Komodakis 2016, with RobustBench's names."""
 
-    def __init__(self, depth, k):
+    def __init__(self, depth, k, channels=3):
         super().__init__()
         n = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.block1 = TheirGroup(n, 16, 16 * k, 1)
         self.block2 = TheirGroup(n, 16 * k, 32 * k, 2)
         self.block3 = TheirGroup(n, 32 * k, 64 * k, 2)
@@ -185,20 +193,6 @@ class TheirWideResNet(nn.Module):
         return self.fc(F.avg_pool2d(x, 8).flatten(1))
 
 
-class TheirPreActBlock(nn.Module):
-    def __init__(self, inside, outside, stride):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        if stride > 1:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False))
-
-    def forward(self, x):
-        hidden = self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
-        return hidden + (self.shortcut(x) if hasattr(self, "shortcut") else x)
-
-
 class TheirPreAct18(nn.Module):
     """He et al. 2016, with the fast-AT code's names."""
 
@@ -206,7 +200,7 @@ class TheirPreAct18(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         for i, (inside, outside) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
-            blocks = TheirPreActBlock(inside, outside, min(i, 2)), TheirPreActBlock(outside, outside, 1)
+            blocks = TheirBlock(inside, outside, min(i, 2), wide=False), TheirBlock(outside, outside, 1, wide=False)
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
         self.bn, self.linear = nn.BatchNorm2d(512), nn.Linear(512, 10)
 
@@ -238,39 +232,70 @@ def test_state_dicts_of_others_load_with_equal_logits(network, theirs):
     assert parameters(reference) == parameters(ours)
     with pytest.raises(RuntimeError):
         ours.load_state_dict(reference.state_dict())
-    ours.load_state_dict(our_keys(reference.state_dict(), ours.state_dict()))
+    ours.load_state_dict(our_keys(reference.state_dict(), ours.state_dict())[0])
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(x), reference(PerImageStandardize()(x)), rtol=1e-4, atol=1e-4)
 
 
 def test_keys_that_fit_or_fit_in_no_way_stay():
-    model = build_model("wrn_10_1", *CIFAR)
-    own = model.state_dict()
-    assert list(our_keys(own, own)) == list(own)
+    own = build_model("wrn_10_1", *CIFAR).state_dict()
     lenet = build_model("lenet5", 1, 8, 8, 3).state_dict()
-    assert list(our_keys(lenet, own)) == list(lenet) and list(our_keys(lenet, lenet)) == list(lenet)
+    for weights, wanted in ((own, own), (lenet, own), (lenet, lenet)):
+        found, said = our_keys(weights, wanted)
+        assert list(found) == list(weights) and not said
 
 
-def test_state_dicts_of_others_with_a_prefix_and_a_group_that_no_image_passes():
-    """TRADES' WideResNet, which many of RobustBench's are, has `sub_block1`; others lie in a wrapper as `model`."""
-    reference, ours = trained(TheirWideResNet(10, 1)), build_model("wrn_10_1", *CIFAR).eval()
-    theirs = reference.state_dict()
-    more = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
-    assert more
-    found = our_keys({f"model.{key}": value for key, value in (theirs | more).items()}, ours.state_dict())
-    assert all(torch.equal(value, expected) for value, expected in zip(found.values(), theirs.values(), strict=True))
-    ours.load_state_dict(found)
-    normalised = {"mu": torch.zeros(1, 3, 1, 1), **theirs}  # which ours would leave out
-    with pytest.raises(UserError, match="mu is"):
-        checkpoint.load_weights(ours, our_keys(normalised, ours.state_dict()), Path("theirs.pt"))
+@pytest.mark.parametrize(
+    "prefixes",
+    ["module.", "_orig_mod.module.", "model.", "model.module.", "net.", "attacker.model.", "module.network."],
+)
+def test_prefixes_are_taken_off_where_the_network_asked_for_lacks_them(prefixes):
+    """What a network's own parameters are called stays; of what is taken off, nothing need be said."""
+    plain = nn.Linear(3, 2).state_dict()
+    wrapped = {prefixes + key: value for key, value in plain.items()}
+    found, said = our_keys(wrapped, plain)
+    assert list(found) == list(plain) and found["bias"] is plain["bias"] and not said
+    assert list(our_keys(wrapped, wrapped)[0]) == list(wrapped)
+    deeper = {f"module.{key}": value for key, value in wrapped.items()}
+    assert list(our_keys(deeper, wrapped)[0]) == list(wrapped)
+
+
+def foreign_files():
+    """Of TRADES, which many of RobustBench's are; of an old torch; of the robustness package, with its network twice."""
+    theirs = trained(TheirWideResNet(10, 1)).state_dict()
+    sub = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
+    old = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
+    twice = {f"module.{side}model.{key}": value for side in ("", "attacker.") for key, value in theirs.items()}
+    return theirs, ({f"model.{key}": value for key, value in (theirs | sub).items()}, old, twice)
+
+
+def test_state_dicts_of_others_in_wrappers():
+    theirs, files = foreign_files()
+    ours = build_model("wrn_10_1", *CIFAR)
+    for file in files:
+        found, said = our_keys(file, ours.state_dict())
+        ours.load_state_dict(found)
+        assert "another program's" in said
+        for key, value in our_keys(theirs, ours.state_dict())[0].items():
+            assert key.endswith("num_batches_tracked") or torch.equal(found[key], value)
+
+
+@pytest.mark.parametrize("buffer", ["mu", "normalizer.new_mean", "module.normalize.std"])
+def test_a_normalisation_beside_the_network_is_refused_by_name(buffer):
+    """Ours would leave it out, and give other logits than theirs."""
+    theirs, _ = foreign_files()
+    ours = build_model("wrn_10_1", *CIFAR)
+    prefix = "module.model." if buffer.startswith("module.") else "model."
+    file = {buffer: torch.zeros(1, 3, 1, 1)} | {prefix + key: value for key, value in theirs.items()}
+    with pytest.raises(UserError, match=buffer.removeprefix("module.") + " is 1x3x1x1 there"):
+        checkpoint.load_weights(ours, our_keys(file, ours.state_dict())[0], Path("theirs.pt"))
 
 
 def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     """Digits have one channel: their WideResNet with another stem, attacked and taken as a start."""
     torch.manual_seed(0)
-    reference = TheirWideResNet(10, 1)
-    reference.conv1 = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+    reference = TheirWideResNet(10, 1, channels=1)
     torch.save(reference.state_dict(), tmp_path / "theirs.pt")
     named = ["--network", "wrn_10_1"]
     digits = ["--dataset", "digits", "--norm", "Linf", "--eps", "0.1"]
@@ -283,26 +308,3 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     assert "another program's" in "".join(capsys.readouterr())
     torch.save({"state_dict": reference.state_dict(), "epoch": 3}, tmp_path / "theirs.pt")
     assert evaluate_on_pgd_attacks.main([*attack, *named, "--overwrite"]) == 0
-
-
-def test_the_activation_is_the_checkpoints(tmp_path, capsys):
-    run = tmp_path / "run"
-    small = [*SMALL, "--max_steps", "1", "--network", "small_resnet"]
-    assert train.main([*small, "--activation", "silu", "--savepath", str(run)]) == 0
-    assert json.loads((run / "config.json").read_text())["activation"] == "silu"
-    from evaluations.subject import load_subject
-    from evaluations.flags import parse_eval
-
-    subject = load_subject(parse_eval(["--model", str(run), *ATTACK]), torch.device("cpu"))
-    assert subject.model[1].activation is F.silu
-    fails(capsys, train.main, [*small, "--resume", "--savepath", run], "--activation relu here, silu there")
-    own = ["--network", "mine:net", "--activation", "silu", "--savepath", tmp_path / "no"]
-    fails(capsys, train.main, [*SMALL, *own], "--activation", "your own")
-    assert math.isfinite(subject.model(torch.rand(1, 1, 8, 8)).sum())
-
-
-@pytest.mark.parametrize("network", ["lenet5", "wrn_10_2", "preact_resnet18", "small_resnet"])
-def test_shapes_are_read_off_the_weights(network):
-    for channels in (1, 3):
-        model = build_model(network, channels, 8, 8, 7)
-        assert shape_of(model.state_dict())[::3] == (channels, 7)

@@ -1,7 +1,6 @@
 """People's own networks beside ours: whose files are found, that neither harms the other, and what their errors say."""
 
 import copy
-import pickle
 import sys
 import threading
 from pathlib import Path
@@ -14,8 +13,8 @@ import utils
 from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
-from networks.own import load_own
 from ranks import in_processes
+from support import ROOT
 
 SHAPE = (1, 8, 8, 3)
 NET = """
@@ -65,14 +64,12 @@ def write(folder, files):
 def theirs(tmp_path, monkeypatch):
     """A current folder of theirs, after which ours must be as before."""
     monkeypatch.chdir(tmp_path)
-    ours = {name: module for name, module in sys.modules.items() if not name.startswith("_own_network_")}
-    path = list(sys.path)
+    modules, path = dict(sys.modules), list(sys.path)
     yield tmp_path
-    left = {name for name in set(sys.modules) - set(ours) if not name.startswith("_own_network_")}
-    assert not {n for n in left if str(tmp_path) in str(getattr(sys.modules[n], "__file__", ""))}
-    assert all(sys.modules[name] is module for name, module in ours.items())
-    assert sys.path[: len(path)] == path
-    sys.path[:] = path  # what theirs added stays in a user's process, and is not for the next test
+    left = set(sys.modules) - set(modules)
+    assert not {name for name in left if str(tmp_path) in str(getattr(sys.modules[name], "__file__", ""))}
+    assert all(sys.modules[name] is module for name, module in modules.items())
+    assert sys.path == path and Path.cwd() == tmp_path
 
 
 def works(network):
@@ -82,28 +79,35 @@ def works(network):
 
 
 def test_as_a_new_user_would(theirs):
-    write(theirs, {"models/resnet.py": NET})
-    works("models.resnet:Tiny")
-    works("models/resnet.py:Tiny")
-    works(f"{theirs}/models/resnet.py:Tiny")
+    """A file, a folder without __init__.py, a name that is no identifier, a folder of data called as a package."""
+    write(theirs, {"models/resnet.py": NET, "my-net.v2.py": NET, "plain.py": NET, "torch/data.txt": ""})
+    forms = "models.resnet", "models/resnet.py", f"{theirs}/models/resnet.py", "my-net.v2.py", "plain", "plain.py"
+    for form in forms:
+        works(f"{form}:Tiny")
 
 
 @pytest.mark.parametrize("form", ["anpgd:net", "anpgd.py:net", "./anpgd.py:net"])
 def test_files_called_as_ours(theirs, form):
+    """Also copied, in another thread, in bfloat16, and with an import that runs in `forward` alone."""
     write(theirs, COLLIDING)
-    model = works(form)
-    assert sys.modules["utils"] is utils and hasattr(utils, "row_norms")
-    assert sys.modules["errors"] is errors
-    assert type(model).__module__.endswith(".anpgd")
+    model, x = works(form), torch.rand(2, 1, 8, 8)
+    assert sys.modules["utils"] is utils and hasattr(utils, "row_norms") and sys.modules["errors"] is errors
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.05, rtol=0.05)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(model(x)))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], model(x))
 
 
 def test_from_elsewhere_and_beside_files_of_the_same_names_here(theirs):
     write(theirs / "there", COLLIDING)
     write(theirs, {"utils.py": "WHOSE = 'nobody'", "helpers.py": "HELP = 1", "there/two.py": "import helpers\n" + NET})
-    works("there/anpgd.py:net")
+    first = works("there/anpgd.py:net")
     works("there/two.py:Tiny")  # what its folder lacks, the current one has
-    write(theirs, {"other/anpgd.py": NET})
-    assert type(works("other/anpgd.py:Tiny")) is not type(works("there/anpgd.py:net"))
+    write(theirs, {"other/anpgd.py": "from models import Tiny", "other/models.py": NET + "    WHERE = 'other'\n"})
+    assert works("other/anpgd.py:Tiny").WHERE == "other" and not hasattr(first, "WHERE")
 
 
 def test_a_file_of_a_package(theirs):
@@ -111,47 +115,49 @@ def test_a_file_of_a_package(theirs):
         theirs / "project",
         {
             "models/__init__.py": "from .zoo import Tiny\n",
-            "models/zoo.py": "from . import blocks\nfrom .blocks import Tiny\nfrom models.blocks import Tiny as Absolute\nimport utils\nassert utils.MINE\n",
+            "models/zoo.py": (
+                "from . import blocks\nfrom .blocks import Tiny\nfrom models.blocks import Tiny as Absolute\n"
+                "import utils\nassert utils.MINE and Absolute is Tiny\n"
+            ),
             "models/blocks.py": NET,
             "utils.py": "MINE = True",
         },
     )
     works("project/models/zoo.py:Tiny")
     works("project/models/__init__.py:Tiny")
-    write(theirs, {"my-net.v2.py": NET})
-    works("my-net.v2.py:Tiny")
 
 
-def test_imports_by_name_and_added_folders(theirs):
+def test_imports_by_name_added_folders_and_what_else_their_code_does(theirs):
+    """What they do to sys.path, sys.modules and the current folder ends with it; ours are there where they have none."""
     write(
         theirs,
         {
             "lib/losses.py": "WHOSE = 'theirs'\n",
             "config/big.py": "SIZE = 3\n",
             "net.py": (
-                "import importlib, importlib.util, sys\nfrom importlib import import_module\n"
+                "import importlib, importlib.util, os, sys\nfrom importlib import import_module\n"
                 f"sys.path.insert(0, {str(theirs / 'lib')!r})\n"
                 "import losses\nassert losses.WHOSE == 'theirs'\n"
                 "assert importlib.import_module('config.big').SIZE == import_module('.big', 'config').SIZE == 3\n"
                 "assert __import__('config.big').big.SIZE == 3 and importlib.util.find_spec('torch')\n"
-                "sys.modules['utils'] = None\n" + NET
+                "from networks.lenet import LeNet5Madry\n"
+                "sys.modules['utils'] = None\nos.chdir('/')\n" + NET
             ),
         },
     )
     works("net:Tiny")
 
 
-def test_copies_pickles_threads_and_processes(theirs):
-    write(theirs, COLLIDING)
-    model, x = works("anpgd:net"), torch.rand(2, 1, 8, 8)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin) is type(model) and torch.equal(twin(x), model(x))
-    torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.05, rtol=0.05)
-    found = []
-    thread = threading.Thread(target=lambda: found.append(model(x)))
-    thread.start()
-    thread.join()
-    assert torch.equal(found[0], model(x))
+def test_installed_packages_and_our_own_folder(theirs, monkeypatch):
+    write(theirs / "site", {"installed_nets/__init__.py": "", "installed_nets/tiny.py": "import utils\n" + NET})
+    monkeypatch.syspath_prepend(str(theirs / "site"))
+    works("installed_nets.tiny:Tiny")
+    for name in [name for name in sys.modules if name.startswith("installed_nets")]:
+        del sys.modules[name]
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    build_model("networks.lenet:LeNet5Madry", 1, 28, 28, 10)
+    monkeypatch.chdir(theirs)
 
 
 def logits_in(folder):
@@ -166,32 +172,6 @@ def test_in_several_processes(theirs):
     write(theirs, COLLIDING)
     first, second = in_processes(2, logits_in, str(theirs))
     assert torch.equal(first, second)
-
-
-def test_installed_packages_and_what_is_loaded_already(theirs):
-    write(theirs / "site", {"installed_nets/__init__.py": "", "installed_nets/tiny.py": "import utils\n" + NET})
-    sys.path.append(str(theirs / "site"))
-    try:
-        works("installed_nets.tiny:Tiny")
-    finally:
-        sys.path.remove(str(theirs / "site"))
-    assert load_own("linear_networks:Linear") is sys.modules["linear_networks"].Linear
-    for name in [n for n in sys.modules if n.startswith("installed_nets")]:
-        del sys.modules[name]
-    (theirs / "torch").mkdir()  # a folder of data, no package
-    write(theirs, {"plain.py": NET})
-    works("plain:Tiny")
-    assert load_own("torch.nn:Linear") is torch.nn.Linear
-
-
-def test_from_our_own_folder(monkeypatch):
-    from support import ROOT
-
-    monkeypatch.chdir(ROOT)
-    assert load_own(f"{__name__}:logits_in") is logits_in  # no second copy of what is ours
-    from losses import cross_entropy
-
-    assert load_own("losses:cross_entropy") is cross_entropy
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ The processes are forked from a server and joined by gloo; torchrun itself is us
 
 import copy
 import json
-import shlex
 import shutil
 from dataclasses import dataclass, replace
 
@@ -15,14 +14,15 @@ import torch
 from torch import nn
 
 import ranks
+import train
 from check import checker_of
 from config import PRESETS
+from errors import UserError
 from loading.batches import Split
 from loading.crops import Augment
-from loading.datasets import Sizes, Source, load_dataset
+from loading.datasets import Dataset, load_dataset
 from networks.lenet import LeNet5Madry
-from networks.standardisation import PerImageStandardize
-from networks.wide_resnet import WideResNet
+from networks.resnets import PerImageStandardize, WideResNet
 from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes
@@ -55,7 +55,7 @@ class Exact(Split):
 
 
 def digits(dtype):
-    data = load_dataset(Source("digits"), Sizes(val=200, test=60), seed=0, device=torch.device("cpu"))
+    data = load_dataset("digits", val_size=200, test_size=60, seed=0, device=torch.device("cpu"))
     return data._replace(train=Exact(*vars(data.train).values(), dtype), val=Exact(*vars(data.val).values(), dtype))
 
 
@@ -71,15 +71,21 @@ def trained(tmp_path_factory):
     return folder
 
 
+def trainer_here(world, folder, name, dtype, changes):
+    """From the trained network."""
+    model = {"lenet5": LeNet5Madry, "wrn": small_wrn}[name](1, 8, 8, 10)
+    model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
+    preset = PRESETS["digits", changes.get("norm", "Linf")]
+    config = replace(preset, **{"hinge_maxeps": 0.3, "method": "mma", **changes})
+    trainer = Trainer(config, model.to(dtype), digits(dtype), world)
+    trainer.eps = trainer.eps.to(dtype)
+    return trainer
+
+
 def step_here(folder, name, dtype, changes):
-    """In one of several processes: a step from the trained network; what it saw, its gradient, running statistics."""
+    """In one of several processes: a step; what it saw, its gradient, running statistics."""
     with joined("cpu") as world:
-        model = {"lenet5": LeNet5Madry, "wrn": small_wrn}[name](1, 8, 8, 10)
-        model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
-        preset = PRESETS["digits", changes.get("norm", "Linf")]
-        config = replace(preset, **{"hinge_maxeps": 0.3, "method": "mma", **changes})
-        trainer = Trainer(config, model.to(dtype), digits(dtype), world)
-        trainer.eps = trainer.eps.to(dtype)
+        trainer = trainer_here(world, folder, name, dtype, changes)
         result = trainer.train_step()
         return {
             "result": [value.clone() for value in result if value is not None],
@@ -122,14 +128,10 @@ def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
 def steps_here(folder, name, dtype, count):
     """In one of several processes: the first `count` batches, each from the trained network: (gradient, radii)."""
     with joined("cpu") as world:
-        model = {"lenet5": LeNet5Madry, "wrn": small_wrn}[name](1, 8, 8, 10)
-        model.load_state_dict(checkpoint.load(folder / name / "last.pt")["model"])
-        config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, method="mma")
-        trainer = Trainer(config, model.to(dtype), digits(dtype), world)
-        trainer.eps = trainer.eps.to(dtype)
-        trained, found = copy.deepcopy(model.state_dict()), []
+        trainer = trainer_here(world, folder, name, dtype, {})
+        trained, found = copy.deepcopy(trainer.model.state_dict()), []
         for step in range(count):
-            model.load_state_dict(trained)
+            trainer.model.load_state_dict(trained)
             trainer.step = step
             eps = trainer.train_step().eps.clone()
             found.append((torch.cat([p.grad.flatten() for p in trainer.parameters]).double(), eps))
@@ -286,10 +288,10 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, first, then):
     assert len(margins) == 3  # after the first epoch (24 steps), at 30 and at 34
 
 
-# What `--recipe fast` sets for CIFAR-10, with averaged weights beside it.
+# What `--recipe fast` sets for CIFAR-10.
 RECIPE = """
     --network small_resnet --augment --keep_directions --refresh_interval 3 --rest_interval 3 --search secant
-    --num_search_steps 4 --search_mode eval --nb_iter 2 --one_cycle --cycle_steps 34 --lr 0.01 --average_decay 0.9
+    --num_search_steps 4 --search_mode eval --nb_iter 2 --one_cycle --cycle_steps 34 --lr 0.01
     --best_by robust_acc --precision bf16_all --check_nb_iter 4
 """
 
@@ -301,7 +303,7 @@ def test_a_run_on_several_processes_is_resumed_bit_for_bit(tmp_path, size, flags
     whole = run(size, tmp_path / "whole", *flags, steps=34)
     run(size, tmp_path / "parts", *flags, steps=30)
     parts = run(size, tmp_path / "parts", *flags, "--resume", steps=34)
-    for key in ("model", "optimizer", "eps", *(("average", "directions") if flags else ())):
+    for key in ("model", "optimizer", "eps", *(("directions",) if flags else ())):
         assert checkpoint.digest(parts[key]) == checkpoint.digest(whole[key]), key
     if flags:
         assert whole["directions"]["scale"].gt(0).any() and whole["eps"].gt(0).any()
@@ -315,71 +317,35 @@ def test_local_batchnorm_ends_alike_everywhere(trained):
     assert not all(torch.allclose(a["buffers"][k], v) for k, v in plain["buffers"].items()), "statistics are of a slice"
 
 
-def flags_of(folder, name, norm="Linf"):
-    return [
-        (row["eps"], row["flags"]) for row in json.loads((folder / f"eval_{name}_{norm}.json").read_text())["results"]
-    ]
+EVALUATIONS = {
+    "pgd": (ranks.evaluate_quietly, "--nb_iter 5 --nb_restart 4 --eps 0.05 0.1 --test_size 100"),
+    "autoattack": (ranks.autoattack, "--attacks apgd-ce,square --test_size 30 --eps 0.05"),
+    "square": (ranks.gradient_free, "--attacks square --test_size 30 --eps 0.05 --square_queries 20"),
+    "ddn": (ranks.minimum_norm, "--norm L2 --attacks ddn --steps 20 --test_size 30"),
+}
 
 
-EVALUATIONS = [
-    (
-        "pgd",
-        ranks.evaluate_quietly,
-        ["--nb_iter", "5", "--nb_restart", "4", "--eps", "0.05", "0.1", "--test_size", "100"],
-    ),
-    ("autoattack", ranks.autoattack, ["--attacks", "apgd-ce,square", "--test_size", "30", "--eps", "0.05"]),
-    (
-        "square",
-        ranks.gradient_free,
-        ["--attacks", "square", "--test_size", "30", "--eps", "0.05", "--square_queries", "20"],
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "program", "more"), EVALUATIONS, ids=lambda v: v if isinstance(v, str) else "")
-def test_evaluations_give_the_same_flags(tmp_path, trained, name, program, more):
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_give_every_image_the_same(tmp_path, trained, name):
+    program, flags = EVALUATIONS[name]
     found = []
     for size in SIZES:
         folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
-        outputs = in_processes(size, program, ["--model", str(folder), "--device", "cpu", "--batch_size", "10", *more])
+        argv = ["--model", str(folder), "--device", "cpu", "--batch_size", "10", *flags.split()]
+        outputs = in_processes(size, program, argv)
         assert [status for status, _ in outputs] == [0] * size, outputs
-        assert "robust accuracy" in outputs[0][1] and not any(said.strip() for _, said in outputs[1:])
-        found.append(flags_of(folder, name))
+        assert not any(said.strip() for _, said in outputs[1:]), "the first one speaks"
+        (file,) = folder.glob("eval_*.json")
+        results = json.loads(file.read_text())["results"]
+        found.append([row.get("flags") or row["distances"] for row in results])
         assert not list(folder.glob("partial_*"))
     assert found[1] == found[0] and found[2] == found[0]
-    assert "0" in found[0][-1][1] and "1" in found[0][0][1]
-
-
-def test_minimum_norm_gives_the_same_distances(tmp_path, trained):
-    found = []
-    for size in SIZES:
-        folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
-        argv = [
-            "--model",
-            str(folder),
-            *shlex.split("--device cpu --norm L2 --attacks ddn --steps 20 --test_size 30 --batch_size 8"),
-        ]
-        outputs = in_processes(size, ranks.minimum_norm, argv)
-        assert [status for status, _ in outputs] == [0] * size, outputs
-        assert not any(said.strip() for _, said in outputs[1:])
-        (row,) = json.loads((folder / "eval_ddn_L2.json").read_text())["results"]
-        found.append({key: value for key, value in row.items() if key not in ("seconds", "settings")})
-    assert found[1] == found[0] and found[2] == found[0]
-
-
-def test_an_evaluation_of_another_number_of_processes_is_done_already(tmp_path, trained):
-    folder = shutil.copytree(trained / "lenet5", tmp_path / "run")
-    argv = ["--model", str(folder), *shlex.split("--device cpu --nb_iter 2 --nb_restart 2 --test_size 40 --resume")]
-    for size in (2, 1, 3):
-        found = in_processes(size, ranks.evaluate_quietly, argv)
-        assert [status for status, _ in found] == [0] * size
-        assert ("already done" in found[0][1]) == (size != 2)
+    assert name == "ddn" or ("0" in found[0][-1] and "1" in found[0][0])
 
 
 def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
     for argv, said in (
         (["--model", str(tmp_path / "none.pt"), "--device", "cpu"], "none.pt"),
-        (["--model", str(trained / "lenet5"), "--device", "cpu", "--eps", "3"], "--eps 3"),
         (["--model", str(trained / "lenet5"), "--device", "cpu", "--misspelt"], "--misspelt"),
     ):
         found = in_processes(2, ranks.evaluate_quietly, argv)
@@ -390,16 +356,31 @@ def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
 
 def test_what_one_process_alone_meets_is_said_by_it_and_ends_all(tmp_path):
     """The data set is missing on the second machine."""
-    found = in_processes(
-        2, ranks.train_where_data_is_missing, [*TINY, "--max_steps", "3", "--savepath", str(tmp_path / "run")]
-    )
+    argv = [*TINY, "--max_steps", "3", "--savepath", str(tmp_path / "run")]
+    found = in_processes(2, ranks.train_where_data_is_missing, argv)
     assert [status for status, _ in found] == [2, 2]
     assert "rank 1: data file gone" in found[0][1] and not (tmp_path / "run").exists()
 
 
-def test_more_processes_than_images_a_batch_are_refused(tmp_path):
-    found = in_processes(3, ranks.train, [*TINY, "--batch_size", "2", "--savepath", str(tmp_path / "run")])
-    assert [status for status, _ in found] == [2] * 3 and "--batch_size 2" in found[0][1]
+# --- what several processes cannot do --------------------------------------------------------------------------------
+
+
+def of_size(images, batch_size, processes, network, **changes):
+    """The refusal, if any, of so many images in such batches; no process is started."""
+    split = Split(
+        torch.zeros(images, 1, 8, 8, dtype=torch.uint8), torch.zeros(images, dtype=torch.int64), torch.arange(images)
+    )
+    config = replace(PRESETS["digits", "Linf"], batch_size=batch_size, **changes)
+    try:
+        train.check_batches(config, network(1, 8, 8, 10), Dataset(split, split, split, 10), World(0, processes))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def vector_network(channels, height, width, num_classes):
+    """BatchNorm on vectors cannot work on one image."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, num_classes), nn.BatchNorm1d(num_classes))
 
 
 def reading_network(channels, height, width, num_classes):
@@ -410,46 +391,44 @@ def reading_network(channels, height, width, num_classes):
             x[0]
             return super().forward(x)
 
-    return Reading(
-        nn.Conv2d(channels, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.Flatten(),
-        nn.Linear(4 * (height - 2) * (width - 2), num_classes),
-    )
+    return Reading(nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels * height * width, num_classes))
 
 
-def test_a_network_that_needs_an_image_is_refused_but_with_local_statistics(tmp_path):
-    argv = [
-        *TINY,
-        "--network",
-        f"{__name__}:reading_network",
-        "--max_steps",
-        "2",
-        "--savepath",
-        str(tmp_path / "run"),
-    ]
-    found = in_processes(2, ranks.train, argv)
-    assert [status for status, _ in found] == [2, 2] and "--local_bn" in found[0][1]
-    assert [status for status, _ in in_processes(2, ranks.train, [*argv, "--local_bn"])] == [0, 0]
-
-
-def test_parameters_without_a_part_in_the_output(tmp_path):
-    argv = [
-        *TINY,
-        "--network",
-        f"{__name__}:idle_network",
-        "--max_steps",
-        "3",
-        "--savepath",
-        str(tmp_path / "run"),
-    ]
-    assert [status for status, _ in in_processes(2, ranks.train, argv)] == [0, 0]
+@pytest.mark.parametrize(
+    ("images", "batch_size", "processes", "network", "local_bn", "said"),
+    [
+        (1283, 128, 4, vector_network, True, "slice"),  # the last batch is of 3 images
+        (1280, 128, 4, vector_network, True, ""),
+        (1285, 128, 4, vector_network, True, "slice"),  # 2, 1, 1, 1
+        (1288, 128, 4, vector_network, True, ""),
+        (1280, 6, 4, vector_network, True, "slice"),
+        (1283, 128, 4, vector_network, False, ""),
+        (1281, 128, 1, vector_network, False, "last batch"),
+        (1281, 128, 1, small_wrn, False, ""),
+        (1280, 2, 3, small_wrn, False, "--batch_size 2: is the global batch, and there are 3 processes"),
+        (1280, 128, 2, reading_network, False, "--local_bn"),  # all may be wrong in a process's slice
+        (1280, 128, 2, reading_network, True, ""),
+        (1281, 128, 2, reading_network, True, "choose another --batch_size"),
+        (1280, 126, 4, reading_network, True, ""),  # slices of 32, 32, 31, 31, at last 5
+    ],
+)
+def test_batches_whose_slices_the_network_cannot_work_on_are_refused(
+    images, batch_size, processes, network, local_bn, said
+):
+    found = of_size(images, batch_size, processes, network, local_bn=local_bn)
+    assert said in found and bool(said) == bool(found), found
 
 
 def idle_network(channels, height, width, num_classes):
+    """A parameter has no part in the output."""
+
     class Idle(nn.Sequential):
         def __init__(self, *layers):
             super().__init__(*layers)
             self.idle = nn.Parameter(torch.ones(3))
 
     return Idle(nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+
+
+def test_parameters_without_a_part_in_the_output(tmp_path):
+    run(2, tmp_path / "run", "--network", f"{__name__}:idle_network", steps=3)

@@ -1,4 +1,4 @@
-"""torchrun for real: a process that dies or raises, a restart, Ctrl-C; `scripts/soak.sh` has every place and kind."""
+"""torchrun for real: a process that dies or raises, a restart, Ctrl-C."""
 
 import json
 import os

@@ -14,7 +14,7 @@ from config import PRESETS, Config
 from errors import UserError
 from flags import parse_train
 from report_runs import distances, evaluate, make_run, row, rows
-from reports.runs import OF_RUN, frame, labels, read_run, read_runs, training_command
+from reports.runs import frame, labels, read_run, read_runs, training_command
 from support import ROOT
 from validation import stored_config
 
@@ -52,7 +52,7 @@ def gives_again(config):
     again, _ = parse_train(words[2:])
     assert words[:2] == ["python", "train.py"] and again.savepath == "runs/a b"
     for field in dataclasses.fields(Config):
-        if field.name not in OF_RUN:
+        if not field.metadata["of_run"]:
             assert getattr(again, field.name) == getattr(config, field.name), field.name
         elif field.name not in ("savepath", "data_root"):
             assert f"--{field.name}" not in words

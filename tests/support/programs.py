@@ -1,17 +1,33 @@
-"""The programs that take command lines, with what parses them."""
+"""Command lines of our programs, read and not carried out."""
 
-import evaluate_on_autoattack
-import evaluate_on_gradient_free_attacks
-import evaluate_on_minimum_norm
-import evaluate_on_transfer as transfer
-from evaluations.flags import parse_eval
+import argparse
+import runpy
+import sys
+
+import pytest
+
 from flags import parse_train
+from support import ROOT
 
-PARSERS = {
-    "train.py": parse_train,
-    "evaluate_on_pgd_attacks.py": parse_eval,
-    "evaluate_on_autoattack.py": evaluate_on_autoattack.parse,
-    "evaluate_on_gradient_free_attacks.py": evaluate_on_gradient_free_attacks.parse,
-    "evaluate_on_minimum_norm.py": evaluate_on_minimum_norm.parse,
-    "evaluate_on_transfer.py": transfer.parse,
-}
+
+class Parsed(Exception):
+    """The command line was taken."""
+
+
+def parses(program, argv, monkeypatch):
+    """Start a program of ours, up to the end of its command line; train.py's settings are checked, and come back."""
+    if program == "train.py":
+        return parse_train(argv)[0]
+    known = argparse.ArgumentParser.parse_known_args
+
+    def parse(self, args=None, namespace=None):
+        _, unknown = known(self, args, namespace)
+        assert not unknown, f"{program}: {unknown}"
+        raise Parsed
+
+    with monkeypatch.context() as patch, pytest.raises(Parsed):
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+        patch.setattr(sys, "argv", [program, *argv])
+        patch.setattr(sys, "path", [str((ROOT / program).parent), *sys.path])
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    return None

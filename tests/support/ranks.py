@@ -226,7 +226,7 @@ def train_until(argv, place, count):
 
     import check
     import trainer
-    from records import checkpoint, runlog
+    from records import checkpoint, run_folder
 
     left = count
 
@@ -249,7 +249,7 @@ def train_until(argv, place, count):
         "after the replace": (pathlib.Path, "replace", True),
         "link": (os, "link", True),  # the old state has its second name
         "save": (checkpoint, "digest", False),
-        "rows": (runlog.RunFolder, "append", True),  # a check's rows are there, the state after it is not
+        "rows": (run_folder.RunFolder, "append", True),  # a check's rows are there, the state after it is not
         "check": (check.Checker, "_measure", False),
         "step": (trainer, "merged", False),
     }[place]

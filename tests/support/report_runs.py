@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from config import PRESETS
-from evaluations.accuracy import accuracy_of, wilson
+from evaluations.results import accuracy_of, wilson
 from support import ROOT
 
 ODD = 'odd <img src=x onerror="window.hit=1"> & <b>r|un'

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from config import PRESETS
+from config import PRESETS, method_of
 from loading.batches import Batch, Split
 from loading.datasets import Dataset
-from objectives import StepInput, objective_of
+from objectives import AttackStart, objective_of
 from processes.replica import Replica
 from trainer import Trainer
 
@@ -44,7 +44,11 @@ def batch_for(model, count=12, wrong_every=4):
 
 def settings(norm, alpha, **changes):
     small = {"Linf": {"attack_mineps": 0.01, "hinge_maxeps": 0.03}, "L2": {"attack_mineps": 0.1, "hinge_maxeps": 0.25}}
-    return replace(PRESETS["digits", norm], clean_loss_coeff=alpha, **{"nb_iter": 5, **small[norm], **changes})
+    return replace(
+        PRESETS["digits", norm],
+        clean_loss_coeff=alpha,
+        **{"method": method_of(alpha), "nb_iter": 5, **small[norm], **changes},
+    )
 
 
 def tiny_data(count=23, classes=4):
@@ -61,20 +65,20 @@ class Memory:
     def __init__(self):
         self.lines, self.states, self.bests, self.radii, self.steps = [], [], [], [], 0
 
-    def step(self, result):
+    def step(self):
         self.steps += 1
 
     def rows(self, rows):
         self.lines += rows
 
-    def best(self, trainer, metrics):
-        self.bests.append((trainer.step, metrics))
+    def best(self, model, metrics):
+        self.bests.append((metrics["val"]["step"], metrics))
 
     def margins(self, eps, step):
         self.radii.append((step, eps.clone()))
 
-    def save(self, trainer):
-        self.states.append(copy.deepcopy(trainer.state()))
+    def save(self, state):
+        self.states.append(copy.deepcopy(state))
 
 
 def tiny_trainer(max_steps=10, model=None, **changes):
@@ -83,7 +87,14 @@ def tiny_trainer(max_steps=10, model=None, **changes):
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
     )
     config = replace(
-        settings("Linf", 1 / 3, batch_size=6, max_steps=max_steps, disp_interval=3, lr=((0, 0.01), (5, 0.002))),
+        settings(
+            "Linf",
+            changes.pop("clean_loss_coeff", 1 / 3),
+            batch_size=6,
+            max_steps=max_steps,
+            disp_interval=3,
+            lr=((0, 0.01), (5, 0.002)),
+        ),
         **changes,
     )
     return Trainer(config, model, tiny_data())
@@ -92,4 +103,4 @@ def tiny_trainer(max_steps=10, model=None, **changes):
 def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False):
     """One step of the config's objective: its gradient is left in the parameters."""
     objective = objective_of(config, search_single_row=search_single_row, every_row=every_row)
-    return objective(Replica(model), StepInput(x, y, eps, noise))
+    return objective(Replica(model), x, y, AttackStart(eps, noise), len(x))

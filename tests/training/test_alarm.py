@@ -1,11 +1,16 @@
-"""The alarm: radii that rise while robust accuracy falls, and nothing else."""
+"""The alarm: radii that rise while robust accuracy falls in two checks in a row, by more than chance, and nothing else."""
+
+from dataclasses import replace
 
 import pytest
 
 import train
 from check import Checker
 from command_lines import SMALL
-from training.alarm import Alarm
+from config import PRESETS
+from records.recorder import Alarm
+
+CONFIG = PRESETS["digits", "Linf"]
 
 
 def rows(mean_eps, robust):
@@ -18,45 +23,48 @@ def rows(mean_eps, robust):
 
 
 @pytest.mark.parametrize(
-    ("second", "warns"),
-    [((0.3, 0.5), True), ((0.3, 0.59), False), ((0.3, 0.7), False), ((0.1, 0.5), False), ((None, 0.5), False)],
+    ("checks", "images", "warns"),
+    [
+        ([(0.2, 0.6), (0.3, 0.5), (0.3, 0.5)], 1000, True),
+        ([(0.2, 0.6), (0.3, 0.51), (0.3, 0.51)], 200, False),  # nine points of 200 images are chance
+        ([(0.2, 0.6), (0.3, 0.4), (0.3, 0.4)], 200, True),
+        ([(0.2, 0.6), (0.3, 0.5), (0.3, 0.61), (0.3, 0.5)], 1000, False),  # a single one each time
+        ([(0.2, 0.6), (0.3, 0.58), (0.3, 0.57)], 1000, False),
+        ([(0.2, 0.6), (0.3, 0.7), (0.3, 0.7)], 1000, False),
+        ([(0.2, 0.6), (0.1, 0.5), (0.1, 0.5)], 1000, False),
+        ([(0.2, 0.6), (None, 0.5), (None, 0.5)], 1000, False),
+        ([(0.2, 0.6), (0.21, 0.59), (0.22, 0.56), (0.23, 0.54), (0.24, 0.53)], 1000, True),  # a slide, against the best
+    ],
 )
-def test_only_where_eps_rises_and_accuracy_falls(second, warns):
-    alarm = Alarm(1000)
-    assert alarm.look(rows(0.2, 0.6)) is None
-    said = alarm.look(rows(*second))
-    assert (said is not None) == warns
-    if warns:
-        assert "from 0.2000 to 0.3000" in said and "from 60.0% to 50.0%" in said
+def test_only_where_eps_rises_and_accuracy_falls_twice_in_a_row(checks, images, warns):
+    alarm = Alarm(CONFIG, images)
+    said = [alarm.look(rows(*check)) for check in checks]
+    assert not any(said[:-1]) and (said[-1] is not None) == warns
+    together = Alarm(CONFIG, images).look([row for check in checks for row in rows(*check)])
+    assert together == said[-1], "as one looks at the rows of a run that is resumed"
+    if warns and images == 1000:
+        assert "training's mean eps rose from 0.2000" in said[-1] and "fell from 60.0% to" in said[-1]
 
 
-def test_over_several_calls_as_the_recorder_makes_them():
-    alarm = Alarm(1000)
-    for row in [*rows(0.2, 0.6), *rows(0.3, 0.61)]:
-        assert alarm.look([row]) is None
-    assert any(alarm.look([row]) for row in rows(0.35, 0.4))
-
-
-def test_a_slow_slide_is_seen_against_the_best_check_and_few_images_waver_more():
-    slide = [(0.2, 0.6), (0.21, 0.59), (0.22, 0.585), (0.23, 0.57)]
-    thousand, hundred = Alarm(1000), Alarm(100)
-    said = [thousand.look(rows(*each)) for each in slide]
-    assert said[:3] == [None] * 3 and "fell from 60.0% to 57.0%" in said[3]
-    assert not any(hundred.look(rows(*each)) for each in slide) and hundred.look(rows(0.24, 0.5))
+@pytest.mark.parametrize("refresh", [0, 8])
+def test_only_remedies_that_the_recipe_has_are_named(refresh):
+    alarm = Alarm(replace(CONFIG, keep_directions=refresh > 0, refresh_interval=refresh), 1000)
+    for check in ((0.2, 0.6), (0.3, 0.4), (0.3, 0.4)):
+        said = alarm.look(rows(*check))
+    assert "raise --nb_iter, or lower --lr" in said and ("--refresh_interval" in said) == (refresh > 0)
 
 
 def test_a_run_says_it_on_standard_error_also_when_it_was_resumed_in_between(tmp_path, capsys, monkeypatch):
-    """The check before the stop was better, and the radii smaller, than the one after it."""
-    found = iter([0.9, 0.8, 0.1, 0.1])  # val and test, twice
-    measured = Checker.go_on
+    """The check before the stop was better, and the radii smaller, than those after it."""
+    found = iter([0.9, 0.8, 0.1, 0.1, 0.1, 0.1])  # val and test, three times
+    measured = Checker.__call__
 
-    def go_on(self, *args):
-        figures, begun = measured(self, *args)
-        return figures._replace(robust_acc=next(found)), begun
+    def measure(self, *args, **how):
+        return measured(self, *args, **how)._replace(robust_acc=next(found))
 
-    monkeypatch.setattr(Checker, "go_on", go_on)
+    monkeypatch.setattr(Checker, "__call__", measure)
     argv = [*SMALL, "--check_interval", "3", "--savepath", str(tmp_path / "run")]
-    assert train.main([*argv, "--max_steps", "12"]) == 0
+    assert train.main([*argv, "--max_steps", "24"]) == 0
     assert "training's mean eps rose" not in capsys.readouterr().err
-    assert train.main([*argv, "--max_steps", "24", "--resume"]) == 0
+    assert train.main([*argv, "--max_steps", "36", "--resume"]) == 0
     assert "training's mean eps rose" in capsys.readouterr().err

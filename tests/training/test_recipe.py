@@ -13,8 +13,8 @@ from config import PRESETS, Config, one_cycle
 from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
-from validation import stored_config
 from support import ROOT
+from validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 
@@ -27,7 +27,7 @@ def test_the_published_settings_have_no_part_of_it():
         "refresh_interval": 0,
         "rest_interval": 1,
     }
-    off |= {"one_cycle": False, "cycle_steps": None, "average_decay": None, "check_nb_iter": None, "check_interval": 1}
+    off |= {"one_cycle": False, "cycle_steps": None, "check_nb_iter": None, "check_interval": 1}
     off |= {"check_size": None, "test_at_end": False, "precision": "fp32"}
     for preset in PRESETS.values():
         assert {name: getattr(preset, name) for name in off} == off
@@ -63,11 +63,11 @@ def test_the_steps_of_its_search_are_those_of_the_secant():
 
 
 def test_what_belongs_together_goes_together():
-    """Without kept directions none is refreshed; alpha = 1 is ordinary training; the one-cycle peak is the largest published rate."""
+    """Without kept directions none is refreshed; alpha = 1 is standard training; the one-cycle peak is the largest published rate."""
     config, _ = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--no-keep_directions"])
     assert not config.keep_directions and config.refresh_interval == 0
     config, notes = parse_train([*MNIST, "--clean_loss_coeff", "1", "--recipe", "fast"])
-    assert config.objective == "std" and not config.keep_directions and "no meaning with --method std" in notes[0]
+    assert config.method == "std" and not config.keep_directions and "no meaning with --method std" in notes[0]
     given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255", "--one_cycle"]
     assert parse_train(given)[0].lr == ((0, 0.3),) and parse_train([*given, "--lr", "0.1"])[0].lr == ((0, 0.1),)
     for flag in (["--rest_interval", "3"], ["--search", "secant"]):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from errors import UserError
 from flags import parse_train
@@ -13,9 +12,8 @@ from losses import soft_logit_margin
 from pgd import pgd
 from ranks import in_processes
 from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
-from utils import statistics_kept
 
-MODES = ("train", "batch", "eval")
+MODES = ("train", "eval")
 START = torch.full((12,), 0.02, dtype=torch.float64)
 
 
@@ -24,7 +22,7 @@ def plain(model, batch, noise, config):
     model = copy.deepcopy(model).train()
     x, y, _ = batch
     right = soft_logit_margin(model(x), y).detach() < 0
-    searched = {"train": model, "batch": copy.deepcopy(model), "eval": copy.deepcopy(model).eval()}[config.search_mode]
+    searched = {"train": model, "eval": copy.deepcopy(model).eval()}[config.search_mode]
     how = {"loss_fn": soft_logit_margin, "norm": config.norm, "eps": START[right], "steps": config.nb_iter}
     xr, yr = x[right], y[right]
     frozen = copy.deepcopy(model).eval()
@@ -77,10 +75,10 @@ def test_the_modes_differ_and_without_batchnorm_they_do_not():
             found.append(step(model, batch.x, batch.y, START, None, settings("Linf", 1 / 3, search_mode=mode)).eps)
         return found
 
-    train, batch, eval_ = radii(True)
-    assert torch.equal(train, batch) and (train - eval_).abs().max() > 1e-4  # a batch's statistics are the same twice
-    plain_train, plain_batch, plain_eval = radii(False)
-    assert torch.equal(plain_train, plain_batch) and torch.equal(plain_train, plain_eval)
+    train, eval_ = radii(True)
+    assert (train - eval_).abs().max() > 1e-4
+    plain_train, plain_eval = radii(False)
+    assert torch.equal(plain_train, plain_eval)
 
 
 @pytest.mark.parametrize("search", ["bisection", "secant"])
@@ -97,17 +95,6 @@ def test_runs_resume_exactly(mode, search):
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     assert torch.equal(whole.eps, second.eps) and whole.passes == second.passes
-
-
-def test_flags_are_put_back_also_after_an_error_and_an_instance_norm_is_left_alone():
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3))
-    with pytest.raises(RuntimeError), statistics_kept(model):
-        assert not model[0].track_running_stats
-        raise RuntimeError
-    assert [module.track_running_stats for module in model] == [True, False, False]
-    kept = nn.InstanceNorm2d(3, track_running_stats=True)
-    with statistics_kept(kept):
-        assert kept.track_running_stats  # in eval mode it would take the image's statistics else
 
 
 def _of_two(mode):
@@ -143,4 +130,4 @@ def test_only_for_mma():
         parse_train(["--dataset", "mnist", "--norm", "Linf", "--method", "pgd", "--search_mode", "eval"])
     given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255"]
     assert parse_train(given)[0].search_mode == "train"
-    assert parse_train([*given, "--search_mode", "batch"])[0].search_mode == "batch"
+    assert parse_train([*given, "--search_mode", "eval"])[0].search_mode == "eval"

@@ -1,0 +1,214 @@
+"""What `benchmark.py` times: one training step, always the same, and repeated PGD on a network that is a little robust.
+
+B batch, ... any image shape. Images in [0, 1]. A case's floor is the time of its forward and backward passes alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anpgd import AnPgd, Search
+from benchmarks import reference_style
+from config import PRESETS, Config
+from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
+from hardware.fast_pgd import FastPgd
+from hardware.layout import lay_out, layout_for
+from hardware.precision import BFloat16Twin, tf32
+from loading.batches import Split
+from loading.datasets import Dataset, load_dataset
+from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
+from networks.build import build_model
+from pgd import InnerPgd
+from trainer import Trainer
+from utils import frozen, has_batchnorm
+
+PLAIN = "reference style"  # the contender of `reference_style.py`; the others are named by their precision
+TRAINING = {
+    "mnist-Linf": ("mnist", "Linf", 0.45),
+    "cifar10-Linf": ("cifar10", "Linf", 32 / 255),
+    "cifar10-L2": ("cifar10", "L2", 1.0),
+}
+
+
+class Case(NamedTuple):
+    """Contenders by name: what is timed of each, and how many seconds its passes alone need."""
+
+    title: str
+    images: int  # that one call handles
+    run: dict[str, Callable[[], object]]
+    floor: dict[str, Callable[[], float]]
+    remark: Callable[[], str] = str
+
+
+def seconds(fn: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, the device's work included."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    fn()
+    wait()
+    return time.perf_counter() - start
+
+
+def pass_seconds(model: nn.Module, x: Tensor, y: Tensor, kind: str, repeats: int = 3) -> float:
+    """Median time of one pass of a batch: "forward", "input" (with the images' gradient) or "weights" (with theirs)."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def to_input() -> None:
+        images = x.detach().requires_grad_()
+        with frozen(model):
+            torch.autograd.grad(soft_logit_margin(model(images), y).sum(), images)
+
+    def to_weights() -> None:
+        cross_entropy(model(x), y).mean().backward()
+
+    fn = {"forward": forward, "input": to_input, "weights": to_weights}[kind]
+    fn()
+    return statistics.median(seconds(fn, x.device) for _ in range(repeats))
+
+
+def training_case(name: str, share: str, precisions: list[str], batch_size: int, device: torch.device) -> Case:
+    """One step on random images, of which "all" or "half" are right and attacked; at a rate of 0 the next is the same."""
+    dataset, norm, hinge = TRAINING[name]
+    same_work = {"lr": ((0, 0.0),), "augment": False, "weight_decay": 0.0}
+    config = replace(PRESETS[dataset, norm], hinge_maxeps=hinge, batch_size=batch_size, **same_work)
+    shape = (1, 28, 28) if dataset == "mnist" else (3, 32, 32)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, *shape), generator=draws, dtype=torch.uint8).to(device)
+    x, index = images.float() / 255, torch.arange(batch_size, device=device)
+    torch.manual_seed(0)
+    model = build_model(config.network, *shape, 10).to(device)
+    y = _sure_labels(model, x)
+    if share == "half":
+        y[::2] = (y[::2] + 1) % 10
+    right = batch_size if share == "all" else batch_size // 2
+    assert (soft_logit_margin(copy.deepcopy(model).train()(x), y) < 0).sum() == right
+
+    theirs = copy.deepcopy(model)
+    plain = reference_style.ReferenceStyle(theirs, config, torch.optim.SGD(theirs.parameters(), lr=0.0))
+    run: dict[str, Callable[[], object]] = {PLAIN: lambda: plain.step(x, y, index)}
+    floor = {PLAIN: lambda: _step_floor(theirs, x, y, right, config)}
+    for precision in precisions:
+        own = replace(config, precision=precision)
+        laid_out = copy.deepcopy(model)
+        lay_out(laid_out, True, layout_for(device, precision, False))
+        run[precision] = Trainer(own, laid_out, Dataset(*[Split(images, y, index)] * 3, 10)).train_step
+        floor[precision] = lambda model=laid_out, own=own: _step_floor(model, x, y, right, own)
+    return Case(f"{name}, {share} right, batch {batch_size}", batch_size, run, floor)
+
+
+def _sure_labels(model: nn.Module, x: Tensor) -> Tensor:
+    """(B, ...) -> (B,): what the network says of this batch in train mode, its last layer sharpened until p_y > 1/2."""
+    with torch.no_grad():
+        logits = copy.deepcopy(model).train()(x)
+        top = logits.topk(2, dim=1).values
+        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        for p in last.parameters():
+            p.mul_(4 / (top[:, 0] - top[:, 1]).min())
+    return logits.argmax(1)
+
+
+def _step_floor(model: nn.Module, x: Tensor, y: Tensor, right: int, config: Config) -> float:
+    """Seconds of 2 passes with the weights' gradient, N with the images' and the search's forward passes."""
+    model = copy.deepcopy(model)
+    searches = config.num_search_steps + has_batchnorm(model)  # without BatchNorm the last one is not needed
+    with tf32(config.precision != "fp32"):
+        weights = pass_seconds(model.train(), x, y, "weights")
+        search = pass_seconds(model, x[:right], y[:right], "forward")
+        attacked = BFloat16Twin(model) if config.precision.startswith("bf16") else model.eval()
+        attack = pass_seconds(attacked, x[:right], y[:right], "input")
+    return 2 * weights + config.nb_iter * attack + searches * search
+
+
+def evaluation_case(precisions: list[str], device: torch.device, restarts: int = 10) -> Case:
+    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
+    count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (400, 3, 50)
+    model, x, y = _trained_on_digits(count, device)
+    eps = _radius_of_half(model, x, y)
+    index, size = torch.arange(count, device=device), 2.5 * eps / steps
+    losses = (cross_entropy,) * (restarts // 2) + (cw_loss,) * (restarts - restarts // 2)
+    robust: dict[str, float] = {}  # by contender
+    batches = {PLAIN: restarts * math.ceil(count / batch_size)}  # that each attacks
+
+    def plain() -> None:
+        how = {"norm": "Linf", "eps": eps, "eps_iter": size, "steps": steps, "restarts": restarts}
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        robust[PLAIN] = float(
+            torch.cat([reference_style.evaluate(model, *part, **how) for part in parts]).float().mean()
+        )
+
+    def ours(precision: str, attack: FastPgd) -> None:
+        batches[precision] = 0
+
+        def count_batch(*_: object) -> None:
+            batches[precision] += 1
+
+        images, portions = Images(x, y, index), Running(batch_size, attack)
+        clean = clean_attacked(model, images, portions)
+        protocol = Protocol(losses, "Linf", eps, size, steps, seed=0)
+        found = repeated_pgd(model, images, protocol, clean, portions, Listener(count_batch))
+        robust[precision] = float(found.robust.float().mean())
+
+    def floor(precision: str) -> float:
+        attacked = BFloat16Twin(model) if precision == "bf16" else model
+        part = x[:batch_size], y[:batch_size]
+        with tf32(precision not in ("fp32", PLAIN)):
+            one = pass_seconds(attacked, *part, "input", 10)
+        return batches[precision] * (steps * one + pass_seconds(model, *part, "forward", 10))
+
+    run: dict[str, Callable[[], object]] = {PLAIN: plain}
+    for precision in precisions:
+        attack = FastPgd(model, precision, rows=batch_size if device.type == "cuda" else None)
+        run[precision] = lambda precision=precision, attack=attack: ours(precision, attack)
+    floors = {name: lambda name=name: floor(name) for name in run}
+    title = (
+        f"evaluation, LeNet5, {count} images, batch {batch_size}, {restarts} restarts x {steps} steps, eps {eps:.3g}"
+    )
+    said = "robust accuracy: "
+    return Case(
+        title, count, run, floors, lambda: said + ", ".join(f"{name} {share:.1%}" for name, share in robust.items())
+    )
+
+
+def _radius_of_half(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Just below half stand there, so that the last batch is not nearly empty."""
+    right = logit_margin(model(x), y) < 0
+    margins = torch.zeros(len(x), device=x.device)
+    anpgd = AnPgd(InnerPgd("Linf", 20, soft_logit_margin), Search(logit_margin, 0.5))
+    margins[right] = anpgd(model, x[right], y[right], 0.1).eps
+    return float(margins.quantile(0.55))
+
+
+def _trained_on_digits(count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    """LeNet5 after 100 steps of standard training, in eval mode, and `count` test images with labels."""
+    data = load_dataset("digits", val_size=100, seed=0, device=torch.device("cpu"))
+
+    def large(split: Split) -> tuple[Tensor, Tensor]:
+        batch = split.everything()
+        return F.interpolate(batch.x, (28, 28), mode="bilinear").contiguous().to(device), batch.y.to(device)
+
+    torch.manual_seed(0)
+    model = build_model("lenet5", 1, 28, 28, 10).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, y = large(data.train)
+    for step in range(100):
+        rows = torch.arange(step * 50, step * 50 + 50, device=device) % len(x)
+        optimizer.zero_grad()
+        cross_entropy(model(x[rows]), y[rows]).mean().backward()
+        optimizer.step()
+    test, labels = large(data.test)
+    rows = torch.arange(count, device=device) % len(test)
+    return model.eval().requires_grad_(False), test[rows], labels[rows]

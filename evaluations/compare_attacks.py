@@ -1,0 +1,102 @@
+"""What the evaluations by other attacks beside a model say of its PGD figure, on the images that both saw.
+
+Whichever came first: everything here is read from the files as they are. AutoAttack and transfer are expected to be
+stronger than PGD, and by how much is reported, as it is of a search for the nearest adversarial image, which breaks an image
+at every radius beyond its distance; a gradient-free attack that is stronger is a sign of masked gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from errors import UserError
+from evaluations.results import Row, quoted, same_eps, wilson
+from evaluations.subject import Subject
+
+GRADIENT_FREE = ("square", "spsa")
+STRONGER = ("autoattack", "transfer")
+SEARCHES = ("cw", "ddn", "fmn")
+NAMES = {
+    "autoattack": "AutoAttack",
+    "transfer": "transfer",
+    "square": "Square",
+    "spsa": "SPSA",
+    "cw": "Carlini-Wagner",
+    "ddn": "DDN",
+    "fmn": "FMN",
+}
+
+
+class Gap(NamedTuple):
+    """PGD and another attack at one radius, on the same images."""
+
+    attack: str
+    eps: float
+    pgd: float  # robust accuracy, a fraction
+    other: float
+    n: int  # images
+
+    @property
+    def points(self) -> float:
+        """By how many points PGD overestimates the robust accuracy, against this attack."""
+        return 100 * (self.pgd - self.other)
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the other attack lies below the interval of PGD's figure."""
+        return self.other < wilson(round(self.pgd * self.n), self.n)[0]
+
+    def text(self, radius: str = "") -> str:
+        """In words; `radius` is how the reader writes eps, where not as a decimal."""
+        return (
+            f"PGD overestimates by {self.points:.1f} points at {radius or f'{self.eps:.4g}'}: {NAMES[self.attack]} leaves "
+            f"{self.other:.1%}, PGD {self.pgd:.1%}, of the same {self.n} images"
+        )
+
+
+def gaps(attack: str, dataset: str, pgd: Sequence[Row], other: Sequence[Row]) -> Iterator[Gap]:
+    """Between rows of one checkpoint by PGD and by `attack`: at each radius of both, of the test images of both."""
+    for ours in quoted(pgd):
+        for theirs in quoted(other):
+            first, second = ours.get("flags") or "", _left_at(ours["eps"], theirs)
+            count = min(len(first), len(second))
+            # A part of an image folder is drawn, not its first images.
+            if count and (dataset != "imagefolder" or len(first) == len(second)):
+                left, left_by_other = (flags[:count].count("1") / count for flags in (first, second))
+                yield Gap(attack, ours["eps"], left, left_by_other, count)
+
+
+def _left_at(eps: float, row: Row) -> str:
+    """A flag an image, "1" where it stands at eps; none where the row does not say."""
+    if (distances := row.get("distances")) is not None:
+        return "".join("0" if far is not None and far <= eps else "1" for far in distances)
+    return (row.get("flags") or "") if same_eps(eps, row.get("eps")) else ""
+
+
+def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence[Row]]) -> list[Gap]:
+    """Where PGD overestimates: by each of `STRONGER`, and by that of the searches with most images, then the largest gap.
+
+    rows_of: an attack's rows of the same checkpoint.
+    """
+    found: dict[tuple[str, float], Gap] = {}
+    for attack in (*STRONGER, *SEARCHES):
+        for gap in gaps(attack, dataset, pgd, rows_of(attack)):
+            key = ("a search" if attack in SEARCHES else attack, gap.eps)
+            if gap.points > 0:
+                found[key] = max(gap, found.get(key, gap), key=lambda gap: (gap.n, gap.points))
+    return list(found.values())
+
+
+def overestimates(subject: Subject) -> list[str]:
+    """By how much PGD overestimates this network's robust accuracy, a line for each `stronger` attack and radius."""
+    rows = {attack: rows_by(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
+    return [gap.text() for gap in stronger(subject.dataset, rows["pgd"], rows.__getitem__)]
+
+
+def rows_by(subject: Subject, attack: str) -> list[Row]:
+    """Of this checkpoint; none where the file is damaged, which the attack's own command says."""
+    try:
+        return subject.rows(attack)
+    except UserError:
+        return []

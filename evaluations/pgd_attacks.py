@@ -1,0 +1,293 @@
+"""Repeated PGD of one network at one radius or several, from the flags to the JSON beside it. N images."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errors import UserError
+from evaluations import sanity
+from evaluations.compare_attacks import overestimates
+from evaluations.flags import PgdFlags, eval_grid, eval_step_size
+from evaluations.repeated_pgd import AttackState, clean_logits, repeated_pgd
+from evaluations.results import (
+    Row,
+    accuracy_lines,
+    accuracy_of,
+    average_accuracies,
+    finished,
+    require_writable,
+    same_eps,
+    same_kind,
+    stored_row,
+)
+from evaluations.shards import Part, Parts, run_shards
+from evaluations.subject import Subject
+from evaluations.transfer import save_images, saved_images
+from hardware.fast_pgd import FastPgd
+from hardware.layout import layout_for
+from losses import LOSSES, logit_margin
+from processes.distributed import ALONE, World
+from records.progress import Bar, Teller
+from validation import radius
+
+SHARD = 2000  # images at most
+TRIAL_STEPS = 2
+OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ
+
+
+def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = ALONE) -> None:
+    """Attack at each radius that is not done yet, write the rows, and say what was found.
+
+    :raises UserError: if the network has no gradient, or the folder cannot be written.
+    """
+    stored = world.from_first(lambda: subject.rows("pgd"))
+    asked, notes = world.together(lambda: rows_asked(flags, subject, stored))
+    for note in notes:
+        teller.note(note)
+    new = [row for row in asked if flags.overwrite or stored_row(stored, row) is None]
+    radii = [row["eps"] for row in asked]
+    saved = world.from_first(lambda: list(saved_images(subject, radii)) if flags.save_adv else radii)
+    missing = [row for row in asked if row in new or row["eps"] not in saved]
+    if not missing:
+        teller.say(f"{subject.result_file('pgd')}: already done")
+        return
+    world.together(lambda: require_writable(subject.path.parent))
+    batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
+    # Images that are saved must break what their flags say is broken.
+    fallen = [fallen_before([] if flags.save_adv else stored, row) for row in missing]
+    with attacked(flags, subject, batch_size, missing, fallen, teller, world) as (attack, right, states):
+        if not world.is_first:
+            return
+        found = {row["eps"]: state for row, state in zip(missing, states, strict=True)}
+        where = {"device": str(subject.device), "processes": world.size, "batch_size": batch_size}
+        rows = [finished(row, right, found[row["eps"]].robust, found[row["eps"]].seconds, **where) for row in new]
+        checks: sanity.Findings = {}
+        if rows:
+            at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
+            settings, state = how(at, subject.norm), found[at["eps"]]
+            checks = sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state)
+            at["sanity"] = sanity.as_json(checks)
+            subject.add_rows("pgd", rows, lambda rows: settled(rows, new[0]))
+        done = [row for row in (stored_row(subject.rows("pgd"), like) for like in asked) if row is not None]
+        written = [*sanity.lines(checks), f"written: {subject.result_file('pgd')}"] if rows else []
+        for line in [*_lines(subject, done, world.size), *written, *overestimates(subject)]:
+            teller.say(line)
+        if flags.save_adv:
+            path = save_images(subject, {eps: state.x_adv for eps, state in found.items()}, batch_size)
+            teller.say(f"written: {path}")
+
+
+@contextmanager
+def attacked(
+    flags: PgdFlags,
+    subject: Subject,
+    batch_size: int,
+    asked: Sequence[Row],
+    fallen: Sequence[Tensor],
+    teller: Teller,
+    world: World,
+) -> Iterator[tuple[FastPgd, Tensor, list[AttackState]]]:
+    """Every restart at each radius of `asked`, ascending: what fell at a smaller one stays fallen, and `fallen` with it.
+
+    Gives the attack, (N,) bool, classified right without a perturbation, and on the first process the state at each radius.
+    At each radius the images are attacked in shards. What is kept is a shard after each restart, until the end of the
+    context.
+    """
+    losses = loss_names(flags.nb_restart)
+    recorded = subject.device.type == "cuda" and flags.cuda_graphs
+    tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
+    attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
+    x, y, _ = subject.test.everything()
+    clean = logit_margin(clean_logits(subject.model, x, batch_size), y)
+    rounds = -(-len(x) // (SHARD * world.size))
+    shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
+    identity = [*asked], batch_size, flags.save_adv, flags.deterministic
+    parts = Parts(subject, "pgd", len(shards), world, *identity, rounds=len(asked))  # a piece is a shard at a radius
+
+    def attacks_left(piece: int) -> int:
+        """How often an image will be attacked if none falls."""
+        part = parts.known.get(piece) or {"margin": clean[shards[piece % len(shards)]], "restart": 0}
+        return int((part["margin"] < 0).sum()) * (len(losses) - int(part["restart"]))
+
+    def attack_piece(piece: int, bar: Bar) -> Part:
+        number, rows = piece // len(shards), shards[piece % len(shards)]
+        counted = attacks_left(piece)
+        if begun := parts.known.get(piece):
+            state = _as_state(begun, x.device)
+        else:
+            smaller = parts.known.get(piece - len(shards))
+            state = AttackState(x[rows], clean[rows]) if smaller is None else _as_state(smaller, x.device)
+            state = state.larger_radius(fallen[number].to(x.device)[rows])
+
+        def show_and_keep(state: AttackState) -> None:
+            nonlocal counted
+            parts.save(piece, _as_part(state))
+            standing = int(state.robust.sum())
+            bar.set_postfix_str(
+                f"eps {asked[number]['eps']:.4g}, {standing} of {len(rows)} images stand", refresh=False
+            )
+            bar.update(counted - attacks_left(piece))  # an image that has fallen is done with
+            counted = attacks_left(piece)
+
+        repeated_pgd(
+            subject.model,
+            x[rows],
+            y[rows],
+            subject.test.numbers[rows],
+            restarts=[partial(attack, **how(asked[number], subject.norm, loss)) for loss in losses],
+            eps=asked[number]["eps"],
+            seed=flags.seed,
+            batch_size=batch_size,
+            state=state,
+            after_restart=show_and_keep,
+        )
+        return parts.known[piece]
+
+    def seconds_an_attack() -> float:
+        """By two short restarts on a batch, of which the first warms up."""
+        rows = torch.arange(batch_size, device=x.device)
+        for _ in range(2):
+            started = time.monotonic()
+            with says_without_gradient(subject):
+                attack(
+                    subject.model, x[rows], y[rows], **{**how(asked[0], subject.norm), "steps": TRIAL_STEPS}
+                ).sum().item()
+        return (time.monotonic() - started) * flags.nb_iter / TRIAL_STEPS / batch_size
+
+    found = run_shards(
+        parts, attack_piece, attacks_left, seconds_an_attack, f"{subject.norm} PGD", "attack", teller, world
+    )
+    states = []
+    for first in range(0, len(found) if world.is_first else 0, len(shards)):
+        own = [_as_state(part, x.device) for part in found[first : first + len(shards)]]
+        x_adv, margin = torch.cat([state.x_adv for state in own]), torch.cat([state.margin for state in own])
+        states.append(AttackState(x_adv, margin, len(losses), sum(state.seconds for state in own)))
+    yield attack, clean < 0, states
+    parts.close()
+
+
+def _as_state(part: Part, device: torch.device) -> AttackState:
+    return AttackState(**{**part, "x_adv": part["x_adv"].to(device), "margin": part["margin"].to(device)})
+
+
+def _as_part(state: AttackState) -> Part:
+    return {**vars(state), "x_adv": state.x_adv.cpu(), "margin": state.margin.cpu()}
+
+
+@contextmanager
+def says_without_gradient(subject: Subject) -> Iterator[None]:
+    """:raises UserError: if the network inside has no gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise UserError(
+            f"{subject.path}: no gradient reaches the images through this network: attack it with "
+            "evaluate_on_gradient_free_attacks.py"
+        ) from None
+
+
+# --- what is asked for, and what is stored of it -------------------------------------------------------------------
+
+
+def loss_names(nb_restart: int) -> list[str]:
+    """The loss of each restart: the first half on cross-entropy, the rest on the CW loss."""
+    on_xent = -(-nb_restart // 2)
+    return ["xent"] * on_xent + ["cw"] * (nb_restart - on_xent)
+
+
+def how(row: Row, norm: str, loss: str = "xent") -> dict[str, Any]:
+    """How a restart on this loss attacks, as `pgd` is told it."""
+    steps, step_size = row["settings"]["nb_iter"], row["settings"]["eps_iter"]
+    return {"loss_fn": LOSSES[loss], "norm": norm, "eps": row["eps"], "step_size": step_size, "steps": steps}
+
+
+def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """For each radius asked for, ascending, what its row says before the attack; and what the user should be told.
+
+    A radius that is stored but for rounding is the stored one, so that its random starts are the same.
+
+    :raises UserError: for a radius that no image in [0, 1] can use.
+    """
+    notes: list[str] = []
+
+    def settle(value: float, flag: str) -> float:
+        settled, said = radius(value, subject.dataset, subject.norm, flag)
+        notes.extend(said)
+        return settled
+
+    step_size = None if flags.eps_iter is None else settle(flags.eps_iter, "eps_iter")
+
+    def row(eps: float) -> Row:
+        settings = {
+            "nb_iter": flags.nb_iter,
+            "nb_restart": flags.nb_restart,
+            "losses": dict(Counter(loss_names(flags.nb_restart))),
+            "eps_iter": step_size or eval_step_size(subject.dataset, subject.norm, eps),
+            "precision": flags.precision,
+        }
+        return subject.row(flags.seed, settings, eps)
+
+    if flags.eps is None:
+        radii = [subject.training.test_eps]
+        notes.append(f"--eps not given: {radii[0]:.5g}, the test radius of its training")
+    elif flags.eps == ("grid",):  # type: ignore[comparison-overlap]  # a word that the flag lets through
+        radii = list(eval_grid(subject.dataset, subject.norm, subject.training.check_maxeps))
+    else:
+        radii = [settle(eps, "eps") for eps in flags.eps]
+    rows: list[Row] = []
+    for eps in sorted(radii):
+        if not rows or not same_eps(eps, rows[-1]["eps"]):
+            same = stored_row(stored, row(eps))
+            rows.append(row(eps if same is None else same["eps"]))
+    return rows, notes
+
+
+def fallen_before(rows: Sequence[Row], like: Row) -> Tensor:
+    """(N,) bool on the CPU: what rows of the same protocol say has fallen at a smaller radius than that of `like`."""
+    fallen = torch.zeros(like["n"], dtype=torch.bool)
+    for row in rows:
+        smaller = row["eps"] < like["eps"] and not same_eps(row["eps"], like["eps"])
+        if smaller and same_kind(row, like, apart_from=OF_THE_RADIUS):
+            fallen |= torch.tensor([flag == "0" for flag in row["flags"]])
+    return fallen
+
+
+def settled(rows: list[Row], like: Row) -> list[Row]:
+    """What fell at a smaller radius is fallen in the rows of the protocol of `like` at larger ones, whichever came first."""
+    agreed = []
+    for row in rows:
+        if same_kind(row, like, apart_from=OF_THE_RADIUS):
+            fallen = fallen_before(rows, {**like, "eps": row["eps"]}).tolist()
+            flags = "".join("0" if gone else flag for flag, gone in zip(row["flags"], fallen, strict=True))
+            row = row if flags == row["flags"] else {**row, **accuracy_of(flags)}
+        agreed.append(row)
+    return agreed
+
+
+# --- what is written and said --------------------------------------------------------------------------------------
+
+
+def _lines(subject: Subject, rows: Sequence[Row], processes: int) -> list[str]:
+    """What to say of these rows."""
+    settings, seconds = rows[-1]["settings"], sum(row.get("seconds", 0) for row in rows)
+    said = [
+        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} PGD, {settings['nb_iter']} steps, "
+        f"{settings['nb_restart']} restarts, {seconds:.1f} s on {settings['device']}"
+        + (f", {processes} processes" if processes > 1 else ""),
+        *accuracy_lines(rows),
+    ]
+    if len(rows) > 1:
+        averages = average_accuracies(rows[-1]["clean_acc"], [row["robust_acc"] for row in rows])
+        mean, robust = averages["avg_acc"], averages["avg_rob_acc"]
+        said.append(f"AvgAcc {mean:.2%} (clean and every eps), AvgRobAcc {robust:.2%} (every eps)")
+    return said

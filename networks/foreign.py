@@ -1,0 +1,85 @@
+"""What a state dict says: its images, and other programs' weights under our keys.
+
+Read are RobustBench's WideResNet and the fast-AT code's PreAct ResNet-18, bare or in a wrapper. The layers are the same,
+their names are not. What such a program does to images before the first layer is in no state dict: ours standardises each
+image, and the logits are theirs for images that are standardised like that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "attacker.")
+NORMALISATION = re.compile(r"(^|\.)(mu|sigma|mean|std|new_mean|new_std)$")  # buffers beside the network, in no wrapper
+
+# Both start with `conv1`; ours stand behind the standardisation, the first of two modules, and so start with `1.`.
+RENAMED = (
+    (r"^(conv1|bn1|bn|fc|linear|(sub_)?block\d|layer\d)\.", r"1.\1."),
+    (r"^1\.block(\d)\.", r"1.convgroup\1."),
+    (r"\.convShortcut\.", ".conv_shortcut."),
+)
+UNUSED = "1.sub_block1."  # in the files of TRADES' WideResNet and of those after it, in no path from image to logits
+COUNTER = ".num_batches_tracked"  # of BatchNorm, which old files lack and which no pass needs
+INPUT = "each image standardised, as ours does: the weights are another program's, which may do something else"
+
+
+def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """`weights` under the names of a network whose state dict is `own`, and what is to be said of its input, if anything.
+
+    The first of these that has every name of `own`: as they are; without the prefixes of wrappers; renamed as well. If
+    none has, as they are.
+    """
+    for rename, said in ((False, ""), (True, INPUT)):
+        for plain in _unwrapped(dict(weights)):
+            found = {_renamed(key) if rename else key: value for key, value in plain.items()}
+            found = {key: value for key, value in found.items() if not key.startswith(UNUSED)}
+            found |= {key: own[key] for key in own.keys() - found.keys() if key.endswith(COUNTER)}
+            if found.keys() >= own.keys():
+                return found, said
+    return dict(weights), ""
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights, and the same without the prefix that a wrapper puts before each, and without that of the next."""
+    yield weights
+    # The robustness package keeps its network twice, the second time as its attacker's.
+    twice = {f"attacker.{key}" for key in weights}
+    once = {key: value for key, value in weights.items() if key not in twice}
+    for prefix in WRAPPERS:
+        inside = [key for key in once if key.startswith(prefix)]
+        if inside and all(NORMALISATION.search(key) for key in once.keys() - set(inside)):
+            yield from _unwrapped({key.removeprefix(prefix): value for key, value in once.items()})
+
+
+def _renamed(key: str) -> str:
+    for pattern, ours in RENAMED:
+        key = re.sub(pattern, ours, key)
+    return key
+
+
+ANY_SIZE = 32  # of a network that takes images of every size
+
+
+def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
+    """A built-in network's state dict -> channels, height, width, classes.
+
+    The stem of `SmallResNet` sees blocks of 2x2 pixels. Of LeNet5's images the weights know the number of 4x4 blocks
+    alone: a square of them, or else a column.
+
+    :raises ValueError: if these are not the weights of a convolutional network.
+    """
+    convolutions = [tensor for tensor in weights.values() if tensor.dim() == 4]
+    linears = [tensor for tensor in weights.values() if tensor.dim() == 2]
+    if not convolutions or not linears:
+        raise ValueError("no convolution or no linear layer in it")
+    height = width = ANY_SIZE
+    if "linear1.weight" in weights and "conv2.weight" in weights:
+        blocks = linears[0].shape[1] // convolutions[-1].shape[0]
+        side = math.isqrt(blocks)
+        height, width = (4 * side, 4 * side) if side**2 == blocks else (4 * blocks, 4)
+    colours = convolutions[0].shape[1] // (4 if any(key.endswith("stem.weight") for key in weights) else 1)
+    return colours, height, width, linears[-1].shape[0]

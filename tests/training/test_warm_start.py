@@ -1,0 +1,292 @@
+"""Warm starts: eight bits a pixel, the same after a round through the file, and where an attack that starts there is."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from command_lines import fails
+from errors import UserError
+from flags import parse_train
+from loading.crops import Augment, Crops, draw_crops
+from pgd import GEOMETRY, noise_towards
+from ranks import in_processes
+from tiny_runs import Memory, network, rand, tiny_trainer
+from training.warm_start import LEVELS, Stored, WarmStarts, decode, encode
+from utils import generator
+
+RECIPE = {"keep_directions": True, "refresh_interval": 3, "search": "secant", "num_search_steps": 4, "rest_interval": 3}
+
+
+def some(norm, count=7):
+    directions = 2 * rand(count, 1, 8, 8, dtype=torch.float32) - 1
+    return directions if norm == "Linf" else 0.9 * directions / directions.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_decoded_is_within_half_a_level_and_under_l2_of_the_same_length(norm):
+    directions = some(norm)
+    back = decode(encode(directions), norm)
+    scale = directions.abs().flatten(1).amax(1)[:, None, None, None]
+    assert ((back - directions).abs() <= (0.6 if norm == "L2" else 0.5001) * scale / LEVELS).all()
+    if norm == "L2":
+        torch.testing.assert_close(back.flatten(1).norm(dim=1), directions.flatten(1).norm(dim=1))
+    assert torch.equal(decode(encode(torch.zeros(2, 1, 3, 3)), norm), torch.zeros(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_attack_starts_at_the_image_plus_eps_times_the_direction(norm):
+    x, eps, directions = 0.3 + 0.4 * rand(7, 1, 8, 8, dtype=torch.float32), torch.full((7,), 0.1), some(norm)
+    start = GEOMETRY[norm].start(x, eps, noise_towards(norm, x, eps, directions))
+    torch.testing.assert_close(start, x + 0.1 * directions, rtol=0, atol=1e-6)
+
+
+def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_left_out():
+    table = WarmStarts(5, (1, 8, 8), "Linf", torch.device("cpu"))
+    new = some("Linf", 2)
+    new[1] = 0
+    table.write(torch.tensor([3, 1]), encode(new), torch.tensor(False))
+    assert not table.known(torch.arange(5)).any()
+    table.write(torch.tensor([3, 1]), encode(new), torch.tensor(True))
+    assert table.known(torch.arange(5)).tolist() == [False, False, False, True, False]
+    with pytest.raises(ValueError, match="of 4 images of 1x8x8 pixels, and the training set is 5 images"):
+        table.load_state_dict(WarmStarts(4, (1, 8, 8), "Linf", torch.device("cpu")).state_dict())
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_recipe_resumes_exactly(norm, augment):
+    """Directions and skipped images included."""
+    changes = {**RECIPE, "norm": norm, "one_cycle": True, "lr": ((0, 0.02),)}
+    changes |= {"augment": augment}
+    changes |= {"attack_mineps": 0.1, "hinge_maxeps": 0.25} if norm == "L2" else {}
+    whole, straight = tiny_trainer(12, **changes), Memory()
+    whole.run(straight, lambda: False)
+    first, memory = tiny_trainer(12, **changes), Memory()
+    first.run(memory, lambda: first.step >= 7)
+    assert first.directions.known(torch.arange(23)).any()
+    second = tiny_trainer(12, **changes)
+    second.restore(memory.states[-1])
+    second.run(memory, lambda: False)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert all(map(torch.equal, whole.directions.table, second.directions.table))
+    assert torch.equal(whole.eps, second.eps) and whole.passes == second.passes > 0
+    assert straight.lines[-1] == memory.lines[-1]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_step_that_is_left_out_writes_no_directions(augment):
+    trainer = tiny_trainer(12, **RECIPE, augment=augment)
+    for _ in range(6):
+        trainer.train_step()
+    before = copy.deepcopy(trainer.directions.table)
+    objective = trainer.objective
+    trainer.objective = lambda *step: (lambda r: r._replace(finite=torch.zeros_like(r.finite)))(objective(*step))
+    trainer.train_step()
+    assert all(map(torch.equal, before, trainer.directions.table))
+
+
+def test_a_skipped_image_is_not_attacked_and_keeps_its_radius():
+    """Where the search met no wrong point, two visits of three; its loss is beyond the hinge all the same."""
+    trainer = tiny_trainer(40, **RECIPE, model=network(False, 400).float(), clean_loss_coeff=1 / 3, hinge_maxeps=0.03)
+    trainer.eps.fill_(trainer.config.search_maxeps)
+    result = trainer.train_step()
+    index = trainer.batches.global_rows(0)
+    skipped = (index % 3) != 0
+    assert 0 < skipped.sum() < 6
+    right = result.eps > 0
+    assert torch.equal(
+        result.eps[skipped & right], torch.full_like(result.eps[skipped & right], trainer.config.search_maxeps)
+    )
+    assert (result.direction.flatten(1).abs().amax(1)[skipped] == 0).all()
+    attacked = int((right & ~skipped).sum())
+    assert int(result.passes) == 2 * 6 + attacked * (5 + 4)
+
+
+def _two_processes(augment):
+    from processes.distributed import device_of
+
+    with device_of("cpu", False) as (world, _):
+        from tiny_runs import settings, tiny_data
+        from trainer import Trainer
+
+        torch.manual_seed(0)
+        config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=8, lr=((0, 0.01),)), **RECIPE, augment=augment)
+        trainer = Trainer(config, network(False, 60).float(), tiny_data(), world)
+        for _ in range(8):
+            trainer.train_step()
+        return [part.clone() for part in trainer.directions.table], trainer.eps, float(trainer.passes)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_two_processes_keep_the_same_table_as_one(augment):
+    one = in_processes(1, _two_processes, augment)[0]
+    both = in_processes(2, _two_processes, augment)
+    for tables, eps, passes in both:
+        assert torch.equal(eps > 0, one[1] > 0) and passes == one[2]
+        assert torch.equal(tables[1] > 0, one[0][1] > 0)
+        torch.testing.assert_close(tables[1], one[0][1], rtol=0, atol=1e-3)
+        assert (tables[0] == one[0][0]).float().mean() > 0.98
+    assert all(map(torch.equal, both[0][0], both[1][0]))
+
+
+def test_a_table_of_other_images_is_refused_on_resume(capsys, tmp_path):
+    """As many images as before, but larger ones, on which the network would work all the same."""
+    flags = "--dataset imagefolder --norm Linf --hinge_maxeps 0.1 --network small_resnet --keep_directions --nb_iter 1"
+    flags += " --batch_size 4 --num_search_steps 2 --val_size 2 --test_size 0 --max_steps 4 --device cpu --no-streaming"
+    argv = [*flags.split(), "--data_root", str(tmp_path), "--savepath", str(tmp_path / "run"), "--quiet"]
+
+    def draw(size):
+        for number, name in enumerate(
+            f"{part}/{kind}/{i}.png" for part in ("train", "test") for kind in "ab" for i in range(5)
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            pixels = (255 * rand(size, size, 3, seed=number)).to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / name)
+
+    draw(12)
+    assert train.main(argv) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    draw(16)
+    there, here = "8 images of 3x12x12 pixels", "8 images of 3x16x16 pixels"
+    fails(capsys, train.main, [*argv, "--max_steps", "6", "--resume"], "--resume: ", there, here, "another --savepath")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+def filled(norm, directions):
+    """A table that holds these."""
+    table = WarmStarts(len(directions), directions.shape[1:], norm, torch.device("cpu"))
+    table.write(torch.arange(len(directions)), encode(directions), torch.tensor(True))
+    return table
+
+
+def cropped(norm, count=40):
+    """Directions, and how their images are cropped."""
+    return some(norm, count), draw_crops(count, generator(3), Augment())
+
+
+def half_a_level(directions, norm):
+    """(B, 1, 1, 1): how far a pixel may be from what was stored; under L2 the length adds a little."""
+    return (0.6 if norm == "L2" else 0.5001) * directions.abs().flatten(1).amax(1)[:, None, None, None] / LEVELS
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_written_and_read_under_the_same_crop_is_the_same_where_the_crop_shows_the_image(norm):
+    """And the start beyond the image's edge is the direction, reflected as the image is."""
+    old, crops = cropped(norm)
+    table, index, new = filled(norm, old), torch.arange(40), some(norm, 41)[1:]
+    stored = table.to_store(index, new, crops)
+    table.write(index, stored, torch.tensor(True))
+    back = table.read(index, crops)
+    shown = crops.of(torch.arange(64.0).view(1, 1, 8, 8).expand(40, 1, 8, 8))
+    first = torch.zeros_like(shown, dtype=torch.bool)  # pixels of the crop that are no reflection
+    for one, (down, right), flip in zip(first, crops.shift.tolist(), crops.flip.tolist(), strict=True):
+        for i in range(8):
+            for j in range(8):
+                column = 7 - j if flip else j
+                one[0, i, j] = 0 <= i + down < 8 and 0 <= column + right < 8
+    level = half_a_level(decode(stored, norm), norm)
+    assert ((back - new).abs()[first] <= level.expand_as(back)[first] + 1e-6).all()
+    assert torch.equal(back, crops.of(table.read(index)))
+    assert not first.all() and ((back - new).abs() > level)[~first].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_pixels_that_the_crop_does_not_show_keep_what_is_kept_of_them(norm):
+    """Whatever was found on reflected pixels."""
+    old, crops = cropped(norm)
+    table, index, new = filled(norm, old), torch.arange(40), some(norm, 41)[1:]
+    _, shown = crops.undone(new)
+    before = table.read(index)
+    stored = table.to_store(index, new, crops)
+    after = decode(stored, norm)
+    level = half_a_level(after, norm)
+    assert ((after - before).abs() <= level)[~shown].all() and (~shown).any()
+    first = crops.undone(torch.arange(64.0).view(1, 1, 8, 8).expand(40, 1, 8, 8))[0].long()
+    for row in range(40):
+        reflected = torch.ones(64, dtype=torch.bool)
+        reflected[first[row][shown[row]]] = False
+        new[row].view(-1)[reflected] = 1e3
+    assert all(map(torch.equal, stored, table.to_store(index, new, crops)))
+    if norm == "L2":
+        torch.testing.assert_close(after.flatten(1).norm(dim=1), stored.length)
+
+
+def test_a_crop_that_moves_nothing_is_none():
+    directions, index = some("L2"), torch.arange(7)
+    table, same = filled("L2", some("L2", 8)[1:]), Crops(torch.zeros(7, 2, dtype=torch.long), torch.zeros(7).bool())
+    assert all(map(torch.equal, table.to_store(index, directions, same), encode(directions)))
+    assert torch.equal(table.read(index, same), table.read(index))
+
+
+def test_rows_without_a_new_direction_are_not_written_under_a_crop():
+    """What is found is 0 for them, and what is kept stays, bit for bit."""
+    old, crops = cropped("Linf")
+    table, index, new = filled("Linf", old), torch.arange(40), some("Linf", 41)[1:]
+    new[::2] = 0
+    before = [part.clone() for part in table.table]
+    table.write(index, table.to_store(index, new, crops), torch.tensor(True))
+    for part, was in zip(table.table, before, strict=True):
+        assert torch.equal(part[::2], was[::2])
+    assert (table.table.pixels[1::2] != before[0][1::2]).flatten(1).any(1).all()
+
+
+def test_training_on_crops_reads_and_writes_by_the_image():
+    """The directions that a step finds on its crops are in the table by the image's pixels, and are where its next attack
+    starts, on the next crop."""
+    changes = {**RECIPE, "refresh_interval": 0, "rest_interval": 1, "augment": True, "lr": ((0, 1e-6),)}
+    trainer = tiny_trainer(40, model=network(False, 6).float(), **changes)
+    labels = trainer.data.train.labels
+    labels.copy_(trainer.model(trainer.data.train.everything().x).argmax(1))
+    for _ in range(4):
+        trainer.train_step()
+    before = trainer.directions.read(torch.arange(23))
+    kept = trainer.directions.known(torch.arange(23))
+    seen, objective = {}, trainer.objective
+
+    def spied(net, x, y, start, total):
+        seen["noise"], seen["result"] = start.noise, objective(net, x, y, start, total)
+        return seen["result"]
+
+    trainer.objective = spied
+    index, crops = trainer.batches.global_rows(4), trainer.batches.crops(4)
+    trainer.train_step()
+    moved = crops.of(before[index])
+    assert kept[index].any()
+    torch.testing.assert_close((2 * seen["noise"] - 1)[kept[index]], moved[kept[index]])
+    found, shown = crops.undone(seen["result"].direction)
+    after, attacked = trainer.directions.read(index), seen["result"].eps > 0
+    assert attacked.any() and (~shown[attacked]).any()
+    wanted = torch.where(shown, found, before[index])[attacked]
+    torch.testing.assert_close(after[attacked], wanted, rtol=0, atol=0.6 / LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--keep_directions", "--method", "pgd"], "--keep_directions: has no meaning with --method pgd"),
+        (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about kept directions"),
+        (["--crop_pad", "2", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
+        (["--no-flip", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
+        (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),
+        (["--one_cycle", "--lr", "0:0.1,5:0.01", "--hinge_maxeps", "0.3"], "--lr: with --one_cycle it is the highest"),
+        (["--search", "newton", "--hinge_maxeps", "0.3"], "newton"),
+    ],
+)
+def test_parts_that_contradict_each_other(flags, part):
+    with pytest.raises(UserError, match=part):
+        parse_train(["--dataset", "mnist", "--norm", "Linf", *flags])
+
+
+def test_stored_form_is_eight_bits():
+    assert encode(some("L2")).pixels.dtype == torch.int8 and Stored._fields == ("pixels", "scale", "length")
+
+
+def test_training_draws_the_crops_that_the_flags_ask_for():
+    trainer = tiny_trainer(12, augment=True, crop_pad=1, flip=False)
+    assert trainer.batches.augment == Augment(1, False)
+    assert tiny_trainer(12).batches.augment is None
