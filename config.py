@@ -24,7 +24,11 @@ SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision bound
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
 SEARCHES = ("bisection", "secant")
 SEARCH_MODES = ("train", "eval")
-BEST_BY = {"mean_margin": "mean margin", "robust_acc": "robust accuracy"}  # figures of the check, in words
+BEST_BY = {
+    "mean_margin": "mean margin",
+    "robust_acc": "robust accuracy",
+    "clean_acc": "clean accuracy",
+}  # figures of the check, in words
 GONE = {"activation": "relu", "average_decay": None}  # settings of older runs, and the value that has no effect
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
@@ -117,7 +121,9 @@ class Config:
     check_nb_iter: int | None = opt(None, "PGD steps of the check (default: nb_iter)")
     check_interval: int = opt(1, "epochs between checks; one always follows the last step")
     best_by: str = opt(
-        "mean_margin", "figure of the validation images by which model_best.pt is chosen", tuple(BEST_BY)
+        "mean_margin",
+        "figure of the validation images by which model_best.pt is chosen (std: clean_acc)",
+        tuple(BEST_BY),
     )
     check_size: int | None = opt(None, "validation images of the check, at most (default: all)")
     test_at_end: bool = opt(False, "check the test images after the last step only")

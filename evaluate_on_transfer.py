@@ -21,7 +21,6 @@ from errors import UserError, exits_on_user_error
 from evaluations import pgd_attacks, transfer
 from evaluations.flags import PgdFlags, SharedFlags, checked_flags
 from evaluations.results import Row, effort, require_writable, same_eps, stored_row
-from evaluations.shards import says_when_memory_ends
 from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
 from processes.distributed import one_process_only
@@ -46,12 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_process_only("evaluate_on_transfer.py")
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
-    with says_when_memory_ends(flags):
-        subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
-        radii = shared_radii(flags, runs, subjects, teller)
-        for subject in subjects:
-            subject.rows("transfer")  # read at the end: better refused now
-        compare(flags, runs, subjects, radii, teller)
+    subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
+    radii = shared_radii(flags, runs, subjects, teller)
+    for subject in subjects:
+        subject.rows("transfer")  # read at the end: better refused now
+    compare(flags, runs, subjects, radii, teller)
     folders = (str(subject.path.parent) for subject in subjects)
     teller.say(f"look at it with: {command('reports/make_report.py', *folders)}")
     return 0

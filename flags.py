@@ -274,7 +274,7 @@ def with_recipe(given: Flags) -> tuple[Flags, list[str]]:
         values.pop("refresh_interval", None)  # without them every start is a fresh one
     if given.get("search") == "bisection":
         values.pop("num_search_steps", None)  # the recipe's are passes of the secant search
-    if values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
+    if recipe != "paper" and values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
     if left_out := [name for name in recipe_values(recipe, key, None, network) if name not in values]:

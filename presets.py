@@ -120,7 +120,7 @@ MMA_ONLY = ("search", "search_mode", "num_search_steps", "keep_directions", "ref
 
 
 def recipe_values(recipe: object, key: Key, method: str | None, network: str | None = None) -> Values:
-    """What the recipe changes in the settings of a data set and norm, less what has no meaning for the method."""
+    """What recipe and method change in the settings of a data set and norm, less what has no meaning for the method."""
     values, method = dict(RECIPES.get(str(recipe), {}).get(key, {})), method or "mma"
     if values and key[0] in ("cifar10", "imagefolder"):
         steps = _STEPS[SMALL if network == SMALL else ""]
@@ -128,9 +128,8 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
         values |= {"max_steps": steps[like]} | ({"batch_size": 128} if network == SMALL else {})
         values |= {"nb_iter": 3} if like in ("pgd", "trades") else {}
     leaves_out = () if method in ("mma", "omma") else MMA_ONLY
-    if method == "std":  # of which nothing is robust, so that the first check would count as the best
-        leaves_out = (*leaves_out, "best_by")
-    return {name: value for name, value in values.items() if name not in leaves_out}
+    values = {name: value for name, value in values.items() if name not in leaves_out}
+    return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
 
 SETTINGS = _settings()  # what `Config`'s defaults, which are MNIST's, become for each data set and norm

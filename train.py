@@ -99,7 +99,8 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
     if not finished:
         teller.say(f"stopped after step {trainer.step}, state saved; go on with: {go_on}")
         return 128 + stop.agreed
-    teller.say(closing(trainer, folder, time.monotonic() - started))
+    if world.is_first:
+        teller.say(closing(trainer, folder, time.monotonic() - started))
     return 0
 
 
@@ -117,12 +118,13 @@ def opening(trainer: Trainer, begins: bool) -> str:
 def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     """What came out, where it lies, what to run next."""
     config = trainer.config
-    best = f"{trainer.best:.4f}" if config.best_by == "mean_margin" else f"{trainer.best:.2%}"
+    kept = checkpoint.load(folder.best)["metrics"]["val"]
     named = [] if is_built_in(config.network) else ["--network", config.network]  # code runs only where it is named
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
-        f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here; "
-        f"best {BEST_BY[config.best_by]} on validation images {best}\n"
+        f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here\n"
+        f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: clean "
+        f"{kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
         f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path), *named)}"

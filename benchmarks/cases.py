@@ -6,6 +6,7 @@ B batch, ... any image shape. Images in [0, 1]. A case's floor is the time of it
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import statistics
 import time
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from anpgd import AnPgd, Search
 from benchmarks import reference_style
 from config import PRESETS, Config
-from evaluations.repeated_pgd import Images, Listener, Protocol, Running, clean_attacked, repeated_pgd
+from evaluations.repeated_pgd import repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.layout import lay_out, layout_for
 from hardware.precision import BFloat16Twin, tf32
@@ -106,7 +107,7 @@ def training_case(name: str, share: str, precisions: list[str], batch_size: int,
         laid_out = copy.deepcopy(model)
         lay_out(laid_out, True, layout_for(device, precision, False))
         run[precision] = Trainer(own, laid_out, Dataset(*[Split(images, y, index)] * 3, 10)).train_step
-        floor[precision] = lambda model=laid_out, own=own: _step_floor(model, x, y, right, own)
+        floor[precision] = functools.partial(_step_floor, laid_out, x, y, right, own)
     return Case(f"{name}, {share} right, batch {batch_size}", batch_size, run, floor)
 
 
@@ -153,13 +154,13 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     def ours(precision: str, attack: FastPgd) -> None:
         batches[precision] = 0
 
-        def count_batch(*_: object) -> None:
+        def counted(*images: object, **how: object) -> Tensor:
             batches[precision] += 1
+            return attack(*images, **how)
 
-        images, portions = Images(x, y, index), Running(batch_size, attack)
-        clean = clean_attacked(model, images, portions)
-        protocol = Protocol(losses, "Linf", eps, size, steps, seed=0)
-        found = repeated_pgd(model, images, protocol, clean, portions, Listener(count_batch))
+        how = {"norm": "Linf", "eps": eps, "step_size": size, "steps": steps}
+        restart_by = [functools.partial(counted, loss_fn=loss_fn, **how) for loss_fn in losses]
+        found = repeated_pgd(model, x, y, index, restarts=restart_by, eps=eps, batch_size=batch_size)
         robust[precision] = float(found.robust.float().mean())
 
     def floor(precision: str) -> float:
@@ -172,8 +173,8 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     run: dict[str, Callable[[], object]] = {PLAIN: plain}
     for precision in precisions:
         attack = FastPgd(model, precision, rows=batch_size if device.type == "cuda" else None)
-        run[precision] = lambda precision=precision, attack=attack: ours(precision, attack)
-    floors = {name: lambda name=name: floor(name) for name in run}
+        run[precision] = functools.partial(ours, precision, attack)
+    floors = {name: functools.partial(floor, name) for name in run}
     title = (
         f"evaluation, LeNet5, {count} images, batch {batch_size}, {restarts} restarts x {steps} steps, eps {eps:.3g}"
     )

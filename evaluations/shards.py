@@ -7,8 +7,7 @@ have found. What is done lies beside the model, piece by piece, until the result
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from evaluations.flags import EvaluationFlags, SharedFlags
+from evaluations.flags import EvaluationFlags
 from evaluations.results import Row, alone_in, says_where, stored_row
 from evaluations.subject import Subject, load_subject
 from processes.distributed import World, device_of
@@ -49,7 +48,7 @@ def run_evaluation(
             return load_subject(replace(flags, test_size=most), device, precision)
         return subject
 
-    with device_of(flags.device, flags.deterministic) as (world, device), says_when_memory_ends(flags):
+    with device_of(flags.device, flags.deterministic) as (world, device):
         teller = Teller(world.is_first, flags.quiet)
         subject = world.one_a_machine_first(load)
         for name, what in subject.overrides.items():
@@ -57,19 +56,6 @@ def run_evaluation(
         evaluate(flags, subject, teller, world)
         teller.say(_what_next(flags, subject))
     return 0
-
-
-@contextmanager
-def says_when_memory_ends(flags: SharedFlags) -> Iterator[None]:
-    """:raises UserError: in place of what torch raises when the host or the device has no memory left."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(words in str(error) for words in ("allocate memory", "out of memory", "ALLOC_FAILED")):
-            raise
-        asked = f"--batch_size {flags.batch_size}" if flags.batch_size else "--batch_size"
-        raise UserError(f"{asked}: memory does not suffice for so many images together: choose fewer") from None
 
 
 def already_done(subject: Subject, attack: str, like: Row, overwrite: bool, teller: Teller, world: World) -> bool:

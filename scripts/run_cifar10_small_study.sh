@@ -29,7 +29,7 @@ attack_run() {
 
 case ${TIERS:-12} in *1*)
   # Nothing of standard training is robust: its network is the last one.
-  run "$(folder STD)" --method std --check_interval 1000
+  run "$(folder STD)" --method std --check_interval 1000 --best_by mean_margin
   run "$(folder PGD-8)" --method pgd --train_eps 8/255
   run "$(folder PGD-16)" --method pgd --train_eps 16/255
   run "$(folder TRADES-8)" --method trades --train_eps 8/255

@@ -14,7 +14,7 @@ for seed in 0 1 2; do
     if [ ! -e "$run/model_best.pt" ]; then continue; fi
     python "$root/evaluate_on_pgd_attacks.py" --model "$run" --eps grid --nb_iter 40 --nb_restart 4 --device cpu </dev/null
   done <<'RUNS'
-STD --method std
+STD --method std --best_by mean_margin
 PGD-0.1 --method pgd --train_eps 0.1
 PGD-0.2 --method pgd --train_eps 0.2
 PGDLS-0.2 --method pgdls --train_eps 0.2

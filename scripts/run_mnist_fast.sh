@@ -64,7 +64,7 @@ case ${TIERS:-12} in *2*)
   run mnist-Linf-PGD-0.3-sd0-fast --norm Linf --method pgd --train_eps 0.3 --nb_iter 10
   run mnist-Linf-PGD-0.45-sd0-fast --norm Linf --method pgd --train_eps 0.45 --nb_iter 10
   run mnist-Linf-TRADES-0.3-sd0-fast --norm Linf --method trades --train_eps 0.3 --nb_iter 10
-  run mnist-Linf-STD-sd0-fast --norm Linf --method std
+  run mnist-Linf-STD-sd0-fast --norm Linf --method std --best_by mean_margin
   for name in OMMA-0.45 PGD-0.3 PGD-0.45 TRADES-0.3 STD; do attack_linf mnist-Linf-$name-sd0-fast 500; done
   networks=(mnist-Linf-{MMA-0.45,OMMA-0.45,PGD-0.3,PGD-0.45,STD,TRADES-0.3}-sd0-fast mnist-Linf-MMA-0.45-sd0-fast-scale1)
   mapfile -t models < <(folders "${networks[@]}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.not_finite import NotFinite
+from training.guard import NotFinite
 
 import ranks
 from command_lines import SMALL, rows

@@ -273,7 +273,7 @@ def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
         path, HEAD, [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
     )
     assert [(one["eps"], one["flags"]) for one in again] == [(0.1, "0001"), (0.1, "0011"), (0.2, "0011"), (0.3, "0101")]
-    far = {"distances": [1.0, None], "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
+    far = {"distances": [1.0, None], "mean": None, "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
     search = {key: value for key, value in row().items() if key not in ("eps", "robust_acc", "flags")} | far
     nearer = search | {"mean_of_found": 0.5}
     for new, kept in ((search, search), (nearer, nearer), (search, nearer)):

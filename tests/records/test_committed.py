@@ -39,6 +39,8 @@ def test_its_settings_are_read_and_are_the_same_again(folder):
     stored = stored_config(values)
     assert stored.method == (values.get("method") or "mma")
     again, _ = parse_train(["--config", str(folder)])
+    if "best_by" not in values and stored.method == "std":  # by mean margin, as was not said then
+        stored = replace(stored, best_by="clean_acc")
     stored = replace(
         stored, ramp_steps=stored.ramp_steps or again.ramp_steps
     )  # half of all steps, where it is not said
