@@ -155,7 +155,6 @@ def restore(trainer: Resumable, state: State, folder: RunFolder) -> None:
         raise UserError(
             f"--resume: {folder.path} was trained on {what}: restore the data, or choose another --savepath"
         )
-    state = {**state, "model": checkpoint.plain_keys(state["model"])}
     try:
         checkpoint.load_weights(trainer.model, state["model"], folder.last)
         trainer.restore(state)
