@@ -14,6 +14,7 @@ from config import BEST_BY, Config
 from errors import UserError, exits_on_user_error, remedy
 from flags import parse_train
 from hardware.layout import lay_out, layout_for
+from hardware.precision import remark
 from loading.batches import first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
@@ -78,6 +79,8 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
     try:
         with StopSignals(world.largest, launched=is_launched()) as stop:
             teller.note(f"{folder.path}: {opening(trainer, begins)}")
+            if said := remark(device, config.precision):
+                teller.note(said)
             with recorder, trainer.batches:
                 finished = trainer.run(recorder, stop)
     except NotFinite as error:
@@ -105,8 +108,6 @@ def opening(trainer: Trainer, begins: bool) -> str:
     config, data, world = trainer.config, trainer.data, trainer.world
     images = f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
     device = f"{trainer.device}; " + (f"{world.size} processes; " if world.size > 1 else "")
-    if config.precision == "tf32" and trainer.device.type != "cuda":
-        device += "--precision tf32 is CUDA's, on this device the arithmetic is float32; "
     start = "starting" if begins else f"going on from step {trainer.step}"
     return f"{images}; {device}{start}, {config.max_steps} steps in all"
 

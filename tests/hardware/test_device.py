@@ -1,6 +1,7 @@
 """What `--device` means on machines with other GPUs than this one, by a stub of `torch.cuda` that refuses what torch refuses."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import utils
 from command_lines import fails
 from errors import UserError
+from hardware.precision import remark
 from train import main
 from utils import use_device
 
@@ -117,3 +119,11 @@ def test_what_is_no_device_is_refused(gpus, name):
     gpus(8)
     with pytest.raises(UserError, match="cannot be used"):
         use_device(name, deterministic=False)
+
+
+def test_slow_arithmetic_is_said(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert remark(cpu, "fp32") is None and remark(cuda, "bf16") is None and "CUDA's" in remark(cpu, "tf32")
+    for flags, slow in (("fpu avx2", True), ("fpu avx512_bf16", False), ("asimd bf16", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags\t: {flags}\n")
+        assert [remark(cpu, precision) is not None for precision in ("bf16", "bf16_all")] == [slow, slow]
