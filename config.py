@@ -92,8 +92,12 @@ class Config:
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
     search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", SEARCH_MODES)
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
-    keep_directions: bool = opt(False, "PGD starts along the image's last perturbation instead of at random")
-    refresh_interval: int = opt(0, "kept directions: every so many visits an image starts at random again (0: never)")
+    keep_directions: bool = opt(
+        False, "warm start: PGD begins along the image's last perturbation instead of at random"
+    )
+    refresh_interval: int = opt(
+        0, "warm start: every so many visits an image starts at random again all the same (0: never)"
+    )
     rest_interval: int = opt(1, "an image beyond the hinge is attacked at every so many-th visit only")
 
     step_decay: bool = opt(False, "PGD's steps in training fall from their size to 0")

@@ -92,7 +92,7 @@ GROUPS = {
     "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size max_steps "
     "local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
-    "run": "seed device deterministic precision cuda_graphs savepath resume max_minutes save_interval disp_interval quiet "
+    "run": "seed device deterministic precision cuda_graphs savepath resume save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
 }
 

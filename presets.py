@@ -92,7 +92,7 @@ FAST: dict[Key, Values] = {
     },
 }
 FAST["digits", "L2"] = FAST["digits", "Linf"]
-# CIFAR-10: steps by method, so that all but ordinary training, which has MMA's epochs, have about the same passes; the
+# CIFAR-10: steps by method, so that all but standard training, which has MMA's epochs, have about the same passes; the
 # arithmetic is in docs/speed.md. Attacks within a fixed radius start at random and get a step more.
 _CIFAR10: Values = {
     **_FAST,

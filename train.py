@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from config import BEST_BY, Config
-from errors import UserError, exits_on_user_error
+from errors import UserError, exits_on_user_error, remedy
 from flags import parse_train
 from hardware.layout import lay_out, layout_for
 from loading.batches import first_batch
@@ -82,19 +82,15 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
                 finished = trainer.run(recorder, stop)
     except NotFinite as error:
         if world.is_first:
-            remedy = "lower --lr or mend the data, then start in another --savepath"
-            warn(f"error: {error}: nothing of it was saved; {remedy}")
+            cure = "lower --lr or mend the data, then start in another --savepath"
+            warn(f"error: {error}: nothing of it was saved; {cure}")
         world.wait()  # a launcher ends all when the first one has ended
         return 3
-    go_on = command(
-        "train.py",
-        *argv,
-        *([] if "--resume" in argv else ["--resume"]),
-        processes=local_size() if world.size > 1 else 1,
-    )
+    again = [*argv, *([] if "--resume" in argv else ["--resume"])]
+    go_on = command("train.py", *again, processes=local_size() if world.size > 1 else 1)
     if recorder.failed:
-        reason = f"the last state could not be written ({recorder.failed})"
-        warn(f"error: {folder.path}: {reason}: make room, then go on with: {go_on}")
+        reason = f"the last state could not be written, {remedy(recorder.failed)}"
+        warn(f"error: {folder.path}: {reason}, then go on with: {go_on}")
         return 4
     if not finished:
         teller.say(f"stopped after step {trainer.step}, state saved; go on with: {go_on}")

@@ -1,10 +1,9 @@
-"""Small things used in several rooms: module modes, per-row arithmetic, seeded draws, atomic writes, the device."""
+"""Small things used in several packages: module modes, per-row arithmetic, seeded draws, atomic writes, the device."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +41,6 @@ def write_atomically(path: Path, content: bytes, before: Callable[[], None] = la
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def age_of_process(pid: int) -> float:
-    """Seconds since a process was started; 0 where the system does not tell it as Linux does."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name may hold anything
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
-    except (AttributeError, OSError, ValueError, IndexError):
-        return 0.0
 
 
 @contextmanager

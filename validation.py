@@ -103,7 +103,7 @@ def _validate_rates(config: Config) -> None:
 
 def _validate_recipe(config: Config) -> None:
     if config.refresh_interval and not config.keep_directions:
-        raise UserError("--refresh_interval: is about kept directions: add --keep_directions, or leave it out")
+        raise UserError("--refresh_interval: is about warm starts: add --keep_directions, or leave it out")
     if not config.augment and (config.crop_pad != 4 or not config.flip):
         raise UserError("--crop_pad, --flip: are about augmentation: add --augment, or leave them out")
     if config.keep_directions and not config.enlarges_margins:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from anpgd import AnPgd, Search
 from benchmarks import reference_style
 from config import PRESETS, Config
-from evaluations.repeated_pgd import repeated_pgd
+from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.layout import lay_out, layout_for
 from hardware.precision import BFloat16Twin, tf32
@@ -159,7 +159,7 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
             return attack(*images, **how)
 
         how = {"norm": "Linf", "eps": eps, "step_size": size, "steps": steps}
-        restart_by = [functools.partial(counted, loss_fn=loss_fn, **how) for loss_fn in losses]
+        restart_by = [from_noise(counted, loss_fn=loss_fn, **how) for loss_fn in losses]
         found = repeated_pgd(model, x, y, index, restarts=restart_by, eps=eps, batch_size=batch_size)
         robust[precision] = float(found.robust.float().mean())
 

@@ -15,9 +15,11 @@ from evaluations.results import Row, quoted, same_eps, wilson
 from evaluations.subject import Subject
 
 GRADIENT_FREE = ("square", "spsa")
-STRONGER = ("autoattack", "transfer")
+STRONGER = ("strong", "autoattack", "transfer")
 SEARCHES = ("cw", "ddn", "fmn")
 NAMES = {
+    "pgd": "PGD",
+    "strong": "strong PGD",
     "autoattack": "AutoAttack",
     "transfer": "transfer",
     "square": "Square",
@@ -29,13 +31,14 @@ NAMES = {
 
 
 class Gap(NamedTuple):
-    """PGD and another attack at one radius, on the same images."""
+    """PGD, by the paper's or the strong protocol, and another attack at one radius, on the same images."""
 
     attack: str
     eps: float
     pgd: float  # robust accuracy, a fraction
     other: float
     n: int  # images
+    base: str = "pgd"  # or "strong"
 
     @property
     def points(self) -> float:
@@ -50,8 +53,8 @@ class Gap(NamedTuple):
     def text(self, radius: str = "") -> str:
         """In words; `radius` is how the reader writes eps, where not as a decimal."""
         return (
-            f"PGD overestimates by {self.points:.1f} points at {radius or f'{self.eps:.4g}'}: {NAMES[self.attack]} leaves "
-            f"{self.other:.1%}, PGD {self.pgd:.1%}, of the same {self.n} images"
+            f"{NAMES[self.base]} overestimates by {self.points:.1f} points at {radius or f'{self.eps:.4g}'}: "
+            f"{NAMES[self.attack]} leaves {self.other:.1%}, {NAMES[self.base]} {self.pgd:.1%}, of the same {self.n} images"
         )
 
 
@@ -89,9 +92,16 @@ def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence
 
 
 def overestimates(subject: Subject) -> list[str]:
-    """By how much PGD overestimates this network's robust accuracy, a line for each `stronger` attack and radius."""
+    """By how much PGD overestimates this network's robust accuracy, a line for each `stronger` attack and radius; of the
+    strong protocol against AutoAttack alone."""
     rows = {attack: rows_by(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
-    return [gap.text() for gap in stronger(subject.dataset, rows["pgd"], rows.__getitem__)]
+    found = stronger(subject.dataset, rows["pgd"], rows.__getitem__)
+    found += [
+        gap._replace(base="strong")
+        for gap in gaps("autoattack", subject.dataset, rows["strong"], rows["autoattack"])
+        if gap.points > 0
+    ]
+    return [gap.text() for gap in found]
 
 
 def rows_by(subject: Subject, attack: str) -> list[Row]:

@@ -12,6 +12,8 @@ from flags import Radii, build_parser
 from presets import GRIDS
 from validation import require_positive
 
+PROTOCOLS = ("paper", "strong")
+
 
 @dataclass(frozen=True)
 class SharedFlags:
@@ -51,9 +53,15 @@ class PgdFlags(EvaluationFlags):
     precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
     cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
     eps: Radii | None = opt(None, "one or more radii, or grid for the paper's (default: the training's test radius)")
-    eps_iter: float | None = opt(None, "step size (default: eps/4; MNIST Linf: eps/40)")
-    nb_iter: int = opt(100, "PGD steps a restart")
-    nb_restart: int = opt(10, "restarts: the first half on cross-entropy, the rest on the CW loss")
+    protocol: str = opt(
+        "paper",
+        "paper: steps of one size, half of the restarts on cross-entropy, half on the CW loss; strong: steps that fall to "
+        "0, every second start by ODI, towards each class in turn; in a file of its own",
+        PROTOCOLS,
+    )
+    eps_iter: float | None = opt(None, "step size (default: eps/4, MNIST Linf: eps/40; strong: eps/3, falling)")
+    nb_iter: int = opt(100, "PGD steps a restart; of strong those of ODI are a part")
+    nb_restart: int = opt(10, "restarts")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
 
 

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from errors import UserError
 from evaluations import sanity
-from evaluations.compare_attacks import overestimates
+from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import PgdFlags, eval_grid, eval_step_size
-from evaluations.repeated_pgd import AttackState, clean_logits, repeated_pgd
+from evaluations.repeated_pgd import ODI_STEPS, RESTARTS, AttackState, clean_logits, loss_names, repeated_pgd
 from evaluations.results import (
     Row,
     accuracy_lines,
@@ -33,11 +32,12 @@ from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
-from losses import LOSSES, logit_margin
+from losses import cross_entropy, logit_margin
 from processes.distributed import ALONE, World
 from records.progress import Bar, Teller
 from validation import radius
 
+ATTACKS = {"paper": "pgd", "strong": "strong"}  # how a protocol's JSON is named
 SHARD = 2000  # images at most
 TRIAL_STEPS = 2
 OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ
@@ -48,7 +48,10 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
 
     :raises UserError: if the network has no gradient, or the folder cannot be written.
     """
-    stored = world.from_first(lambda: subject.rows("pgd"))
+    name = ATTACKS[flags.protocol]
+    if flags.save_adv and flags.protocol != "paper":
+        raise UserError("--save_adv: saves the images of --protocol paper, which transfer replays: leave one out")
+    stored = world.from_first(lambda: subject.rows(name))
     asked, notes = world.together(lambda: rows_asked(flags, subject, stored))
     for note in notes:
         teller.note(note)
@@ -57,7 +60,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
     saved = world.from_first(lambda: list(saved_images(subject, radii)) if flags.save_adv else radii)
     missing = [row for row in asked if row in new or row["eps"] not in saved]
     if not missing:
-        teller.say(f"{subject.result_file('pgd')}: already done")
+        teller.say(f"{subject.result_file(name)}: already done")
         return
     world.together(lambda: require_writable(subject.path.parent))
     batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
@@ -72,13 +75,13 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         checks: sanity.Findings = {}
         if rows:
             at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
-            settings, state = how(at, subject.norm), found[at["eps"]]
+            settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, found[at["eps"]]
             checks = sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state)
             at["sanity"] = sanity.as_json(checks)
-            subject.add_rows("pgd", rows, lambda rows: settled(rows, new[0]))
-        done = [row for row in (stored_row(subject.rows("pgd"), like) for like in asked) if row is not None]
-        written = [*sanity.lines(checks), f"written: {subject.result_file('pgd')}"] if rows else []
-        for line in [*_lines(subject, done, world.size), *written, *overestimates(subject)]:
+            subject.add_rows(name, rows, lambda rows: settled(rows, new[0]))
+        done = [row for row in (stored_row(subject.rows(name), like) for like in asked) if row is not None]
+        written = [*sanity.lines(checks), f"written: {subject.result_file(name)}"] if rows else []
+        for line in [*_lines(subject, name, done, world.size), *written, *overestimates(subject)]:
             teller.say(line)
         if flags.save_adv:
             path = save_images(subject, {eps: state.x_adv for eps, state in found.items()}, batch_size)
@@ -101,7 +104,7 @@ def attacked(
     At each radius the images are attacked in shards. What is kept is a shard after each restart, until the end of the
     context.
     """
-    losses = loss_names(flags.nb_restart)
+    name, restarts_of = ATTACKS[flags.protocol], RESTARTS[flags.protocol]
     recorded = subject.device.type == "cuda" and flags.cuda_graphs
     tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
@@ -110,12 +113,12 @@ def attacked(
     rounds = -(-len(x) // (SHARD * world.size))
     shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
     identity = [*asked], batch_size, flags.save_adv, flags.deterministic
-    parts = Parts(subject, "pgd", len(shards), world, *identity, rounds=len(asked))  # a piece is a shard at a radius
+    parts = Parts(subject, name, len(shards), world, *identity, rounds=len(asked))  # a piece is a shard at a radius
 
     def attacks_left(piece: int) -> int:
         """How often an image will be attacked if none falls."""
         part = parts.known.get(piece) or {"margin": clean[shards[piece % len(shards)]], "restart": 0}
-        return int((part["margin"] < 0).sum()) * (len(losses) - int(part["restart"]))
+        return int((part["margin"] < 0).sum()) * (flags.nb_restart - int(part["restart"]))
 
     def attack_piece(piece: int, bar: Bar) -> Part:
         number, rows = piece // len(shards), shards[piece % len(shards)]
@@ -142,7 +145,7 @@ def attacked(
             x[rows],
             y[rows],
             subject.test.numbers[rows],
-            restarts=[partial(attack, **how(asked[number], subject.norm, loss)) for loss in losses],
+            restarts=restarts_of(attack, flags.nb_restart, **how(asked[number], subject.norm)),
             eps=asked[number]["eps"],
             seed=flags.seed,
             batch_size=batch_size,
@@ -157,9 +160,8 @@ def attacked(
         for _ in range(2):
             started = time.monotonic()
             with says_without_gradient(subject):
-                attack(
-                    subject.model, x[rows], y[rows], **{**how(asked[0], subject.norm), "steps": TRIAL_STEPS}
-                ).sum().item()
+                settings = {**how(asked[0], subject.norm), "steps": TRIAL_STEPS, "loss_fn": cross_entropy}
+                attack(subject.model, x[rows], y[rows], **settings).sum().item()
         return (time.monotonic() - started) * flags.nb_iter / TRIAL_STEPS / batch_size
 
     found = run_shards(
@@ -169,7 +171,7 @@ def attacked(
     for first in range(0, len(found) if world.is_first else 0, len(shards)):
         own = [_as_state(part, x.device) for part in found[first : first + len(shards)]]
         x_adv, margin = torch.cat([state.x_adv for state in own]), torch.cat([state.margin for state in own])
-        states.append(AttackState(x_adv, margin, len(losses), sum(state.seconds for state in own)))
+        states.append(AttackState(x_adv, margin, flags.nb_restart, sum(state.seconds for state in own)))
     yield attack, clean < 0, states
     parts.close()
 
@@ -199,16 +201,10 @@ def says_without_gradient(subject: Subject) -> Iterator[None]:
 # --- what is asked for, and what is stored of it -------------------------------------------------------------------
 
 
-def loss_names(nb_restart: int) -> list[str]:
-    """The loss of each restart: the first half on cross-entropy, the rest on the CW loss."""
-    on_xent = -(-nb_restart // 2)
-    return ["xent"] * on_xent + ["cw"] * (nb_restart - on_xent)
-
-
-def how(row: Row, norm: str, loss: str = "xent") -> dict[str, Any]:
-    """How a restart on this loss attacks, as `pgd` is told it."""
+def how(row: Row, norm: str) -> dict[str, Any]:
+    """How a restart attacks, as `pgd` is told it, but for the loss."""
     steps, step_size = row["settings"]["nb_iter"], row["settings"]["eps_iter"]
-    return {"loss_fn": LOSSES[loss], "norm": norm, "eps": row["eps"], "step_size": step_size, "steps": steps}
+    return {"norm": norm, "eps": row["eps"], "step_size": step_size, "steps": steps}
 
 
 def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tuple[list[Row], list[str]]:
@@ -228,13 +224,12 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
     step_size = None if flags.eps_iter is None else settle(flags.eps_iter, "eps_iter")
 
     def row(eps: float) -> Row:
-        settings = {
-            "nb_iter": flags.nb_iter,
-            "nb_restart": flags.nb_restart,
-            "losses": dict(Counter(loss_names(flags.nb_restart))),
-            "eps_iter": step_size or eval_step_size(subject.dataset, subject.norm, eps),
-            "precision": flags.precision,
-        }
+        settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
+        if flags.protocol == "paper":
+            settings["losses"] = dict(Counter(loss_names(flags.nb_restart)))
+            settings["eps_iter"] = step_size or eval_step_size(subject.dataset, subject.norm, eps)
+        else:
+            settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
 
     if flags.eps is None:
@@ -277,12 +272,12 @@ def settled(rows: list[Row], like: Row) -> list[Row]:
 # --- what is written and said --------------------------------------------------------------------------------------
 
 
-def _lines(subject: Subject, rows: Sequence[Row], processes: int) -> list[str]:
+def _lines(subject: Subject, name: str, rows: Sequence[Row], processes: int) -> list[str]:
     """What to say of these rows."""
     settings, seconds = rows[-1]["settings"], sum(row.get("seconds", 0) for row in rows)
     said = [
-        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} PGD, {settings['nb_iter']} steps, "
-        f"{settings['nb_restart']} restarts, {seconds:.1f} s on {settings['device']}"
+        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {NAMES[name]}, "
+        f"{settings['nb_iter']} steps, {settings['nb_restart']} restarts, {seconds:.1f} s on {settings['device']}"
         + (f", {processes} processes" if processes > 1 else ""),
         *accuracy_lines(rows),
     ]

@@ -9,14 +9,18 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from losses import logit_margin
-from utils import EVALUATE, eval_mode, row_noise
+from losses import LOSSES, logit_margin
+from pgd import PgdFn, as_rows, odi_start, weighted_logits
+from utils import EVALUATE, ODI, eval_mode, row_noise
 
-Restart = Callable[..., Tensor]  # model, x (B, ...), y (B,), noise=(B, ...) -> (B, ...): `pgd`, all else filled in
+ODI_STEPS = 10  # of the steps of a restart that starts by ODI
+Uniform = Callable[[int, Sequence[int]], Tensor]  # stream, shape -> (B, *shape) on [0, 1), a row's own
+Restart = Callable[[nn.Module, Tensor, Tensor, Uniform], Tensor]  # model, x (B, ...), y (B,), draws -> (B, ...)
 
 
 @dataclass
@@ -79,8 +83,11 @@ def repeated_pgd(
         standing = state.robust.nonzero().squeeze(1)
         for rows in standing.split(batch_size) if len(standing) else ():
             padded = _padded(rows, batch_size)
-            noise = row_noise(index[padded], x.shape[1:], seed, EVALUATE, number, _bits(eps)).to(x)
-            x_adv = restarts[number](model, x[padded], y[padded], noise=noise)
+
+            def uniform(stream: int, shape: Sequence[int], number: int = number, padded: Tensor = padded) -> Tensor:
+                return row_noise(index[padded], shape, seed, stream, number, _bits(eps)).to(x)
+
+            x_adv = restarts[number](model, x[padded], y[padded], uniform)
             with eval_mode(model), torch.no_grad():
                 margin = logit_margin(model(x_adv), y[padded]).float()
             state.keep_stronger(rows, x_adv[: len(rows)], margin[: len(rows)])
@@ -88,6 +95,63 @@ def repeated_pgd(
         state.seconds += time.monotonic() - started
         after_restart(state)
     return state
+
+
+def paper_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_size: float, steps: int) -> list[Restart]:
+    """The paper's: steps of one size from a random start, the first half on cross-entropy, the rest on the CW loss."""
+
+    how: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps}
+    return [from_noise(attack, loss_fn=LOSSES[loss], **how) for loss in loss_names(count)]
+
+
+def from_noise(attack: PgdFn, **how: Any) -> Restart:
+    """`attack`, told how, from a random start in the whole ball."""
+    return lambda model, x, y, uniform: attack(model, x, y, **how, noise=uniform(EVALUATE, x.shape[1:]))
+
+
+def loss_names(count: int) -> list[str]:
+    """The loss of each of the paper's restarts."""
+    on_xent = -(-count // 2)
+    return ["xent"] * on_xent + ["cw"] * (count - on_xent)
+
+
+def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_size: float, steps: int) -> list[Restart]:
+    """Steps that fall from step_size to 0; every second restart climbs a random combination of logits first (ODI).
+
+    The first two restarts maximise the logit margin, the others in turn z_t - z_y for the class t of the largest wrong
+    clean logit, of the second largest, and so on.
+    """
+
+    def restart(number: int) -> Restart:
+        climbs, rank = number % 2 == 1 and steps > ODI_STEPS, number // 2 - 1
+        how: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "decays": True}
+        how["steps"] = steps - ODI_STEPS if climbs else steps
+
+        def run(model: nn.Module, x: Tensor, y: Tensor, uniform: Uniform) -> Tensor:
+            noise, radius = uniform(EVALUATE, x.shape[1:]), as_rows(eps, x)
+            with eval_mode(model), torch.no_grad():
+                logits = model(x)
+            if climbs:
+                weights = 2 * uniform(ODI, logits.shape[1:]) - 1
+                noise = odi_start(attack, model, x, norm, radius, noise, weights, ODI_STEPS)
+            if rank < 0:
+                return attack(model, x, y, **how, loss_fn=logit_margin, noise=noise)
+            return attack(model, x, _towards(logits, y, rank), **how, loss_fn=weighted_logits, noise=noise)
+
+        return run
+
+    return [restart(number) for number in range(count)]
+
+
+def _towards(logits: Tensor, y: Tensor, rank: int) -> Tensor:
+    """(B, C), (B,) -> (B, C): weights of z_t - z_y, t the class of the rank-th largest wrong logit, counted round."""
+    order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    target = order[:, rank % (logits.shape[1] - 1)]
+    weights = torch.zeros_like(logits).scatter(1, target[:, None], 1)
+    return weights.scatter(1, y[:, None], -1)
+
+
+RESTARTS = {"paper": paper_restarts, "strong": strong_restarts}
 
 
 def _bits(eps: float) -> int:

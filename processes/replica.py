@@ -42,8 +42,8 @@ class Replica:
     def own_buffers(self) -> list[Tensor]:
         """Buffers that each process moves by its own passes: after a step the first one's count."""
         shared = (GlobalBatchNorm, nn.SyncBatchNorm)
-        others = [module for module in self.model.modules() if not isinstance(module, shared)]
-        return [buffer for module in others for buffer in module.buffers(recurse=False)]
+        unshared = [module for module in self.model.modules() if not isinstance(module, shared)]
+        return [buffer for module in unshared for buffer in module.buffers(recurse=False)]
 
     def warm_up(self, x: Tensor) -> None:
         """A pass and a backward of nothing. DistributedDataParallel rearranges its buckets after its first ones, and with

@@ -84,18 +84,6 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
     write_atomically(path, buffer.getvalue(), keep_the_old)
 
 
-STATE_PREFIXES = ("module.", "_orig_mod.")
-
-
-def plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes that DataParallel and torch.compile put before every key."""
-    keys = list(state)
-    for prefix in STATE_PREFIXES * 2:
-        if keys and all(isinstance(key, str) and key.startswith(prefix) for key in keys):
-            keys = [key.removeprefix(prefix) for key in keys]
-    return dict(zip(keys, state.values(), strict=True))
-
-
 def load(path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, without its checksum.
 
@@ -172,7 +160,7 @@ def load_model_file(name: str) -> ModelFile:
         raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
     config = content.get("config")
     config = config if isinstance(config, dict) else None
-    return ModelFile(path, hashlib.sha256(raw).hexdigest(), plain_keys(weights), config)
+    return ModelFile(path, hashlib.sha256(raw).hexdigest(), weights, config)
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:

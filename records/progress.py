@@ -44,7 +44,7 @@ class Teller:
         if not self.quiet:
             self.say(text)
 
-    def bar(self, total: int, unit: str, done: int = 0, warm: bool = False) -> Bar:
+    def bar(self, total: int, unit: str, done: int = 0) -> Bar:
         """A bar over `total` pieces of work, of which so many are done already."""
         every, hidden = EVERY[sys.stderr.isatty()], self.quiet or not self.speaks
         return Bar(total=total, initial=done, unit=unit, mininterval=every, maxinterval=max(every, 10), disable=hidden)

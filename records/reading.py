@@ -39,53 +39,6 @@ def parse_json(text: str | bytes) -> typing.Any:
     return content
 
 
-# What the parts of an `eval_*.json` are, at its top and in its rows; none need be there.
-KINDS: dict[str, type] = {
-    "n": int,
-    "split": str,
-    "images": str,
-    "seed": int,
-    "settings": dict,
-    "sanity": dict,
-    "flags": str,
-    "distances": list,
-    "sources": list,
-}
-
-
-def refuse_odd(result: dict[str, typing.Any]) -> None:
-    """:raises ValueError: naming what in an `eval_*.json` is of a type that no evaluation writes."""
-    rows = result.get("results", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("results is not a list of rows")
-    for part in (result, *rows):
-        _refuse_odd_part(part)
-    if "n" not in result:
-        raise ValueError("n is not a number of images")
-    for row in rows:
-        figures = ("eps", "robust_acc", "clean_acc") if "eps" in row else ("mean", "quartiles", "clean_acc")
-        if missing := [key for key in figures if key not in row and key not in result]:
-            raise ValueError(f"a row of results has no {missing[0]}")
-
-
-def _refuse_odd_part(part: dict[str, typing.Any]) -> None:
-    for key, kind in KINDS.items():
-        if part.get(key) is not None and type(part[key]) is not kind:
-            raise ValueError(f"{key} is not {kind.__name__}")
-    if "n" in part and (part["n"] is None or part["n"] < 1):
-        raise ValueError("n is not a number of images")
-    if not is_number(part.get("eps", 0)) or not is_number(part.get("seconds", 0)):
-        raise ValueError("a row of results is not one")
-    for key in ("clean_acc", "robust_acc"):
-        if not is_number(part.get(key, 0)) or not 0 <= part.get(key, 0) <= 1:
-            raise ValueError(f"{key} is not between 0 and 1")
-    if not all(value is None or is_number(value) for value in part.get("distances") or ()):
-        raise ValueError("a distance is not a number")
-    figures = [part["mean"], *part["quartiles"]] if "mean" in part and isinstance(part.get("quartiles"), list) else []
-    if "quartiles" in part and (len(figures) != 4 or not all(v is None or is_number(v) for v in figures)):
-        raise ValueError("mean or quartiles are not numbers")
-
-
 def is_number(value: object) -> bool:
     """Whether it is a finite number that arithmetic can be done with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

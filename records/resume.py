@@ -24,7 +24,7 @@ State = dict[str, Any]  # what `trainer.Trainer.state` gives
 Warn = Callable[[str], None]
 
 
-class Found(NamedTuple):
+class OpenedRun(NamedTuple):
     """What a run folder holds."""
 
     config: Config  # with the lengths that the run fixed when it began
@@ -38,7 +38,7 @@ def goes_on_by_itself(folder: RunFolder) -> bool:
     return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
 
 
-def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
+def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
@@ -51,7 +51,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
             f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
         ) from None
     if not folder.holds_a_run():
-        return Found(config)
+        return OpenedRun(config)
     if not (config.resume or goes_on_by_itself(folder)):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
@@ -61,10 +61,10 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
         config = continued(config, stored_config(stored, folder.config_file), folder)
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
-        return Found(config, finished=True)
+        return OpenedRun(config, finished=True)
     state = usable_state(folder, warn)
     if finished and (state is None or state["checked_step"] >= config.max_steps):
-        return Found(config, finished=True)
+        return OpenedRun(config, finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
     if state is not None:
         config = continued(config, stored_config(state["config"], f"last state in {folder.path}"), folder)
@@ -80,7 +80,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> Found:
             f"warning: --max_steps {config.max_steps}: after its one cycle of {config.cycle_steps} steps the rate is "
             "next to 0"
         )
-    return Found(config, state)
+    return OpenedRun(config, state)
 
 
 def continued(config: Config, there: Config, folder: RunFolder) -> Config:
@@ -155,7 +155,6 @@ def restore(trainer: Resumable, state: State, folder: RunFolder) -> None:
         raise UserError(
             f"--resume: {folder.path} was trained on {what}: restore the data, or choose another --savepath"
         )
-    state = {**state, "model": checkpoint.plain_keys(state["model"])}
     try:
         checkpoint.load_weights(trainer.model, state["model"], folder.last)
         trainer.restore(state)

@@ -1,79 +1,308 @@
-"""One page of run folders, to look at: figures with intervals, comparisons, curves, margins by epoch, images.
+"""One page of run folders, to look at: figures with intervals, curves, margins by epoch, adversarial images.
 
 python reports/make_report.py trained_models/* [--out report.html] [--examples 60] [--data_root FOLDER]
 
-The page holds everything it needs and asks no network for anything.
+The page holds everything it needs and asks no network for anything. Its layout is `report.html.jinja`.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import gzip
-import os
+import html
+import io
+import re
 import sys
-import time
+import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import reports
+
+reports.require("pandas", "plotly", "jinja2")
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from plotly.offline import get_plotlyjs
+from torch import Tensor
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
+from evaluations.subject import load_subject
 from flags import Parser, whole
-from reports.report_data import Entry, benchmarks, read_entries
-from reports.report_examples import gallery
-from reports.report_json import in_page
-from reports.report_page import page
-from reports.results import Run, read_run
+from records.reading import is_number
+from reports import published
+from reports.plots import COLOURS, Look, curve, find_examples, length_text, looks, radius_axis
+from reports.runs import NORMS, Run, frame, read_runs, title, training_command
+from reports.tables import ACCURACIES, NONE, Footnotes, Table, accuracy_table, distance_table, remarks
 from utils import write_atomically
 
-EXAMPLES, MOST_EXAMPLES = 60, 1000
+EXAMPLES, MOST_EXAMPLES, SHOWN = 60, 1000, 6  # images attacked, at most, and shown of each run
+MOST_POINTS = 120  # of a curve
+DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+}
+LOSSES = ("mma_loss", "adv_loss", "clean_loss")  # in metrics.jsonl; a method's own comes first
+# Where a data set lies that would be downloaded if it were not there: a report downloads nothing.
+DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
 
-@functools.cache
-def plotly_source() -> str:
-    """plotly.js, from plotly's wheel, as the page holds it: gzip, base64. It is most of the page, and shrinks to 40 %.
+# --- tables --------------------------------------------------------------------------------------------------------
 
-    :raises UserError: if it is not installed.
-    """
+
+class Cell(NamedTuple):
+    """Of a table in the page."""
+
+    column: str
+    main: str
+    small: str  # interval, spread, number of images
+    sorted_by: str  # a number, else text; "" where there is nothing
+
+
+def cells(table: Table) -> list[list[Cell]]:
+    """The lines of a table: a figure, what goes with it in small type, and what its column is sorted by."""
+    lines = []
+    for line in table.lines:
+        found = []
+        for column, text in zip(table.header, line, strict=True):
+            figure = re.match(r"(?:[⚠≤] )?(-?[\d.]+)(?=\s|$)", text)
+            main, small = (figure[0], _whole(text[figure.end() :])) if figure else (text, "")
+            found.append(Cell(column, main, small, "" if text == NONE else figure[1] if figure else text))
+        lines.append(found)
+    return lines
+
+
+def _whole(text: str) -> str:
+    """Without a break inside an interval."""
+    return re.sub(r"(\[[^]]*,) ", "\\1\u00a0", text.strip())
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def in_legend(name: str) -> str:
+    """As plotly shows it: no tags, in lines that a phone has room for."""
+    return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(name, 40))
+
+
+def style(look: Look, shows_name: bool = True) -> dict[str, Any]:
+    """Keyword arguments of a plotly line. A click on a method in the legend hides and shows all its seeds."""
+    own = look.style
+    return {
+        "name": in_legend(look.name),
+        "legendgroup": look.method,
+        "mode": "lines+markers",
+        "line": {"color": own["color"], "dash": DASHES[own["linestyle"]], "width": 2},
+        "marker": {"symbol": SYMBOLS[own["marker"]], "size": 7},
+        "opacity": 1 if look.method < len(COLOURS) else 0.5,
+        "showlegend": shows_name,
+    }
+
+
+def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
+    """None where it shows nothing. Colours of text and grid are the page's, which sets them by theme."""
+    if not figure.data:
+        return None
+    names = sum(trace.showlegend is not False for trace in figure.data)
+    figure.update_layout(
+        height=340 + 21 * names,
+        margin={"l": 50, "r": 8, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0},
+        showlegend=True,
+        xaxis={"title": x, "rangemode": "tozero"},
+        yaxis={"title": y, "rangemode": "tozero"},
+    )
+    config = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
+    """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
+    images, norm = rows["images"].iloc[0], rows["norm"].iloc[0]
+    figure, (scale, unit) = go.Figure(), radius_axis(images, norm)
+    for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
+        eps, accuracy, low, high = curve(of_run)
+        bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
+        figure.add_scatter(x=scale * eps, y=accuracy, error_y=bars, **style(drawn[run]))
+    for said in published.ACCURACIES.get((images, norm), ()) if figure.data else ():
+        if len(said.robust) > 1:
+            eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
+            look = {"name": in_legend(f"{published.name(said, images, norm)}, published"), "visible": "legendonly"}
+            figure.add_scatter(x=eps, y=accuracies, line={"color": COLOURS[-1], "dash": "dot", "width": 1}, **look)
+    return as_html(figure, f"ε: {NORMS[norm]} radius of the attack ({unit})", "accuracy [%]")
+
+
+def training(runs: Sequence[Run], drawn: dict[Run, Look], kind: str, names: Sequence[str], scale: float) -> go.Figure:
+    """A quantity of metrics.jsonl by step: of each run the first of `names` that rows of this kind have; of checks those on
+    validation images."""
+    figure = go.Figure()
+    for run in runs:
+        rows = [row for row in run.log if row.get("kind") == kind and row.get("split", "val") == "val"]
+        name = next((name for name in names if any(is_number(row.get(name)) for row in rows)), "")
+        points = np.array([(row["step"], row[name]) for row in rows if is_number(row.get(name))])
+        if len(points):
+            points = points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))]
+            figure.add_scatter(x=points[:, 0], y=scale * points[:, 1], **style(drawn[run]) | {"mode": "lines"})
+    return figure
+
+
+def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Figure:
+    """Median of the training images' margins by epoch, with a band from 10 to 90 %."""
+    figure = go.Figure()
+    for run in runs:
+        try:
+            found = run.margins()
+        except UserError:
+            continue
+        low, median, high = scale * np.percentile(found.eps, (10, 50, 90), axis=1)
+        figure.add_scatter(x=found.epochs, y=median, **style(drawn[run]))
+        colour = "rgba({},{},{},0.12)".format(*bytes.fromhex(drawn[run].style["color"][1:]))
+        band = style(drawn[run], shows_name=False) | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+        x, y = [*found.epochs, *found.epochs[::-1]], [*low, *high[::-1]]
+        figure.add_scatter(x=x, y=y, **band, fill="toself", fillcolor=colour)
+    return figure
+
+
+# --- adversarial images --------------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """An image, its perturbation and their sum, as PNG in data URIs, with what stands below each."""
+
+    margin: str
+    parts: list[tuple[str, str]]
+
+
+def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture], str]:
+    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds; else why there are none."""
+    if run.config is None or not (run.folder / "model_best.pt").exists():
+        return [], "there is no model_best.pt in the folder"
+    root = Path(data_root or run.config.data_root)
+    if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
+        return [], f"the images are not in {root}; name their folder with --data_root"
     try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        python = min((sys.executable, os.path.relpath(sys.executable)), key=len)
-        file = os.path.relpath(ROOT / "requirements/report.txt")
-        raise UserError(f"package plotly: not installed: {python} -m pip install -r {file}") from None
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+        subject = load_subject(
+            EvaluationFlags(model=str(run.folder), device="cpu", data_root=data_root), torch.device("cpu")
+        )
+    except UserError as error:
+        return [], str(error)
+    found = find_examples(subject, count)
+    broken = ((found.length > 0) & found.length.isfinite()).nonzero().flatten()
+    order, shown = broken[found.length[broken].argsort()].tolist(), []
+    for place in np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int)) if order else ():
+        row = order[place]
+        delta = found.x_adv[row] - found.x[row]
+        factor = 0.5 / float(delta.abs().max())
+        parts = [
+            (png(found.x[row]), f"label {int(found.labels[row])}"),
+            (png(delta * factor + 0.5), f"difference ×{factor:.{0 if factor >= 10 else 2}f}"),
+            (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
+        ]
+        margin = length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
+        shown.append(Picture(f"margin {margin}", parts))
+    wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
+    end = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
+    return (
+        shown,
+        f"{len(found.x)} test images attacked: {wrong} are misclassified as they are, {safe} withstand it up to {end}",
+    )
 
 
-def with_examples(entries: Sequence[Entry], count: int, data_root: str | None) -> list[Entry]:
-    """Each run with its images, which takes the attack a while; says which run it is at, and how long it will take."""
-    if not count:
-        return [replace(entry, gallery=entry.gallery._replace(why="--examples 0")) for entry in entries]
-    found: list[Entry] = []
-    started = time.monotonic()
-    for entry in entries:
-        done, left = len(found), len(entries) - len(found)
-        to_go = f", about {left * (time.monotonic() - started) / done:.0f} s to go" if done else ""
-        told = f"AN-PGD on {count} images of {entry.run.folder} ({done + 1} of {len(entries)}{to_go})"
-        print(told, file=sys.stderr, flush=True)
-        found.append(replace(entry, gallery=gallery(entry.run, count, torch.device("cpu"), data_root)))
-    return found
+def png(image: Tensor) -> str:
+    """(C, H, W) in [0, 1] -> a data URI."""
+    pixels = (255 * image.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The folders among these, each once.
+# --- the page ------------------------------------------------------------------------------------------------------
 
-    :raises UserError: if one is not there.
-    """
-    different: dict[Path, Path] = {}
-    for folder in folders:
-        different.setdefault(folder.resolve(), folder)
-    return [run for run in map(read_run, different.values()) if run.folder.is_dir()]
+
+def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
+    """What the page shows of one data set and norm; runs: those that were trained so."""
+    rows = found[(found["images"] == images) & (found["norm"] == norm)]
+    notes, (scale, unit) = Footnotes(), radius_axis(images, norm)
+    tables = []
+    if not rows.empty:
+        made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
+        tables = [{"title": name, "header": table.header, "lines": cells(table)} for name, table in made if table.lines]
+    members = list(dict.fromkeys([*runs, *rows["run"]]))
+    drawn = looks(members)
+    figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
+    figures.append(
+        ("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", f"margin ({unit})"))
+    )
+    for name, kind, keys, factor, y in (
+        ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
+        ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),
+        ("Mean margin of the check", "eval", ["mean_margin"], scale, f"margin ({unit})"),
+        ("Training loss", "train", LOSSES, 1, "loss"),
+    ):
+        figures.append((name, as_html(training(runs, drawn, kind, keys, factor), "optimizer step", y)))
+    return {
+        "key": re.sub(r"\W", "-", f"{images}-{norm}"),
+        "title": f"{title(images)}, {NORMS[norm]}",
+        "tables": tables,
+        "notes": notes.texts,
+        "remarks": [line.removeprefix("- ") for line in remarks(rows)] if len(rows) else [],
+        "figures": [(name, figure) for name, figure in figures if figure is not None],
+    }
+
+
+def page(runs: Sequence[Run], examples: int, data_root: str | None) -> str:
+    """The whole page; it says on standard error which run's images it is attacking."""
+    found = frame(runs)
+    trained = [(run.images, run.norm) for run in runs if run.norm]
+    keys = sorted(
+        {*trained, *zip(found["images"], found["norm"], strict=True)}, key=lambda key: (-trained.count(key), key)
+    )
+    sections = [section(*key, found, [run for run in runs if (run.images, run.norm) == key]) for key in keys]
+    described = []
+    for number, (run, look) in enumerate(looks(runs).items(), 1):
+        if examples:
+            print(f"AN-PGD on {examples} images of {run.folder} ({number} of {len(runs)})", file=sys.stderr, flush=True)
+        shown, said = pictures(run, examples, data_root) if examples else ([], "--examples 0")
+        described.append(
+            {
+                "name": look.name,
+                "place": f"{title(run.images)}, {NORMS.get(run.norm or '', '')}" if run.config else "",
+                "folder": str(run.shown),
+                "command": training_command(run.config, str(run.shown)) if run.config else "",
+                "machine": run.environment.get("device", ""),
+                "doubts": [f"{file}: {why}" for file in run.evaluations for why in run.doubts(file)] + run.damaged,
+                "pictures": shown,
+                "said": said,
+            }
+        )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        explained=ACCURACIES,
+        sections=sections,
+        runs=described,
+        plotly=Markup(get_plotlyjs()),
+    )
 
 
 @exits_on_user_error
@@ -94,21 +323,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--examples {given['examples']}: they pass through the network together: at most {MOST_EXAMPLES}"
         )
-    plotly = plotly_source()
-    entries = read_entries(read_runs([Path(run) for run in given["runs"]]))
-    for note in [note for entry in entries for note in entry.notes]:
-        print(f"warning: {note}", file=sys.stderr)
-    entries = with_examples(entries, given["examples"], given["data_root"])
-    found = benchmarks(entries)
-    made = f"made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by reports/make_report.py"
-    html = page(found, entries, in_page(found, entries), made, plotly)
-    out = Path(given["out"])
+    runs = read_runs([Path(run) for run in given["runs"]])
+    for line in [line for run in runs for line in run.damaged]:
+        print(f"warning: {' '.join(line.split())}", file=sys.stderr)
+    text, out = page(runs, given["examples"], given["data_root"]).encode(), Path(given["out"])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, html.encode())
+        write_atomically(out, text)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another file") from None
-    print(f"written: {out} ({len(html.encode()) / 1e6:.1f} MB): open it in a browser")
+    print(f"written: {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
     return 0
 
 

@@ -8,91 +8,39 @@ and sha256. What is not there is said to be missing. margins.png is drawn anew w
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import matplotlib.pyplot as plt
 
-from config import BEST_BY, PRESETS, SPLITS, Config
+from config import BEST_BY, SPLITS
 from errors import UserError, exits_on_user_error
+from evaluations.results import Row, is_standard
 from flags import Parser
 from records.checkpoint import load_model_file
-from reports import plot_margins
-from reports.figures import strongest
-from reports.plotting import read_config
-from reports.report_training import cost, rows_of
-from reports.results import ATTACKS, NORMS, Run, eps_text, image_name, read_run, title
+from reports import plots
+from reports.runs import ATTACKS, METHODS, NORMS, Run, eps_text, frame, read_run, title, training_command
+from reports.tables import Table
 from utils import write_atomically
-from validation import stored_config
 
 DATA = {
     "digits": "scikit-learn's digits, 8×8 grey: 1 200 training, 200 validation, 397 test images",
     "mnist": "MNIST, 28×28 grey: 55 000 training, 5 000 validation, 10 000 test images",
     "cifar10": "CIFAR-10, 32×32 colour: 45 000 training, 5 000 validation, 10 000 test images",
 }
-METHODS = {
-    "mma": "MMA training",
+EXPLAINED = {
     "omma": "OMMA (MMA without the clean loss)",
-    "std": "ordinary training",
     "pgd": "adversarial training with PGD at one ε",
     "pgdls": "adversarial training with PGD, ε growing from 0",
-    "trades": "TRADES",
-}
-NOT_SAID = {
-    "dataset",
-    "norm",
-    "device",
-    "resume",
-    "savepath",
-    "data_root",
-    "disp_interval",
-    "save_interval",
-    "tensorboard",
+    "mma": "MMA training",
 }
 MADE = "*Made by `python reports/model_card.py "  # how a card's third line begins
-OF_ROW = ("n", "split", "clean_acc", "clean_ci95", "settings", "seed")
-EFFORTS = ("nb_iter", "nb_restart", "queries", "steps", "attacks")
-
-
-def training_command(config: Config, savepath: str) -> str:
-    """`python train.py …`: the flags that differ from the data set's preset."""
-    words = ["python", "train.py", "--dataset", config.dataset, "--norm", config.norm]
-    preset = PRESETS[config.dataset, config.norm]
-    method = config.method
-    if method != "mma":
-        words += ["--method", method]
-    derived = {"method", "clean_loss_coeff"} if method != "mma" else {"method"}
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if field.name in NOT_SAID | derived or value is None or value == getattr(preset, field.name):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{field.name}" if value else f"--no-{field.name}")
-        else:
-            words += [f"--{field.name}", flag_value(value)]
-    return shlex.join([*words, "--savepath", savepath])
-
-
-def flag_value(value: object) -> str:
-    """As it is typed: 255ths as fractions, schedules by step."""
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate!r}" for step, rate in value)
-    if isinstance(value, float) and value != round(value, 4) and abs(255 * value - round(255 * value)) < 1e-9:
-        return f"{round(255 * value)}/255"
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def evaluation_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each result with what it shares with the others of its file: images, split, settings."""
-    top = {key: evaluation[key] for key in OF_ROW if key in evaluation}
-    return [{**top, **row} for row in evaluation.get("results") or [evaluation]]
+EFFORTS = {"nb_iter": "steps", "nb_restart": "restarts", "queries": "queries", "steps": "steps", "sources": "sources"}
 
 
 def accuracy(value: float, interval: Sequence[float] | None) -> str:
@@ -100,67 +48,62 @@ def accuracy(value: float, interval: Sequence[float] | None) -> str:
     return f"{100 * value:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
 
 
-def how(row: dict[str, Any]) -> str:
+def effort_text(row: Row) -> str:
     """`100 steps, 10 restarts`, or whatever its settings say of the effort."""
-    names = {"nb_iter": "steps", "nb_restart": "restarts"}
-    settings = row.get("settings") or {}
-    said = [f"{settings[name]} {names.get(name, name)}" for name in EFFORTS if isinstance(settings.get(name), int)]
-    if settings.get("standard") is False:
-        said.append("not standard AutoAttack")
-    return ", ".join(said) or "see the JSON"
+    if row["attack"] == "autoattack":
+        return "standard" if is_standard(row) else "not standard"
+    return ", ".join(f"{row['settings'][name]} {word}" for name, word in EFFORTS.items() if name in row["settings"])
 
 
 def evaluations_table(run: Run, sha256: str | None) -> list[str]:
-    """A row for each attack and radius, of this very checkpoint; others are said to be stale."""
-    lines = [
-        "| attack | ε | clean [%] | robust [%], 95 % interval | images | effort |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    stale = []
-    of = {evaluation["attack"]: evaluation for evaluation in run.evaluations}
-    for evaluation in run.evaluations:
-        attack, norm = evaluation["attack"], evaluation["norm"]
-        if sha256 and evaluation.get("model_sha256") != sha256:
-            stale.append(f"`{evaluation['file']}` is of another checkpoint and is left out.")
-            continue
-        counted = strongest(evaluation, of.get("pgd")) if attack == "transfer" else evaluation
-        for row in evaluation_rows(counted):
-            images = f"{row['n']} {row.get('split') or 'test'}"
+    """A line for each attack and radius, of this very checkpoint; others are said to be stale."""
+    lines, stale, attacks = [], [], set()
+    for split in SPLITS:
+        for row in frame([run], split)["row"]:
+            attack, norm = row["attack"], row["norm"]
+            if sha256 and row["model_sha256"] != sha256:
+                stale.append(f"`{row['file']}` is of another checkpoint and is left out.")
+                continue
+            attacks.add(attack)
             if "eps" in row:
-                figure = accuracy(row["robust_acc"], row.get("ci95"))
-                radius = eps_text(row["eps"], evaluation["dataset"], norm)
+                figure, radius = accuracy(row["robust_acc"], row["ci95"]), eps_text(row["eps"], run.images, norm)
             else:
-                quartiles = [row["quartiles"][0], row["quartiles"][1], row["quartiles"][2]]
-                figure, radius = "distances: " + ", ".join("–" if q is None else f"{q:.3g}" for q in quartiles), "–"
-            name = f"{ATTACKS.get(attack, attack)}, {NORMS[norm]}"
-            clean = accuracy(row["clean_acc"], row.get("clean_ci95"))
-            lines.append(f"| {name} | {radius} | {clean} | {figure} | {images} | {how(row)} |")
-        lines += [f"| | | | {doubt} | | |" for doubt in run.doubts(evaluation)]
-    if len(lines) == 2:
-        lines = ["Not evaluated."]
-    if not any(e["attack"] == "autoattack" and sha256 in (None, e.get("model_sha256")) for e in run.evaluations):
-        lines += [
-            "",
-            f"AutoAttack: not evaluated; `python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}` does.",
-        ]
-    return [*lines, "", *stale] if stale else lines
+                quartiles = ("–" if q is None else f"{q:.3g}" for q in row["quartiles"])
+                figure, radius = "distances: " + ", ".join(quartiles), "–"
+            cells = {
+                "attack": f"{ATTACKS.get(attack, attack)}, {NORMS[norm]}",
+                "ε": radius,
+                "clean [%]": accuracy(row["clean_acc"], row.get("clean_ci95")),
+                "robust [%], 95 % interval": figure,
+                "images": f"{row['n']} {row['split']}",
+                "effort": effort_text(row) or "see the JSON",
+            }
+            lines.append(cells)
+    table = Table.of(list(lines[0]), lines).markdown() if lines else ["Not evaluated."]
+    doubts = [
+        f"- {file}: {why}" for file in run.evaluations for why in run.doubts(file) if f"`{file}`" not in str(stale)
+    ]
+    missing = (
+        f"AutoAttack: not evaluated; `python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}` does."
+    )
+    below = doubts + ([] if "autoattack" in attacks else [missing]) + list(dict.fromkeys(stale))
+    return [*table, *(["", *below] if below else [])]
 
 
-def passes_text(config: dict[str, Any], folder: Path) -> str:
-    """How often an image went through the network in training and how long that took, if its rows say."""
-    found = cost(config, rows_of(folder))
-    if not found.recorded or found.passes is None:
+def passes_text(run: Run) -> str:
+    """How often an image went through the network in training and how long that took, if its log says."""
+    if not run.cost.recorded or run.cost.passes is None:
         return "not recorded"
-    minutes = f"; {found.minutes:.3g} minutes" if found.minutes else ""
-    return f"{int(found.passes):,}".replace(",", " ") + f" (an image once through the network, in training){minutes}"
+    minutes = f"; {run.cost.minutes:.3g} minutes" if run.cost.minutes else ""
+    return f"{int(run.cost.passes):,}".replace(",", " ") + f" (an image once through the network, in training){minutes}"
 
 
-def margins_picture(folder: Path) -> list[str]:
+def margins_picture(run: Run) -> list[str]:
     """margins.png, drawn anew if margins.npy is there."""
-    picture = folder / "margins.png"
-    if (folder / "margins.npy").exists():
+    picture = run.folder / "margins.png"
+    if (run.folder / "margins.npy").exists():
         try:
-            figure, _ = plot_margins.draw([folder])
+            figure, _ = plots.draw_margins([run])
         except UserError:
             return ["Margins: not recorded in training."]
         figure.savefig(picture, dpi=80)
@@ -175,19 +118,19 @@ def card(folder: Path) -> str:
 
     :raises UserError: if the folder holds no run.
     """
-    stored, run = read_config(folder), read_run(folder, SPLITS)
-    config = stored_config(stored, folder / "config.json")
-    name, environment = folder.resolve().name, stored.get("environment") or {}
+    run = read_run(folder)
+    if run.config is None:
+        raise UserError(f"{folder / 'config.json'}: missing or damaged: name a folder that train.py made")
+    config, environment = run.config, run.environment
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None
-    images = title(image_name(config.dataset, name))
-    what = f"{config.network}, trained on {images} by {METHODS[config.method]} under {NORMS[config.norm]}, seed {config.seed}"
+    unfinished = f" of {config.max_steps}" if run.steps < config.max_steps else ""
     facts = {
         "trained by": f"`{training_command(config, str(run.shown))}`",
         "data": DATA.get(config.dataset, "a folder of pictures, given as `--data_root`")
         + (f"; the first {config.train_size} training images" if config.train_size else ""),
-        "steps": f"{run.steps}" + (f" ({run.partial})" if run.partial else "") if run.steps else "not recorded",
-        "passes": passes_text(stored, folder),
+        "steps": f"{run.steps}{unfinished}" if run.steps else "not recorded",
+        "passes": passes_text(run),
         "network kept": f"of the check with the largest {BEST_BY[config.best_by]} on validation images",
         "machine": ", ".join(str(environment[key]) for key in ("device", "gpu") if environment.get(key))
         or "not recorded",
@@ -198,21 +141,22 @@ def card(folder: Path) -> str:
     }
     load = [
         "```python",
-        f'model = torch.hub.load("path/of/the/clone", "mma", name="{name}", source="local")',
+        f'model = torch.hub.load("path/of/the/clone", "mma", name="{run.name}", source="local")',
         "```",
         "",
     ]
     lines = [
-        f"# {name}",
+        f"# {run.name}",
         "",
         f"{MADE}{shlex.quote(str(run.shown))}` from the files beside it; not to be edited.*",
         "",
-        f"{what}. A network of this re-implementation, not of the paper's authors.",
+        f"{config.network}, trained on {title(run.images)} by {EXPLAINED.get(config.method, METHODS[config.method])} under "
+        f"{NORMS[config.norm]}, seed {config.seed}. A network of this re-implementation, not of the paper's authors.",
         "",
         *(load if file else []),
         "| | |",
         "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in facts.items()),
+        *(f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in facts.items()),
         "",
         "## Evaluations",
         "",
@@ -221,7 +165,7 @@ def card(folder: Path) -> str:
         "",
         "## Margins",
         "",
-        *margins_picture(folder),
+        *margins_picture(run),
     ]
     return "\n".join(lines) + "\n"
 
@@ -237,12 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the cards. Returns the exit status."""
     parser = Parser(description="Write the model cards of run folders.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    for run in parser.parse(argv)["runs"]:
-        path = Path(run) / "README.md"
+    for folder in map(Path, parser.parse(argv)["runs"]):
+        path = folder / "README.md"
         try:
             refuse_others(path)
-            text = card(Path(run))
-            write_atomically(path, text.encode())
+            write_atomically(path, card(folder).encode())
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}): copy the run into a folder of yours"

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parser(description="Draw docs/idea.png.", allow_abbrev=False).parse(argv)
     model, x, y = toy()
     shown = torch.arange(0, 200, 13)
-    shortest = AnPgd(InnerPgd("L2", 40, soft_logit_margin), Search(soft_logit_margin, 0.4, 12))
-    margins = shortest(model, x[shown], y[shown], 0.15)
+    search = AnPgd(InnerPgd("L2", 40, soft_logit_margin), Search(soft_logit_margin, 0.4, 12))
+    margins = search(model, x[shown], y[shown], 0.15)
     side = torch.linspace(0, 1, 300)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
     with torch.no_grad():

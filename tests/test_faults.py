@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.guard import NotFinite
 
 import ranks
 from command_lines import SMALL, rows
@@ -22,6 +21,7 @@ from pgd import pgd
 from ranks import Started
 from records import checkpoint
 from trainer import Trainer
+from training.guard import NotFinite
 
 RUN = [*SMALL, "--max_steps", "14", "--save_interval", "0.0001"]
 
@@ -215,13 +215,13 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, undisturbed, dam
     said = go_on(folder)
     assert "warning: checkpoint" in said and "last.prev.pt" in said
     assert content(folder) == undisturbed
-    for main, flag in ((ranks.train_alone, "--pretrained"), (ranks.evaluate, "--model")):
-        (tmp_path / "named.pt").write_bytes(DAMAGES[damage](raw))
-        more = [*RUN, "--savepath", tmp_path / "new"] if main is ranks.train_alone else []
-        named = Started(main, [*more, flag, tmp_path / "named.pt"])
+    (tmp_path / "named.pt").write_bytes(DAMAGES[damage](raw))
+    new = [*RUN, "--savepath", tmp_path / "new", "--pretrained", tmp_path / "named.pt"]
+    for program, argv in (("train", new), ("evaluate_on_pgd_attacks", ["--model", tmp_path / "named.pt"])):
+        named = Started(ranks.program, program, argv)
         assert named.join() == 2
         assert "named.pt" in named.text.strip().splitlines()[-1] and "Traceback" not in named.text
-        assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
 class Sometimes(nn.Module):

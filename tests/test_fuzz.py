@@ -32,7 +32,7 @@ from flags import parse_train
 from records import checkpoint, resume
 from records.checkpoint import STATE_KEYS
 from records.run_folder import RunFolder
-from reports import plot_examples
+from reports import plots
 from validation import radius, stored_config
 
 often = settings(
@@ -330,9 +330,9 @@ PROGRAMS = {
     "gradient_free": (evaluate_on_gradient_free_attacks, ["--model", "nowhere"], fields(SHARDS[1])),
     "minimum_norm": (evaluate_on_minimum_norm, ["--model", "nowhere"], fields(SHARDS[2])),
     "transfer": (transfer, ["nowhere", "elsewhere"], fields(transfer.TransferFlags)),
-    "plot_examples": (
-        plot_examples,
-        ["nowhere"],
+    "plots examples": (
+        plots,
+        ["examples", "nowhere"],
         ["count", "max_eps", "out", "data_root", "dataset", "norm", "network"],
     ),
 }

@@ -1,16 +1,16 @@
 """Repeated PGD: what falls stays fallen, restarts and radii of their own, packing, several kinds of networks."""
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from evaluations.repeated_pgd import AttackState, clean_logits, repeated_pgd
+from evaluations.repeated_pgd import AttackState, clean_logits, from_noise, repeated_pgd, strong_restarts
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd
+from utils import EVALUATE
 
 
 def rand(*shape, seed=0):
@@ -21,7 +21,7 @@ def attack(model, x, y, eps=0.1, restarts=1, index=None, steps=10, run=pgd, **mo
     how = {"norm": "Linf", "eps": eps, "step_size": eps / 4, "steps": steps}
     losses = (soft_logit_margin, cross_entropy)[:restarts] + (cross_entropy,) * (restarts - 2)
     index = torch.arange(len(x)) if index is None else index
-    restarts = [partial(run, loss_fn=loss, **how) for loss in losses]
+    restarts = [from_noise(run, loss_fn=loss, **how) for loss in losses]
     return repeated_pgd(model, x, y, index, **{"restarts": restarts, "eps": eps, "batch_size": 8, **more})
 
 
@@ -110,8 +110,8 @@ def test_starts_differ_by_seed_restart_and_radius_and_not_by_batch():
         model, x, y = half_robust()
         drawn = []
 
-        def stay(model, x, y, *, noise):
-            drawn.append(noise)
+        def stay(model, x, y, uniform):
+            drawn.append(uniform(EVALUATE, x.shape[1:]))
             return x
 
         state = AttackState(x.clone(), logit_margin(clean_logits(model, x, batch_size), y), restart)
@@ -151,3 +151,46 @@ def test_stopped_after_any_restart_and_gone_on_with_is_the_same_bit_for_bit(stop
         attack(model, x, y, 0.02, restarts=3, steps=5, after_restart=stopping)
     rest = attack(model, x, y, 0.02, restarts=3, steps=5, state=seen[0])
     assert torch.equal(rest.x_adv, whole.x_adv) and torch.equal(rest.margin, whole.margin) and rest.restart == 3
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_strong_restarts_fall_in_size_climb_every_second_time_and_turn_to_each_class(norm):
+    model, x, _ = half_robust(12)
+    y, eps, calls = model(x).argmax(1), 1e-4, []  # so small that all stand to the end
+
+    def spied(model, x, y, **how):
+        calls.append((y, how))
+        return pgd(model, x, y, **how)
+
+    restarts = strong_restarts(spied, 6, norm=norm, eps=eps, step_size=eps / 3, steps=14)
+    found = repeated_pgd(model, x, y, torch.arange(12), restarts=restarts, eps=eps, batch_size=12)
+    assert (GEOMETRY[norm].length(found.x_adv - x) <= eps + 1e-6).all() and found.x_adv.min() >= 0
+    plain = [(y, how) for y, how in calls if how.get("decays")]
+    climbs = [how for _, how in calls if not how.get("decays")]
+    assert [how["steps"] for _, how in plain] == [14, 4, 14, 4, 14, 4] and [how["steps"] for how in climbs] == [10] * 3
+    wrong = clean_logits(model, x, 12).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    for number, (weights, _) in enumerate(plain):
+        if number < 2:
+            assert torch.equal(weights, y)
+        else:
+            target = wrong[:, number // 2 - 1]
+            assert (weights.argmax(1) == target).all() and (weights.argmin(1) == y).all()
+            assert (weights.sum(1) == 0).all() and (weights.abs().sum(1) == 2).all()
+
+
+def test_strong_pgd_breaks_what_steps_of_one_size_cannot_reach():
+    """A valley narrower than a step: it falls only where the steps become small."""
+
+    class Valley(nn.Module):
+        def forward(self, x):
+            far = (x.flatten(1)[:, 0] - 0.613).abs()
+            return torch.stack([torch.zeros_like(far), 0.01 - far], dim=1)
+
+    x, y = torch.full((8, 1, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
+    how = {"norm": "Linf", "eps": 0.3, "step_size": 0.1, "steps": 40}
+    constant = [from_noise(pgd, loss_fn=logit_margin, **how)]
+    left = [
+        repeated_pgd(Valley(), x, y, torch.arange(8), restarts=restarts, eps=0.3).robust.sum()
+        for restarts in (constant, strong_restarts(pgd, 1, **how))
+    ]
+    assert left[0] >= 4 and left[1] == 0

@@ -12,7 +12,7 @@ from torch import nn
 import evaluate_on_pgd_attacks
 from evaluations import pgd_attacks
 from evaluations.compare_attacks import overestimates
-from evaluations.repeated_pgd import AttackState, repeated_pgd
+from evaluations.repeated_pgd import AttackState, from_noise, repeated_pgd
 from evaluations.results import accuracy_of, checkpoint_rows
 from evaluations.sanity import as_json, battery, lines, not_stronger, pgd_battery
 from hardware.fast_pgd import FastPgd
@@ -52,7 +52,7 @@ def evaluated(s, attack=pgd, eps=EPS, steps=20):
     """What an evaluation by this attack says of itself: the attack, how, seed, batch size, state."""
     how = {"loss_fn": cross_entropy, "norm": s.norm, "eps": eps, "step_size": eps / 4, "steps": steps}
     x, y, _ = s.test.everything()
-    restarts = [partial(attack, **how)]
+    restarts = [from_noise(attack, **how)]
     state = repeated_pgd(s.model, x, y, s.test.numbers, restarts=restarts, eps=eps, batch_size=50)
     return attack, how, 0, 50, state
 

@@ -1,7 +1,6 @@
 """Every fast path against the plain one: masked rows, replayed functions, bfloat16; the benchmark's baseline against ours."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
 from check import check_split, checker_of
-from evaluations.repeated_pgd import repeated_pgd
+from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, tf32
@@ -179,7 +178,7 @@ def test_success_is_judged_in_float32():
             x,
             y,
             torch.arange(60),
-            restarts=[partial(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)],
+            restarts=[from_noise(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)],
             eps=0.03,
             batch_size=20,
         )

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import errors
+import evaluate_on_pgd_attacks
+import train
 import utils
+from command_lines import ATTACK, SMALL
 from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
@@ -205,6 +208,17 @@ def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
         for part in [f"--network {network}: ", *parts]:
             assert part in str(error.value), str(error.value)
         assert "_own_network_" not in str(error.value)
+
+
+def test_parameters_named_as_a_wrappers(theirs):
+    """Trained, gone on with, taken as a start and attacked: nothing is taken off names that are the network's own."""
+    wrapped = NET.replace("self.linear", "self.module").replace("Tiny", "Wrapped")
+    write(theirs, {"wrapped.py": wrapped})
+    network = ["--network", "wrapped.py:Wrapped"]
+    run = [*SMALL, *network, "--savepath", "run", "--max_steps"]
+    assert train.main([*run, "1"]) == 0 and train.main([*run, "2", "--resume"]) == 0
+    assert train.main([*SMALL, *network, "--pretrained", "run", "--savepath", "again", "--max_steps", "1"]) == 0
+    assert evaluate_on_pgd_attacks.main([*ATTACK, *network, "--model", "run"]) == 0
 
 
 @pytest.mark.slow

@@ -65,7 +65,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     for name, network in (("lenet5", "lenet5"), ("wrn", WRN)):
         flags = ["--method", "std", "--network", network, "--max_steps", "120", "--lr", "2e-3"]
-        (found,) = in_processes(1, ranks.train, [*TINY[:4], *TINY[6:], *flags, "--savepath", str(folder / name)])
+        (found,) = in_processes(
+            1, ranks.quietly, "train", [*TINY[:4], *TINY[6:], *flags, "--savepath", str(folder / name)]
+        )
         status, said = found
         assert status == 0, said
     return folder
@@ -252,7 +254,10 @@ def test_the_check_gives_every_image_the_same(trained):
 
 def run(size, folder, *more, steps=50):
     found = in_processes(
-        size, ranks.train, [*TINY, "--max_steps", str(steps), "--disp_interval", "10", "--savepath", str(folder), *more]
+        size,
+        ranks.quietly,
+        "train",
+        [*TINY, "--max_steps", str(steps), "--disp_interval", "10", "--savepath", str(folder), *more],
     )
     assert all(status == 0 for status, _ in found), found
     return checkpoint.load(folder / "last.pt")
@@ -318,10 +323,10 @@ def test_local_batchnorm_ends_alike_everywhere(trained):
 
 
 EVALUATIONS = {
-    "pgd": (ranks.evaluate_quietly, "--nb_iter 5 --nb_restart 4 --eps 0.05 0.1 --test_size 100"),
-    "autoattack": (ranks.autoattack, "--attacks apgd-ce,square --test_size 30 --eps 0.05"),
-    "square": (ranks.gradient_free, "--attacks square --test_size 30 --eps 0.05 --square_queries 20"),
-    "ddn": (ranks.minimum_norm, "--norm L2 --attacks ddn --steps 20 --test_size 30"),
+    "pgd": ("evaluate_on_pgd_attacks", "--nb_iter 5 --nb_restart 4 --eps 0.05 0.1 --test_size 100"),
+    "autoattack": ("evaluate_on_autoattack", "--attacks apgd-ce,square --test_size 30 --eps 0.05"),
+    "square": ("evaluate_on_gradient_free_attacks", "--attacks square --test_size 30 --eps 0.05 --square_queries 20"),
+    "ddn": ("evaluate_on_minimum_norm", "--norm L2 --attacks ddn --steps 20 --test_size 30"),
 }
 
 
@@ -332,7 +337,7 @@ def test_evaluations_give_every_image_the_same(tmp_path, trained, name):
     for size in SIZES:
         folder = shutil.copytree(trained / "lenet5", tmp_path / str(size))
         argv = ["--model", str(folder), "--device", "cpu", "--batch_size", "10", *flags.split()]
-        outputs = in_processes(size, program, argv)
+        outputs = in_processes(size, ranks.quietly, program, argv)
         assert [status for status, _ in outputs] == [0] * size, outputs
         assert not any(said.strip() for _, said in outputs[1:]), "the first one speaks"
         (file,) = folder.glob("eval_*.json")
@@ -348,7 +353,7 @@ def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
         (["--model", str(tmp_path / "none.pt"), "--device", "cpu"], "none.pt"),
         (["--model", str(trained / "lenet5"), "--device", "cpu", "--misspelt"], "--misspelt"),
     ):
-        found = in_processes(2, ranks.evaluate_quietly, argv)
+        found = in_processes(2, ranks.quietly, "evaluate_on_pgd_attacks", argv)
         assert [status for status, _ in found] == [2, 2]
         assert found[0][1].startswith("error: ") and said in found[0][1] and found[0][1].count("\n") == 1
         assert found[1][1] == ""

@@ -9,8 +9,7 @@ import subprocess
 import pytest
 
 from flags import parse_train
-from reports import fill_tables
-from reports.results import read_evaluation
+from reports.runs import frame, read_run
 from support import ROOT
 from validation import stored_config
 
@@ -29,10 +28,9 @@ def test_a_committed_run(path):
     config = stored_config(json.loads((ROOT / path).read_text()))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["kind"] == "eval" and max(row["step"] for row in rows) == config.max_steps
-    for evaluation in folder.glob("eval_*.json"):
-        content = json.loads(evaluation.read_text())
-        shown = read_evaluation(evaluation)
-        assert content["format"] == 2 and (shown.get("results") or shown.get("quartiles"))
+    run = read_run(folder)
+    assert not run.damaged and set(run.evaluations) == {path.name for path in folder.glob("eval_*.json")}
+    assert len(frame([run])) or len(frame([run], "val")) or not run.evaluations
     model = folder / "model_best.pt"
     if not model.exists():
         return remade(folder, config)
@@ -70,12 +68,3 @@ def remade(folder, config):
 def test_the_sums_name_what_is_there():
     for name, found in SUMS.items():
         assert hashlib.sha256((ROOT / "trained_models" / name).read_bytes()).hexdigest() == found
-
-
-@pytest.mark.parametrize("page", fill_tables.PAGES)
-def test_the_tables_are_what_the_run_folders_say(page):
-    """`python reports/fill_tables.py` changes nothing."""
-    folders = sorted({(ROOT / path).parent for path in CONFIGS if path.startswith("trained_models/")})
-    text = (ROOT / page).read_text()
-    assert fill_tables.filled(text, [fill_tables.read_run(folder) for folder in folders]) == text
-    assert "<!-- results:begin -->" in text

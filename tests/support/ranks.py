@@ -3,6 +3,7 @@ already and forks, so that a process costs milliseconds instead of seconds."""
 
 import contextlib
 import ctypes
+import importlib
 import io
 import itertools
 import multiprocessing
@@ -125,37 +126,27 @@ def _status(function, args):
         return 1
 
 
-def train_alone(argv):
-    """train.main."""
-    from train import main
+def program(name, argv):
+    """The status of one of the programs."""
+    return importlib.import_module(name).main([str(a) for a in argv])
 
-    return main([str(a) for a in argv])
+
+def quietly(name, argv):
+    """The same, and what it says of itself."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        status = program(name, argv)
+    return status, out.getvalue()
+
+
+def train_alone(argv):
+    return program("train", argv)
 
 
 def threads_after_training(argv):
     """Names of the threads that are left when train.main has returned."""
     assert train_alone(argv) == 0
     return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-
-
-def evaluate(argv):
-    """evaluate_on_pgd_attacks.main."""
-    from evaluate_on_pgd_attacks import main
-
-    return main([str(a) for a in argv])
-
-
-def save_for_ever(folder):
-    """Save a numbered state as training does, as fast as it can, going on from the last number."""
-    from records import checkpoint
-
-    last, previous = folder / "last.pt", folder / "last.prev.pt"
-    number = checkpoint.load(last)["number"] if last.exists() else 0
-    weights = torch.zeros(50_000)
-    while True:
-        number += 1
-        checkpoint.save(last, {"number": number, "weights": weights.fill_(number)}, previous=previous)
-        print("saved", number, flush=True)
 
 
 def train_limited(argv, size):
@@ -257,60 +248,14 @@ def train_until(argv, place, count):
     return train_alone(argv)
 
 
-def quietly(main, argv):
-    """A program's status, and what it says of itself."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        status = main(argv)
-    return status, out.getvalue()
-
-
-def train(argv):
-    from train import main
-
-    return quietly(main, argv)
-
-
-def evaluate_quietly(argv):
-    from evaluate_on_pgd_attacks import main
-
-    return quietly(main, argv)
-
-
-def autoattack(argv):
-    from evaluate_on_autoattack import main
-
-    return quietly(main, argv)
-
-
-def gradient_free(argv):
-    from evaluate_on_gradient_free_attacks import main
-
-    return quietly(main, argv)
-
-
-def minimum_norm(argv):
-    from evaluate_on_minimum_norm import main
-
-    return quietly(main, argv)
-
-
-def train_impatient(argv):
-    """train.main that takes a waiting process for a hanging one almost at once."""
-    from processes import signals
-
-    signals.PATIENCE = 0.05
-    return train(argv)
-
-
 def train_where_data_is_missing(argv):
     """train.main; the second process finds no data."""
-    import train as program
+    import train
     from errors import UserError
 
     def missing(*args, **kwargs):
         raise UserError("data file gone: not there")
 
     if os.environ["RANK"] == "1":
-        program.load_dataset = missing
-    return train(argv)
+        train.load_dataset = missing
+    return quietly("train", argv)

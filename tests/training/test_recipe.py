@@ -63,7 +63,7 @@ def test_the_steps_of_its_search_are_those_of_the_secant():
 
 
 def test_what_belongs_together_goes_together():
-    """Without kept directions none is refreshed; alpha = 1 is standard training; the one-cycle peak is the largest published rate."""
+    """Without warm starts none is refreshed; alpha = 1 is standard training; the one-cycle peak is the largest published rate."""
     config, _ = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--no-keep_directions"])
     assert not config.keep_directions and config.refresh_interval == 0
     config, notes = parse_train([*MNIST, "--clean_loss_coeff", "1", "--recipe", "fast"])
@@ -147,7 +147,7 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_the_command_says_which_parts_mean_nothing_to_ordinary_training(capsys, tmp_path):
+def test_the_command_says_which_parts_mean_nothing_to_standard_training(capsys, tmp_path):
     given = ["--dataset", "digits", "--norm", "Linf", "--recipe", "fast", "--method", "std", "--device", "cpu"]
     argv = [*given, "--max_steps", "2", "--test_size", "0", "--check_size", "9", "--savepath", str(tmp_path / "run")]
     assert train.main(argv) == 0

@@ -269,7 +269,7 @@ def test_training_on_crops_reads_and_writes_by_the_image():
     ("flags", "part"),
     [
         (["--keep_directions", "--method", "pgd"], "--keep_directions: has no meaning with --method pgd"),
-        (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about kept directions"),
+        (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about warm starts"),
         (["--crop_pad", "2", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
         (["--no-flip", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
         (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),

@@ -1,0 +1,418 @@
+"""Pictures of run folders, each written as PATH.png and PATH.pdf. A run is named in words, a method has one colour, a seed one
+line style.
+
+python reports/plots.py robustness RUN RUN ... [--norm L2] [--out PATH]   accuracy under repeated PGD against ε
+python reports/plots.py margins RUN RUN ... [--out PATH]     margins of the training images at the end, and over training
+python reports/plots.py examples RUN [--count 8] [--max_eps EPS] [--out PATH]   images, and their shortest perturbation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import textwrap
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import reports
+
+reports.require("pandas")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from anpgd import AnPgd, Search
+from config import DATASETS
+from config import NORMS as NORM_NAMES
+from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
+from evaluations.subject import Subject, load_subject
+from flags import Parser, number, whole
+from losses import LOSSES, logit_margin
+from pgd import InnerPgd
+from reports.runs import NORMS, Margins, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
+from utils import CHECK, per_row, row_noise, row_norms
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
+BINS = 40
+
+
+# --- what the pictures share ---------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """How a run is drawn and called."""
+
+    name: str
+    method: int  # of its method, in the order of the picture
+    seed: int  # of its seed among those of the method
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Keyword arguments of matplotlib's `plot`; two methods that share a colour differ in their marker."""
+        return {
+            "color": COLOURS[self.method % len(COLOURS)],
+            "marker": MARKERS[(self.method + self.method // len(COLOURS)) % len(MARKERS)],
+            "linestyle": LINES[self.seed % len(LINES)],
+        }
+
+
+def looks(runs: Sequence[Run]) -> dict[Run, Look]:
+    """Of each run its name, its colour by method and its line by seed; the seed is named where a method has several."""
+    names = {run: (label, run.images, run.norm) for run, label in zip(runs, labels(runs), strict=True)}
+    methods = list(dict.fromkeys(names.values()))
+    found = {}
+    for run, name in names.items():
+        seeds = [other.seed for other, same in names.items() if same == name]
+        text = name[0] + (f", seed {run.seed}" if len(seeds) > 1 else "")
+        found[run] = Look(text, methods.index(name), seeds.index(run.seed))
+    return found
+
+
+def common(what: str, values: dict[Run, str | None]) -> str:
+    """The one value that all runs have.
+
+    :raises UserError: if they differ.
+    """
+    (first, value), *others = values.items()
+    for run, other in others:
+        if other != value:
+            raise UserError(
+                f"run folder {run.folder}: its {what} is {other}, that of {first.folder} is {value}: draw them in two "
+                "pictures"
+            )
+    return str(value)
+
+
+def radius_axis(images: str, norm: str) -> tuple[int, str]:
+    """(scale, text) of an axis of radii: in 255ths or in input units."""
+    return (255, "in 1/255 of the range of pixel values") if in_255ths(images, norm) else (1, "images in [0, 1]")
+
+
+def default_name(kind: str, images: str, norm: str, runs: Sequence[Run]) -> str:
+    """`robustness-mnist-Linf-1a2b3c`."""
+    return f"{kind}-{images}-{norm}-{_end_of([run.folder for run in runs])}".replace(" ", "-")
+
+
+def _end_of(paths: Sequence[Path]) -> str:
+    """An end of a name that no picture of other runs has, so that none replaces it."""
+    text = "\n".join(sorted(str(path.resolve()) for path in paths))
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def save(figure: Figure, out: str | None, default: str) -> list[Path]:
+    """Write `<out>.png` and `<out>.pdf`, with or without such an ending in `out`; by default in runs/.
+
+    :raises UserError: if the folder cannot be written.
+    """
+    base = out or f"runs/{default}"
+    base = base[:-4] if base.endswith((".png", ".pdf")) else base
+    paths = [Path(base + ending) for ending in (".png", ".pdf")]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"--out {base}: cannot be written ({error.strerror}): choose another place") from None
+    plt.close(figure)
+    return paths
+
+
+# --- accuracy against eps ------------------------------------------------------------------------------------------
+
+
+def curve(rows: pd.DataFrame) -> np.ndarray:
+    """(eps, accuracy, low, high) from the clean images on, accuracies in per cent: (4, 1 + radii)."""
+    most = rows.loc[rows["n"].idxmax(), "row"]
+    clean = most["clean_acc"]
+    points = [(0.0, clean, *(most.get("clean_ci95") or (clean, clean)))]
+    points += [(row["eps"], row["robust_acc"], *row["ci95"]) for row in rows["row"]]
+    return np.array(points).T * [[1], [100], [100], [100]]
+
+
+def pgd_rows(runs: Sequence[Run], norm: str | None) -> pd.DataFrame:
+    """The figures of repeated PGD under `norm`, by default that of each run's training.
+
+    :raises UserError: if a run has none, or they do not go together.
+    """
+    found = frame(runs)
+    keys = zip(found["run"], found["attack"], found["norm"], strict=True)
+    found = found[np.array([attack == "pgd" and own == (norm or run.norm or own) for run, attack, own in keys], bool)]
+    for run in runs:
+        if run not in set(found["run"]):
+            file = f"eval_pgd_{norm or run.norm or '*'}.json"
+            why = "; ".join(line for line in run.damaged if file in line) or "not there"
+            raise UserError(f"{run.folder / file}: {why}: run evaluate_on_pgd_attacks.py --model {run.folder}")
+    common("data set", dict(zip(found["run"], found["images"], strict=True)))
+    common("norm", dict(zip(found["run"], found["norm"], strict=True)))
+    return found
+
+
+def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figure, str]:
+    """Accuracy under repeated PGD against eps, with the 95 % intervals as error bars; and what to call the picture.
+
+    :raises UserError: if a run has no such evaluation, or they do not go together.
+    """
+    found = pgd_rows(runs, norm)
+    images, norm = found["images"].iloc[0], found["norm"].iloc[0]
+    scale, unit = radius_axis(images, norm)
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    for place, (run, look) in enumerate(looks(runs).items()):
+        rows = found[[other is run for other in found["run"]]]
+        eps, accuracy, low, high = curve(rows)
+        doubted = "".join("\n" + textwrap.fill(f"⚠ {doubt}", 48) for doubt in run.doubts(rows["row"].iloc[0]["file"]))
+        # Sideways by up to a hundredth of the axis, so that no bar hides another.
+        aside = 0.02 * found["eps"].max() * (place - (len(runs) - 1) / 2) / len(runs)
+        axes.errorbar(
+            scale * (eps + aside),
+            accuracy,
+            np.maximum([accuracy - low, high - accuracy], 0),
+            capsize=3,
+            elinewidth=1,
+            linewidth=1.6,
+            markersize=5,
+            label=f"{look.name} (n {', '.join(map(str, sorted(set(rows['n']))))}){doubted}",
+            **look.style,
+        )
+    axes.set(
+        xlabel=f"ε: {NORMS[norm]} radius of the attack ({unit})",
+        ylabel="accuracy [%]",
+        ylim=(-3, 103),
+        title=f"{title(images)}: accuracy under repeated PGD, 95 % intervals",
+    )
+    axes.grid(alpha=0.3)
+    columns = 1 if len(runs) < 5 else 2
+    figure.legend(loc="outside lower center", fontsize="small", ncols=columns, handlelength=3, columnspacing=1)
+    return figure, default_name("robustness", images, norm, runs)
+
+
+# --- margins -------------------------------------------------------------------------------------------------------
+
+
+def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
+    """The margins that MMA and OMMA runs recorded: at the last check, and over training; and what to call the picture.
+    A run without margins is left out, and a line says why.
+
+    :raises UserError: if no run has margins, or they do not go together.
+    """
+    found: dict[Run, Margins] = {}
+    reasons = []
+    for run in runs:
+        try:
+            found[run] = run.margins()
+        except UserError as error:
+            reasons.append(error)
+    if not found:
+        raise reasons[0]
+    for reason in reasons:
+        print(f"warning: left out: {reason}", file=sys.stderr)
+    images, norm = (
+        common("data set", {run: run.images for run in found}),
+        common("norm", {run: run.norm for run in found}),
+    )
+    scale, unit = radius_axis(images, norm)
+    figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(found))), layout="constrained")
+    halves: Any = figure.subfigures(1, 2)
+    left, right = halves
+    panels = left.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    training = right.subplots()
+    top = scale * max(margins.eps[-1].max() for margins in found.values())
+    for panel, (run, look) in zip(panels, looks(list(found)).items(), strict=True):
+        last, colour = scale * found[run].eps[-1], look.style["color"]
+        bins, share = np.linspace(0, top, BINS + 1).tolist(), np.full(len(last), 100 / len(last))
+        panel.hist(last, bins, weights=share, color=colour, alpha=0.5, edgecolor=colour, linewidth=0.6)
+        if run.radius is not None:
+            panel.axvline(scale * run.radius, color="0", linestyle=":", linewidth=1.5)
+        panel.set_title(f"{look.name}: {len(last)} images, median {np.median(last):.3g}", fontsize="small", loc="left")
+        panel.set_ylabel("images [%]", fontsize="small")
+        low, median, high = scale * np.percentile(found[run].eps, (10, 50, 90), axis=1)
+        every = max(1, len(median) // 10)
+        training.plot(
+            found[run].epochs, median, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style
+        )
+        training.fill_between(found[run].epochs, low, high, color=colour, alpha=0.08, linewidth=0)
+        for edge in (low, high):
+            training.plot(found[run].epochs, edge, linewidth=0.7, color=colour, linestyle=look.style["linestyle"])
+    axis = f"margin: {NORMS[norm]} distance to the decision boundary\n({unit})"
+    panels[-1].set(xlabel=axis, xlim=(0, None))
+    training.set(xlabel="epoch", ylabel=axis, ylim=(0, None))
+    training.legend(loc="upper left", bbox_to_anchor=(0, -0.12), fontsize="small", handlelength=4)
+    left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
+    right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")
+    figure.suptitle(f"{title(images)}: margins of the training images, as AN-PGD found them in training")
+    return figure, default_name("margins", images, norm, list(found))
+
+
+# --- images and their shortest perturbation ------------------------------------------------------------------------
+
+
+class Examples(NamedTuple):
+    """K images; an image that is misclassified as it is has length 0, one for which nothing was found x_adv = x and inf."""
+
+    x: Tensor  # (K, C, H, W) in [0, 1]
+    labels: Tensor  # (K,)
+    x_adv: Tensor  # (K, C, H, W) in [0, 1]
+    predicted: Tensor  # (K,) of x_adv
+    length: Tensor  # (K,) in the run's norm
+    max_eps: float  # where the search ended, in input units
+
+
+def find_examples(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
+    """AN-PGD on `count` images spread evenly over the test set, with the settings of the run's own check; then the nearest
+    point that is misclassified.
+
+    max_eps: radius of the largest attack, in input units; None: the check's own, 1.05 d_max.
+
+    The bisection ends on one side of the boundary or the other; where it ended on the right one, it is followed by one
+    more bracket, eps_max / 2^K, outwards.
+    """
+    config, test = subject.training, subject.test
+    max_eps = max_eps or config.search_maxeps
+    rows = torch.linspace(0, len(test) - 1, min(count, len(test))).long()
+    x, labels, _ = test.batch(rows)
+    steps = config.check_nb_iter or config.nb_iter
+    inner = InnerPgd(subject.norm, steps, LOSSES[config.attack_loss_fn], config.eps_iter_scale)
+    noise = row_noise(test.numbers[rows], x.shape[1:], config.seed, CHECK).to(x)
+    search = Search(logit_margin, max_eps, config.check_search_steps)
+    shortest = AnPgd(inner, search)(subject.model, x, labels, min(config.test_eps, max_eps), noise)
+    bracket = max_eps / 2**config.check_search_steps
+    x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    with torch.no_grad():
+        for factor in (
+            torch.zeros_like(shortest.eps),
+            torch.ones_like(shortest.eps),
+            1 + 1.01 * bracket / shortest.eps,
+        ):
+            candidate = (x + per_row(factor, x) * (shortest.x_adv - x)).clamp(0, 1)
+            new = (logit_margin(subject.model(candidate), labels) >= 0) & ~found
+            x_adv, found = torch.where(per_row(new, x), candidate, x_adv), found | new
+        predicted = subject.model(x_adv).argmax(1)
+    delta = x_adv - x
+    length = delta.flatten(1).abs().amax(1) if subject.norm == "Linf" else row_norms(delta)
+    return Examples(x, labels, x_adv, predicted, torch.where(found, length, torch.inf), max_eps)
+
+
+def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
+    """Three rows: the images, their perturbations on one scale, and their sum."""
+    count, norm = len(found.x), subject.norm
+    images = run.images if run and subject.dataset == "imagefolder" else subject.dataset
+    delta = found.x_adv - found.x
+    largest = float(delta.abs().max()) or 1.0
+    figure, panels = plt.subplots(3, count, figsize=(max(7, 1.35 * count), 5.6), squeeze=False, layout="constrained")
+    for column in range(count):
+        top, middle, bottom = panels[:, column]
+        length = length_text(float(found.length[column]), images, norm, found.max_eps)
+        _show(top, found.x[column], f"label {int(found.labels[column])}")
+        _show(middle, delta[column] / (2 * largest) + 0.5, length)
+        _show(bottom, found.x_adv[column], f"predicted {int(found.predicted[column])}")
+    scale = eps_text(largest, images, norm, 3)
+    perturbation = f"perturbation\n(grey 0, white +{scale},\nblack −{scale})"
+    for panel, text in zip(panels[:, 0], ("image", perturbation, "image +\nperturbation"), strict=True):
+        panel.set_ylabel(text, fontsize="small")
+    figure.suptitle(
+        f"{title(images)}: {run.words if run else subject.path.name}\nshortest perturbation that AN-PGD finds, and its "
+        f"{NORMS[norm]} length (images in [0, 1])",
+        fontsize="medium",
+    )
+    return figure
+
+
+def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
+    """`ℓ∞ 0.123`, or why there is no perturbation."""
+    if length == 0:
+        return "misclassified\nas it is"
+    if length == inf:
+        return f"none up to\n{eps_text(max_eps, images, norm, 3)}"
+    return f"{NORMS[norm]} {eps_text(length, images, norm, 3)}"
+
+
+def _show(panel: Axes, image: Tensor, caption: str) -> None:
+    """image (C, H, W) in [0, 1]; other values are cut off."""
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    grey = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    panel.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    panel.set_title(caption, fontsize="small")
+    panel.set(xticks=[], yticks=[])
+
+
+# --- commands ------------------------------------------------------------------------------------------------------
+
+
+def examples(given: dict[str, Any]) -> tuple[Figure, str]:
+    """The picture of `examples`, and what to call it.
+
+    :raises UserError: if the network cannot be attacked.
+    """
+    if not 1 <= given["count"] <= 40:
+        raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
+    if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
+        raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
+    named = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
+    subject = load_subject(EvaluationFlags(model=given["run"], device="cpu", **named), torch.device("cpu"))
+    folder = subject.path.resolve().parent
+    run = read_run(folder) if (folder / "config.json").is_file() else None
+    figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)
+    return figure, f"examples-{folder.name}-{_end_of([subject.path])}"
+
+
+def parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """:raises UserError: for a wrong flag or value."""
+    parser = Parser(description="Pictures of run folders, PATH.png and PATH.pdf.", allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="picture", required=True, metavar="robustness | margins | examples")
+    for kind, text in (
+        ("robustness", "accuracy under repeated PGD against ε, with 95 %% intervals"),
+        ("margins", "the margins that MMA runs recorded, at the end and over training"),
+        ("examples", "test images with the shortest perturbation that AN-PGD finds"),
+    ):
+        flags = kinds.add_parser(kind, help=text, description=text, allow_abbrev=False)
+        flags.add_argument("--out", metavar="PATH", help="file without .png (default: runs/<picture>-…)")
+        if kind != "examples":
+            flags.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+        if kind != "margins":
+            flags.add_argument("--norm", choices=NORM_NAMES, help="norm of the attack (default: the training's)")
+        if kind == "examples":
+            flags.add_argument("run", metavar="RUN", help="run folder or checkpoint file")
+            flags.add_argument("--count", type=whole, default=8, help="images (default: 8)")
+            how_far = "how far to search, in input units (default: 1.05 d_max)"
+            flags.add_argument("--max_eps", type=number, metavar="EPS", help=how_far)
+            flags.add_argument("--dataset", choices=DATASETS, help="data set (default: the checkpoint's)")
+            for flag in ("data_root", "network"):
+                flags.add_argument(f"--{flag}", help="as in the evaluation (default: the checkpoint's)")
+    return parser.parse(argv)
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write. Returns the exit status."""
+    given = parse(argv)
+    if given["picture"] == "examples":
+        figure, name = examples(given)
+    else:
+        folders = [Path(run).resolve() for run in given["runs"]]
+        if twice := [folder for folder in folders if folders.count(folder) > 1]:
+            raise UserError(f"run folder {twice[0]}: named twice: leave one out")
+        runs = read_runs([Path(run) for run in given["runs"]])
+        figure, name = draw_margins(runs) if given["picture"] == "margins" else draw_robustness(runs, given["norm"])
+    print("\n".join(str(path) for path in save(figure, given["out"], name)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,468 @@
+"""Run folders, read for tables, pictures and the page: settings, log, evaluations; all figures to quote as one frame.
+
+Method, radius, norm and seed are what config.json says; a folder may have any name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import reports
+
+reports.require("pandas")
+
+import numpy as np
+import pandas as pd
+
+from config import SPLITS, Config
+from errors import UserError
+from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
+from flags import parse_train
+from presets import USES
+from records.reading import is_number, parse_json
+from records.reading import read_margins as margins_in
+from validation import stored_config
+
+METHODS = {  # in words, in the order of a table's rows
+    "std": "standard training",
+    "pgd": "PGD",
+    "pgdls": "PGDLS",
+    "trades": "TRADES",
+    "omma": "OMMA",
+    "mma": "MMA",
+}
+ATTACKS = {  # in words, in the order of a table's lines
+    "pgd": "white-box PGD",
+    "autoattack": "AutoAttack",
+    "square": "Square",
+    "spsa": "SPSA",
+    "transfer": "strongest of white-box and transferred PGD",
+    "cw": "Carlini-Wagner ℓ2",
+    "ddn": "DDN",
+    "fmn": "FMN",
+}
+NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
+TITLES = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar10jpeg": "CIFAR-10 (JPEG)",
+    "imagefolder": "Image folder",
+}
+TEST_IMAGES = {"digits": 397, "mnist": 10_000, "cifar10": 10_000}
+NAMED = ("dataset", "norm", "method", "hinge_maxeps", "train_eps")  # what a run's first words say
+
+
+# --- settings in words ---------------------------------------------------------------------------------------------
+
+
+def title(images: str) -> str:
+    """What a data set is called in headings; a folder of pictures by its own name."""
+    return TITLES.get(images, images)
+
+
+def in_255ths(images: str, norm: str) -> bool:
+    """Whether radii are said in 255ths: colour images under Linf."""
+    return norm == "Linf" and images not in ("digits", "mnist")
+
+
+def eps_text(eps: float, images: str, norm: str, digits: int = 4) -> str:
+    """`8/255` or `0.3`."""
+    return f"{255 * eps:.{digits}g}/255" if in_255ths(images, norm) else f"{eps:.{digits}g}"
+
+
+def method_text(method: str, radius: float | None, images: str, norm: str) -> str:
+    """`MMA, d_max 0.45`, `PGD, ε 8/255`, `standard training`."""
+    if method == "std" or radius is None:
+        return METHODS[method]
+    symbol = "d_max" if method in ("mma", "omma") else "ε"
+    return f"{METHODS[method]}, {symbol} {eps_text(radius, images, norm)}"
+
+
+@functools.cache
+def flags_of(config: Config) -> dict[str, str]:
+    """Flag -> value: what train.py must be told for these settings. What data set, norm, recipe and method imply is
+    left out; so is what does not matter to the result, and what has no meaning for the method."""
+    method = ["method"] if config.method != "mma" else []
+    first = ["dataset", "norm", *method, *(["hinge_maxeps"] if config.enlarges_margins else [])]
+    rest = [field.name for field in dataclasses.fields(Config) if not field.metadata["of_run"]]
+    # What others follow from comes first: the recipe's values depend on the network, lengths on max_steps.
+    order = dict.fromkeys(["recipe", "network", "max_steps", "keep_directions", "search", "one_cycle", *rest])
+    found = {name: _typed(getattr(config, name)) for name in first}
+    implied = parse_train(_words(found))[0]
+    for name in (name for name in order if config.method in USES.get(name, (config.method,))):
+        value = getattr(config, name)
+        if value is not None and value != getattr(implied, name):
+            found[name] = _typed(value)
+            implied = parse_train(_words(found))[0]
+    return found
+
+
+def _words(flags: dict[str, str]) -> list[str]:
+    """As the shell hands them over."""
+    switches = {"True": "--{}", "False": "--no-{}"}
+    pairs = ([switches[v].format(name)] if v in switches else [f"--{name}", v] for name, v in flags.items())
+    return [word for pair in pairs for word in pair]
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed: 255ths as fractions, schedules by step."""
+    if isinstance(value, tuple):
+        return ",".join(f"{step}:{rate!r}" for step, rate in value)
+    if isinstance(value, float) and value != round(value, 4) and abs(255 * value - round(255 * value)) < 1e-9:
+        return f"{round(255 * value)}/255"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def training_command(config: Config, savepath: str) -> str:
+    """`python train.py …`, which trains such a network into `savepath`."""
+    data = ["--data_root", config.data_root] if config.dataset == "imagefolder" else []
+    return shlex.join(["python", "train.py", *_words(flags_of(config)), *data, "--savepath", savepath])
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+class Margins(NamedTuple):
+    """What training recorded: E checks, one after each so many epochs, of N training images."""
+
+    eps: np.ndarray  # (E, N) in input units; 0 where an image was wrong when last seen, or not seen yet
+    epochs: np.ndarray  # (E,) epochs done at each check; the last may be a part of one
+
+
+class Cost(NamedTuple):
+    """Of training, the checks after each epoch not among it."""
+
+    passes: float | None  # an image once forward, or forward and backward
+    recorded: bool  # whether passes were counted; else they are what the settings ask for at most
+    minutes: float | None  # of optimizer steps
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A folder that train.py made, or one with evaluations of another program's network: then `config` is None."""
+
+    folder: Path
+    config: Config | None
+    environment: dict[str, Any]  # machine, versions
+    log: list[dict[str, Any]]  # rows of metrics.jsonl
+    evaluations: dict[str, list[Row]]  # by file: every row, with attack, norm, dataset, model_sha256
+    damaged: list[str]  # a line each
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def shown(self) -> Path:
+        """Inside this repository by its path there, else as it was given."""
+        whole = self.folder.resolve()
+        return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else self.folder
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed if self.config else 0
+
+    @property
+    def norm(self) -> str | None:
+        """Of its training."""
+        return self.config.norm if self.config else None
+
+    @property
+    def method(self) -> str | None:
+        return self.config.method if self.config else None
+
+    @property
+    def radius(self) -> float | None:
+        """d_max of MMA and OMMA, ε of PGD, PGDLS and TRADES."""
+        if self.config is None or not self.config.attacks:
+            return None
+        return self.config.check_maxeps if self.config.enlarges_margins else self.config.eps_at(self.config.max_steps)
+
+    @property
+    def images(self) -> str:
+        """The data set; a folder of pictures by its own name, but never as a data set that is published on."""
+        if self.config is None or self.config.dataset != "imagefolder":
+            return self.config.dataset if self.config else ""
+        name = Path(self.config.data_root).name
+        return "imagefolder" if name in ("", "data") else name + (" (image folder)" if name in TEST_IMAGES else "")
+
+    @property
+    def words(self) -> str:
+        """`MMA, d_max 0.45`; the folder's name where there is no config."""
+        if self.config is None:
+            return self.name
+        return method_text(self.config.method, self.radius, self.images, self.config.norm)
+
+    @property
+    def words_and_settings(self) -> str:
+        """`MMA, d_max 0.45, recipe fast, max_steps 4150`."""
+        return ", ".join([self.words, *(f"{name} {value}" for name, value in self.settings.items())])
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return max((int(row["step"]) for row in self.log), default=0)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What the words do not say, by flag; and how far it got, where that is not to the end."""
+        if self.config is None:
+            return {}
+        said = {name: value for name, value in flags_of(self.config).items() if name not in (*NAMED, "seed")}
+        unfinished = 0 < self.steps < self.config.max_steps
+        return said | ({"steps done": f"{self.steps} of {self.config.max_steps}"} if unfinished else {})
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every checkpoint in the folder -> its name."""
+        files = [path for path in self.folder.glob("*.pt") if not path.name.startswith("adv_")]
+        return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
+
+    def doubts(self, file: str, split: str = "test") -> list[str]:
+        """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's."""
+        rows, best = self.evaluations[file], quoted(self.evaluations[file], split)
+        found = []
+        if self.hashes and rows and rows[0]["model_sha256"] not in self.hashes:
+            found.append("stale: made with another checkpoint than those in the folder; evaluate again")
+        ways = [way(row) for row in best]
+        same = [row for row in rows if row["split"] == split and way(row) in ways]
+        for check, outcome in joined_checks([*best, *same]).items():
+            if outcome.get("ok") is False:
+                found.append(f"sanity check failed: {check} ({outcome.get('value', '')})")
+        for row in best:
+            found += merged(map(str, row.get("warnings") or []))
+            if row.get("invalid"):
+                found.append(f"{row['invalid']} images got a perturbation that is not valid, and count as robust")
+        return found
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What training took, as far as its log tells."""
+        counted = [row["passes"] for row in self.log if is_number(row.get("passes"))]
+        seconds, before = 0.0, 0
+        for row in self.log:
+            if row.get("kind") == "train" and is_number(row.get("steps_per_second")) and row["steps_per_second"] > 0:
+                seconds += max(row["step"] - before, 0) / row["steps_per_second"]
+                before = row["step"]
+        at_most = self.steps * self.config.batch_size * passes_an_image(self.config) if self.config else 0
+        return Cost(max(counted, default=at_most) or None, bool(counted), seconds / 60 if seconds else None)
+
+    def margins(self) -> Margins:
+        """:raises UserError: if the run has none, or the file is damaged."""
+        if self.config is None:
+            raise UserError(f"{self.folder / 'config.json'}: missing or damaged: name a folder that train.py made")
+        path, recorded = self.folder / "margins.npy", self.config.enlarges_margins
+        reason = "this copy of the run is without it" if recorded else "only MMA and OMMA training record margins"
+        try:
+            eps = margins_in(path).astype(np.float32)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there, {reason}: name another run, or train it anew") from None
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({error}): leave this run out") from None
+        if not eps.any():
+            raise UserError(
+                f"{path}: every margin in it is 0, as no image was right when it was trained on: name another run, or "
+                "train it longer"
+            )
+        checks = [row["step"] for row in self.log if row.get("kind") == "eval" and row.get("split") == "val"]
+        if len(checks) != len(eps):
+            return Margins(eps, np.arange(1, len(eps) + 1))
+        return Margins(eps, np.array(checks) / -(-eps.shape[1] // self.config.batch_size))
+
+
+def passes_an_image(config: Config) -> int:
+    """Passes that an image costs at most in a step: MMA attacks only those that are classified right."""
+    attack, search = config.nb_iter, config.nb_iter + config.num_search_steps + 3
+    each = {"mma": search, "omma": search, "std": 1, "pgd": attack + 1, "pgdls": attack + 1, "trades": attack + 3}
+    return each[config.method]
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path) -> Run:
+    """Everything in the folder that can be read; what cannot is named in `damaged`.
+
+    :raises UserError: if the folder is not there, or holds neither a config nor an evaluation.
+    """
+    config: Config | None = None
+    environment: dict[str, Any] = {}
+    evaluations: dict[str, list[Row]] = {}
+    damaged: list[str] = []
+    paths = [*folder.glob("config.json"), *sorted(folder.glob("eval_*.json"))] if folder.is_dir() else []
+    if not paths:
+        why = "holds no run" if folder.is_dir() else "not there"
+        raise UserError(f"run folder {folder}: {why}: name folders that train.py made")
+    for path in paths:
+        try:
+            if path.name == "config.json":
+                content = parse_json(path.read_text())
+                config, environment = stored_config(content, path), content.get("environment") or {}
+            else:
+                evaluations[path.name] = _rows_of(path)
+        except KeyError as error:
+            damaged.append(f"`{path}` is left out: it has no {error}")
+        except (UserError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
+            damaged.append(f"`{path}` is left out: {' '.join(str(error).split())}")
+    return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Each folder once; files beside folders, as a * gives them, are left out.
+
+    :raises UserError: if one is not there, or all are files.
+    """
+    different = {folder.resolve(): folder for folder in folders if not folder.is_file()}
+    if not different:
+        raise UserError(f"run folder {folders[0]}: is a file: name folders that train.py made")
+    return [read_run(folder) for folder in different.values()]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl that have a step, in their order; the last line may be half written."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0:
+            rows.append(row)
+    return rows
+
+
+def _rows_of(path: Path) -> list[Row]:
+    """Every row of the first checkpoint in an `eval_*.json`.
+
+    :raises ValueError, KeyError, TypeError: if it is not what an evaluation writes.
+    """
+    content = read_file(path)[0]
+    head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
+    if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json") or head["norm"] not in NORMS:
+        raise ValueError(f"its name is not {right}")
+    rows = [{**row, **head, "file": path.name} for row in content["results"]]
+    if not all(map(_is_sound, rows)):
+        raise ValueError("a row of results is not what an evaluation writes")
+    return rows
+
+
+KINDS = {"flags": str, "settings": dict, "sanity": dict, "warnings": list, "dataset": str, "model_sha256": str}
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether what tables and pictures show of a row is of the kind that an evaluation writes."""
+    shares = [row["clean_acc"], *row.get("clean_ci95", (0, 0))]
+    known: list[Any] = [row.get("invalid", 0)]
+    if "eps" in row:
+        shares += [row["robust_acc"], *row["ci95"]]
+        known += [row["eps"]]
+    else:
+        estimate = row.get("anpgd") or {**row, "search_end": 0}
+        for one in (row, estimate):
+            low, middle, high = one["quartiles"]
+            known += [value for value in (one["mean"], low, middle, high) if value is not None]
+        known += [estimate["search_end"]]
+        known += [value for value in row["distances"] if value is not None]
+    return (
+        all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
+        and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
+        and all(is_number(value) and 0 <= value <= 1 for value in shares)
+        and all(map(is_number, known))
+        and row["split"] in SPLITS
+        and (len(row["flags"]) if "eps" in row else len(row["distances"])) == row["n"] > 0
+        and len(shares) == (6 if "eps" in row else 3)
+    )
+
+
+# --- the frame -----------------------------------------------------------------------------------------------------
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Of each run its method and radius, and the settings that not all runs of these words share. Runs that differ in
+    their seed alone have one label; the same seed twice is told apart by its folder."""
+    found, words = [], [(run.words, run.images, run.norm) for run in runs]
+    for run in runs:
+        key = (run.words, run.images, run.norm)
+        like = [other.settings.items() for other, said in zip(runs, words, strict=True) if said == key]
+        own = [f"{name} {v}" for name, v in run.settings.items() if not all((name, v) in items for items in like)]
+        found.append(", ".join([run.words, *own]))
+    keys = [(label, *said, run.seed) for label, said, run in zip(found, words, runs, strict=True)]
+    twice = [keys.count(key) > 1 for key in keys]
+    return [f"{label} ({run.shown})" if many else label for label, run, many in zip(found, runs, twice, strict=True)]
+
+
+def frame(runs: Sequence[Run], split: str = "test") -> pd.DataFrame:
+    """A row for each figure to quote, in the order of tables. Columns: `run`, `label` (in words), `images`, `norm` and
+    `attack`, `eps` (rounded; NaN of a search for the nearest image), `n`, `clean` and `robust` (per cent), `doubted`,
+    and `row`, as it is stored; of transferred images less what PGD's own row breaks beyond it."""
+    found = []
+    for run, label in zip(runs, labels(runs), strict=True):
+        doubted = {file for file in run.evaluations if run.doubts(file, split)}
+        for file, rows in run.evaluations.items():
+            white_box = quoted(run.evaluations.get(file.replace("transfer", "pgd"), []), split)
+            for row in quoted(rows, split):
+                images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
+                said = [label]
+                if run.norm not in (None, row["norm"]):
+                    said.append(f"trained under {NORMS[str(run.norm)]}")
+                if run.images not in ("", images):
+                    said.append(f"trained on {title(run.images)}")
+                transferred = row["attack"] == "transfer"
+                files = {file, *(own["file"] for own in white_box if transferred)}
+                row = with_white_box(row, white_box) if transferred else row
+                found.append(
+                    {
+                        "run": run,
+                        "label": ", ".join(said),
+                        "images": images,
+                        "norm": row["norm"],
+                        "attack": row["attack"],
+                        "eps": round(row["eps"], 6) if "eps" in row else np.nan,
+                        "n": row["n"],
+                        "clean": 100 * row["clean_acc"],
+                        "robust": 100 * row["robust_acc"] if "eps" in row else np.nan,
+                        "doubted": not doubted.isdisjoint(files),
+                        "row": row,
+                    }
+                )
+    attacks, methods = list(ATTACKS), list(METHODS)
+
+    def order(one: dict[str, Any]) -> tuple[Any, ...]:
+        run, attack = one["run"], one["attack"]
+        method = methods.index(run.method) if run.method in methods else len(methods)
+        place = attacks.index(attack) if attack in attacks else len(attacks)
+        return one["images"], one["norm"], method, run.radius or 0, one["label"], run.seed, place, one["eps"]
+
+    columns = ["run", "label", "images", "norm", "attack", "eps", "n", "clean", "robust", "doubted", "row"]
+    return pd.DataFrame(sorted(found, key=order), columns=columns)
+
+
+def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
+    """A row of transferred images, less what PGD's own row at its radius breaks beyond it: of these images, or of more
+    of which they are the first, and of the same checkpoint."""
+    for own in white_box:
+        # A part of a folder of pictures is drawn, not its first images.
+        first = len(own["flags"]) >= len(row["flags"]) and (row["dataset"] != "imagefolder" or own["n"] == row["n"])
+        if first and same_eps(own["eps"], row["eps"]) and own["model_sha256"] == row["model_sha256"]:
+            both = zip(own["flags"], row["flags"], strict=False)
+            return row | accuracy_of("".join("1" if a == b == "1" else "0" for a, b in both))
+    return row
+
+
+def spread(values: Sequence[float], decimals: int = 1) -> str:
+    """`mean`, or `mean ± standard deviation` of several."""
+    mean = f"{np.mean(values):.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{decimals}f}"

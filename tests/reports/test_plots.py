@@ -1,0 +1,115 @@
+"""Pictures: figures against closed forms, names and looks of runs, what cannot be drawn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from command_lines import fails
+from config import PRESETS
+from evaluations.subject import Subject
+from loading.batches import Split
+from report_runs import TRAINED, evaluate, make_run, row
+from reports import plots
+from reports.runs import frame, read_run, read_runs
+
+
+def is_picture(base):
+    png, pdf = (base.with_name(base.name + ending) for ending in (".png", ".pdf"))
+    starts = png.read_bytes().startswith(b"\x89PNG") and pdf.read_bytes().startswith(b"%PDF")
+    return starts and png.stat().st_size > 5000 and pdf.stat().st_size > 5000
+
+
+def test_robustness(tmp_path, capsys):
+    mma = make_run(tmp_path / "mma", {0.1: 0.8, 0.2: 0.6})
+    std = make_run(tmp_path / "std", method="std", clean_loss_coeff=1.0, hinge_maxeps=None)
+    evaluate(std, "pgd", [row(0.1, 0.3, sanity={"network": {"ok": False}})])
+    main, out = plots.main, ["--out", str(tmp_path / "out" / "MMA-0.3")]
+    assert main(["robustness", str(mma), str(std), *out]) == 0 and is_picture(tmp_path / "out" / "MMA-0.3")
+    l2, mnist = make_run(tmp_path / "l2", norm="L2"), make_run(tmp_path / "mnist", {0.1: 0.8}, dataset="mnist")
+    evaluate(l2, "pgd", [row(1.0, 0.5)], norm="L2")
+    for argv, *parts in (
+        ([make_run(tmp_path / "bare")], "eval_pgd_Linf.json", "not there"),
+        ([mma, l2], "norm", "two pictures"),
+        ([mma, mnist], "data set"),
+        ([mma, mma], "named twice"),
+        ([tmp_path / "none"], "not there"),
+    ):
+        fails(capsys, main, ["robustness", *argv], *parts)
+
+
+def test_the_curve_begins_with_the_clean_images(tmp_path):
+    folder = make_run(tmp_path / "run", {0.2: 0.5, 0.1: 0.8})
+    eps, accuracy, low, high = plots.curve(frame([read_run(folder)]))
+    assert eps.tolist() == [0, 0.1, 0.2] and accuracy == pytest.approx([98, 80, 50])
+    assert (low < accuracy).all() and (accuracy < high).all()
+
+
+def test_one_colour_a_method_one_line_a_seed(tmp_path):
+    """Names are words, and no default name is that of another picture."""
+    runs = read_runs([make_run(tmp_path / f"{i}", seed=i % 2, hinge_maxeps=0.3 - i // 2 / 10) for i in range(4)])
+    looks = plots.looks(runs)
+    assert [look.name for look in looks.values()] == [f"MMA, d_max {d}, seed {s}" for d in (0.3, 0.2) for s in (0, 1)]
+    styles = [look.style for look in looks.values()]
+    assert len({style["color"] for style in styles}) == 2 and styles[0]["color"] == styles[1]["color"]
+    assert styles[0]["linestyle"] == styles[2]["linestyle"] != styles[1]["linestyle"]
+    assert plots.looks(runs[:1])[runs[0]].name == "MMA, d_max 0.3"
+    names = {plots.default_name("margins", "digits", "Linf", part) for part in (runs, runs[:1], runs[1:])}
+    assert len(names) == 3 and plots.default_name("margins", "digits", "Linf", runs[::-1]) in names
+
+
+def test_margins(tmp_path, capsys, monkeypatch):
+    """A run without them is left out, and a line says why."""
+    good, none = make_run(tmp_path / "good", margins=True), make_run(tmp_path / "none", seed=1)
+    plain = make_run(tmp_path / "pgd", method="pgd", hinge_maxeps=None)
+    monkeypatch.chdir(tmp_path)
+    assert plots.main(["margins", *map(str, (none, good, plain))]) == 0
+    said = capsys.readouterr()
+    assert is_picture(tmp_path / said.out.splitlines()[0].removesuffix(".png"))
+    first, second = said.err.splitlines()
+    assert f"{none}/margins.npy: not there, this copy of the run is without it" in first
+    assert f"{plain}/margins.npy: not there, only MMA and OMMA training record margins" in second
+    fails(capsys, plots.main, ["margins", none], none / "margins.npy")
+
+
+def test_examples(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plots.main(["examples", str(TRAINED), "--count", "3"]) == 0
+    assert is_picture(tmp_path / capsys.readouterr().out.splitlines()[0].removesuffix(".png"))
+    fails(capsys, plots.main, ["examples", tmp_path / "none"], "cannot be read")
+    fails(capsys, plots.main, ["examples", TRAINED, "--count", "0"], "--count 0")
+    fails(capsys, plots.main, ["examples", TRAINED, "--max_eps", "0"], "--max_eps 0: a radius")
+
+
+@pytest.mark.parametrize("recipe", [{}, {"search": "secant", "num_search_steps": 4, "nb_iter": 1, "check_nb_iter": 10}])
+def test_examples_have_the_length_of_the_margin(recipe):
+    """A linear classifier: |w (x - 1/2)| / ||w||_1 under Linf; 0 for a misclassified image, inf beyond the search."""
+    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.2, **recipe)
+    weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    margins = torch.tensor([0.01, -0.03, 0.1, -0.15, 0.19, 0.24, 0.05])  # signed: which side the image lies on
+    pixels = 0.5 + margins[:, None] * weight.sign()
+    images = (255 * pixels).round().to(torch.uint8).reshape(-1, 1, 4, 4)
+    labels = (margins > 0).long()
+    labels[-1] = 0  # misclassified
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval().requires_grad_(False)
+    model[1].weight.copy_(torch.stack([torch.zeros(16), weight]))
+    model[1].bias.copy_(torch.stack([torch.zeros(()), -weight.sum() / 2]))
+    subject = Subject(model, None, "", Split(images, labels, torch.arange(7)), config, "digits", "Linf", {})
+    found = plots.find_examples(subject, 7)
+    exact = ((found.x - 0.5).flatten(1) @ weight).abs() / weight.abs().sum()
+    within = exact[:5]
+    bracket = config.search_maxeps / 2**10
+    assert ((found.length[:5] >= within - 1e-5) & (found.length[:5] <= within + 2.1 * bracket)).all()
+    assert found.length[5] == torch.inf and found.length[6] == 0
+    assert (found.predicted[:5] != labels[:5]).all() and found.predicted[5] == labels[5]
+    assert torch.equal(found.x_adv[5:], found.x[5:])
+    further = plots.find_examples(subject, 7, max_eps=0.3)  # where one more has its margin
+    assert exact[5] - 1e-5 <= further.length[5] <= exact[5] + 2.1 * 0.3 / 2**10 and further.predicted[5] != labels[5]
+
+
+def test_lengths_in_words():
+    assert plots.length_text(0, "mnist", "Linf", 0.3) == "misclassified\nas it is"
+    assert plots.length_text(np.inf, "cifar10", "Linf", 8 / 255) == "none up to\n8/255"
+    assert plots.length_text(1.25, "cifar10", "L2", 2) == "ℓ2 1.25"

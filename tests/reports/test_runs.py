@@ -1,0 +1,190 @@
+"""Run folders: named and grouped by config.json, what training cost, damaged files, the command that trains them again."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from config import PRESETS, Config
+from errors import UserError
+from flags import parse_train
+from report_runs import distances, evaluate, make_run, row, rows
+from reports.runs import frame, labels, read_run, read_runs, training_command
+from support import ROOT
+from validation import stored_config
+
+COMMITTED = sorted(path.parent for path in ROOT.glob("trained_models/*/config.json"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"hinge_maxeps": 32 / 255, "dataset": "cifar10"},
+        {"method": "omma", "clean_loss_coeff": 0.0, "seed": 7},
+        {"clean_loss_coeff": 0.4, "lr": ((0, 0.01), (300, 0.001)), "deterministic": True},
+        {"method": "pgd", "hinge_maxeps": None, "train_eps": 0.1, "max_steps": 500},
+        {"augment": True, "train_size": 100, "network": "wrn28_4"},
+        {"quiet": True, "num_workers": 7, "device": "cpu", "resume": True, "disp_interval": 3, "data_root": "d"},
+    ],
+)
+def test_the_command_gives_the_run_again(changes):
+    preset = PRESETS[changes.get("dataset", "digits"), "Linf"]
+    gives_again(replace(preset, **{"method": "mma", "hinge_maxeps": 0.3} | changes))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_the_command_of_a_committed_run(folder):
+    config = stored_config(json.loads((folder / "config.json").read_text()))
+    words = gives_again(config)
+    if config.recipe == "fast":  # which implies the rest
+        assert "--keep_directions" not in words and "--num_workers" not in words
+
+
+def gives_again(config):
+    """Every setting but those that do not matter to a result, which it leaves out. Returns its words."""
+    words = shlex.split(training_command(config, "runs/a b"))
+    again, _ = parse_train(words[2:])
+    assert words[:2] == ["python", "train.py"] and again.savepath == "runs/a b"
+    for field in dataclasses.fields(Config):
+        if not field.metadata["of_run"]:
+            assert getattr(again, field.name) == getattr(config, field.name), field.name
+        elif field.name not in ("savepath", "data_root"):
+            assert f"--{field.name}" not in words
+    return words
+
+
+def test_names_and_seeds_are_config_s_whatever_the_folder_is_called(tmp_path):
+    """Also in different folders above; what the runs of one method and radius do not share is said."""
+    runs = [make_run(tmp_path / name / "mnist-L2-STD-sd9", seed=seed) for name, seed in (("a", 0), ("b", 1))]
+    runs.append(make_run(tmp_path / "second", eps_iter_scale=1.0, seed=5))
+    runs.append(make_run(tmp_path / "pgd", method="pgd", hinge_maxeps=None, train_eps=0.2))
+    runs.append(make_run(tmp_path / "std", method="std", clean_loss_coeff=1.0, hinge_maxeps=None, disp_interval=3))
+    runs.append(make_run(tmp_path / "cut", hinge_maxeps=0.2, max_steps=999))
+    runs.append(make_run(tmp_path / "colour", dataset="cifar10", hinge_maxeps=8 / 255))
+    found = read_runs(runs)
+    assert labels(found) == [
+        *["MMA, d_max 0.3"] * 2,
+        "MMA, d_max 0.3, eps_iter_scale 1",
+        "PGD, ε 0.2",
+        "standard training",
+        "MMA, d_max 0.2",
+        "MMA, d_max 8/255",
+    ]
+    assert [run.seed for run in found[:3]] == [0, 1, 5] and found[5].settings["steps done"] == "144 of 999"
+    twice = labels(read_runs([runs[0], make_run(tmp_path / "again")]))
+    assert twice == [f"MMA, d_max 0.3 ({runs[0]})", f"MMA, d_max 0.3 ({tmp_path / 'again'})"], "one seed, not two"
+
+
+def test_a_folder_of_pictures_is_called_by_its_own_name(tmp_path):
+    for root, name in (
+        ("a/cifar10jpeg", "cifar10jpeg"),
+        ("b/cifar10", "cifar10 (image folder)"),
+        ("data", "imagefolder"),
+    ):
+        run = read_run(make_run(tmp_path / name, dataset="imagefolder", data_root=root, hinge_maxeps=8 / 255))
+        assert run.images == name and run.words == "MMA, d_max 8/255"
+
+
+@pytest.mark.parametrize(
+    ("method", "each"), [("mma", 53), ("omma", 53), ("std", 1), ("pgd", 41), ("pgdls", 41), ("trades", 43)]
+)
+def test_cost_of_training(tmp_path, method, each):
+    """At most 53 passes an image are the paper's: 40 steps, 11 of the search, clean and mixed. Those counted count."""
+    alpha = {"omma": 0.0, "std": 1.0}.get(method, 1 / 3)
+    folder = make_run(tmp_path / "run", method=method, nb_iter=40, clean_loss_coeff=alpha)
+    assert read_run(folder).cost == (144 * 50 * each, False, pytest.approx(14.4 / 60))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "train", "step": 144, "passes": 123.0}) + "\n{half a li")
+    assert read_run(folder).cost[:2] == (123.0, True)
+
+
+def test_the_frame_quotes_one_row_a_radius(tmp_path):
+    """Most images, then the lowest; validation images apart; radii that differ by rounding are one."""
+    folder = make_run(tmp_path / "run")
+    found = [row(0.1, 0.9, n=100), row(0.3 * 2 / 6, 0.95), row(0.1, 0.8), row(0.2, 0.5), row(0.2, 0.1, split="val")]
+    evaluate(folder, "pgd", found)
+    evaluate(folder, "fmn", [distances([0.1, None])])
+    table = frame([read_run(folder)])
+    assert table[["attack", "n", "robust"]].fillna(-1).to_numpy().tolist() == [
+        ["pgd", 200, 80],
+        ["pgd", 200, 50],
+        ["fmn", 2, -1],
+    ]
+    assert frame([read_run(folder)], "val")["robust"].tolist() == [10]
+
+
+def test_transferred_images_count_beside_the_white_box_ones(tmp_path):
+    """Robust is what stands in both, on images that both saw, of one checkpoint; of pictures if they are as many."""
+    for dataset, more, sha256, left in (
+        ("mnist", "", "a", 10),
+        ("mnist", 10 * "1", "a", 10),
+        ("mnist", "", "b", 50),
+        ("imagefolder", 10 * "1", "a", 50),
+    ):
+        folder = make_run(tmp_path / f"{dataset}{len(more)}{sha256}", dataset=dataset)
+        evaluate(folder, "pgd", [row(0.3, 0, flags="1111110000" + more)])
+        evaluate(folder, "transfer", [row(0.3, 0, flags="0000011111")], sha256=sha256)
+        table = frame([read_run(folder)])
+        assert table[table["attack"] == "transfer"]["robust"].tolist() == [left]
+
+
+def test_doubts(tmp_path):
+    checks = {"falls with eps": {"ok": False, "value": "40 % at 0.1"}, "network": {"ok": True}, "square": {"ok": None}}
+    folder = make_run(tmp_path / "run")
+    odd = row(0.1, 0.9, sanity=checks, warnings=["fell by 1.0 %", "fell by 3.0 %"], invalid=2)
+    evaluate(folder, "pgd", [odd, row(0.2, 0.5)])
+    assert frame([read_run(folder)])["doubted"].all()
+    (folder / "model_best.pt").write_bytes(b"another network")
+    stale, check, warned, invalid = read_run(folder).doubts("eval_pgd_Linf.json")
+    assert "stale" in stale and check == "sanity check failed: falls with eps (40 % at 0.1)"
+    assert "1.0 to 3.0" in warned and invalid.startswith("2 images")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"step": 1e999, "kind": []}', b"\xff\x00", b"null"])
+@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "eval_pgd_Linf.json"])
+def test_damaged_files_are_said_and_left_out(tmp_path, file, content):
+    folder = make_run(tmp_path / "run", {0.1: 0.9})
+    (folder / file).write_bytes(content)
+    run = read_run(folder)
+    assert [file in line for line in run.damaged] == [True] * (file != "metrics.jsonl")
+    assert labels([run]) == ["MMA, d_max 0.3" if run.config else "run"] and len(frame([run])) == (file[0] != "e")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n": 0}, {"clean_acc": 1.5}, {"robust_acc": float("nan")}, {"settings": 3}, {"split": "all"}, {"ci95": None}],
+)
+def test_wrong_values_are_damage(tmp_path, change):
+    folder = make_run(tmp_path / "run")
+    evaluate(folder, "pgd", [row(0.1, 0.9) | change])
+    assert len(read_run(folder).damaged) == 1
+    evaluate(folder, "pgd", rows({0.1: 0.9}))
+    (folder / "eval_pgd_Linf.json").rename(folder / "eval_fmn_Linf.json")
+    assert "its name is not eval_pgd_Linf.json" in read_run(folder).damaged[0]
+
+
+def test_margins(tmp_path):
+    """By epoch, as the log has its checks; why there are none."""
+    folder = make_run(tmp_path / "run", margins=True)
+    found = read_run(folder).margins()
+    assert found.eps.shape == (6, 1200) and found.epochs.tolist() == [1, 2, 3, 4, 5, 6]  # 24 steps an epoch
+    for content, why in ((np.zeros((6, 1200), np.float16), "every margin in it is 0"), (np.zeros(3), "damaged")):
+        np.save(folder / "margins.npy", content)
+        with pytest.raises(UserError, match=why):
+            read_run(folder).margins()
+
+
+@pytest.mark.parametrize(
+    ("package", "program"), [("pandas", "make_tables"), ("pandas", "compare_runs"), ("plotly", "make_report")]
+)
+def test_a_package_that_is_missing_is_one_line(package, program):
+    code = f"import sys; sys.modules['{package}'] = None; import reports.{program}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: package {package}")
+    assert done.stderr.count("\n") == 1 and "pip install -r requirements/report.txt" in done.stderr
