@@ -43,8 +43,7 @@ def schedule(text: str) -> Schedule:
         steps = tuple((int(step), number(rate)) for step, rate in pairs)
     except (ValueError, argparse.ArgumentTypeError):
         steps = ()
-    in_order = all(a[0] < b[0] for a, b in itertools.pairwise(steps))
-    if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
+    if not steps or steps[0][0] != 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
     return steps
 
@@ -172,7 +171,11 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     """An argument parser with one flag for each field of the dataclass `cls`. shown: whose values are the defaults."""
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", type=words, help=CONFIG)
-    groups = _groups(parser, {f.name for f in dataclasses.fields(cls)})
+    groups: Flags = {}
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for title, names in GROUPS.items():
+        if own := fields.intersection(names.split()):
+            groups |= dict.fromkeys(own, parser.add_argument_group(title))
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind, meta = hints[f.name], dict(f.metadata)
@@ -196,15 +199,6 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _groups(parser: Parser, fields: set[str]) -> Flags:
-    """The parser's group of each field; groups without a field are left out."""
-    found: dict[str, typing.Any] = {}
-    for title, names in GROUPS.items():
-        if own := fields.intersection(names.split()):
-            found |= dict.fromkeys(own, parser.add_argument_group(title))
-    return found
-
-
 def _as_flag_value(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(f"{step}:{rate:g}" for step, rate in value)
@@ -222,7 +216,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
     preset = PRESETS[given["dataset"], given["norm"]]
     given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
-    recipe, notes = with_recipe(given)
+    recipe, notes = _recipe(given)
     for name in (name for name in RADII if name in given):
         given[name], note = radius(given[name], preset.dataset, preset.norm, name)
         notes += note
@@ -232,9 +226,9 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
 
 def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and the file of `--config` where it says nothing."""
-    wants_help = bool({"-h", "--help"} & set(argv))
-    shown = _preset_named(argv) if wants_help else None
+    """What the command line says, and the file of `--config` where it says nothing; `--help` shows the preset's values."""
+    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
+    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
     return parser.parse_with_file(argv, _what_counts)
@@ -259,14 +253,7 @@ def _what_counts(file: Flags, flags: Flags) -> Flags:
     return {name: value for name, value in file.items() if name not in dropped}
 
 
-def _preset_named(argv: Sequence[str]) -> Config | None:
-    """The preset of the data set and norm on a command line that may be unfinished."""
-    words = [part for argument in argv for part in argument.split("=", 1)]
-    named = dict(itertools.pairwise(words))
-    return PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
-
-
-def with_recipe(given: Flags) -> tuple[Flags, list[str]]:
+def _recipe(given: Flags) -> tuple[Flags, list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
     recipe, key, network = given.get("recipe", "paper"), (given["dataset"], given["norm"]), given.get("network")
     values, notes = recipe_values(recipe, key, given["method"], network), []

@@ -32,12 +32,6 @@ class OpenedRun(NamedTuple):
     finished: bool = False
 
 
-def goes_on_by_itself(folder: RunFolder) -> bool:
-    """Whether torchrun has started this process again after a failure in a run that it began here."""
-    stored = folder.read_config() if restarted_by_launcher() else None
-    return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
-
-
 def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
@@ -52,11 +46,13 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
         ) from None
     if not folder.holds_a_run():
         return OpenedRun(config)
-    if not (config.resume or goes_on_by_itself(folder)):
+    stored = folder.read_config()
+    # torchrun has started this process again after a failure in a run that it began here.
+    again = restarted_by_launcher() and stored and stored.get("environment", {}).get("launcher") == launcher()
+    if not (config.resume or again):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
         )
-    stored = folder.read_config()
     if stored is not None:
         config = continued(config, stored_config(stored, folder.config_file), folder)
     finished = config.max_steps in folder.checked_steps()
