@@ -85,11 +85,10 @@ GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
     "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
-    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions step_decay "
-    "odi_steps start_blocks "
-    "refresh_interval square_queries spsa_iter spsa_samples",
-    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size max_steps "
-    "local_bn",
+    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
+    "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
+    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size "
+    "max_steps local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
@@ -226,7 +225,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
 
 def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and the file of `--config` where it says nothing; `--help` shows the preset's values."""
+    """What the command line says, and `--config`'s file where it says nothing; `--help` shows the preset's values."""
     named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
     shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
@@ -235,8 +234,8 @@ def _train_flags(argv: Sequence[str]) -> Flags:
 
 
 def _what_counts(file: Flags, flags: Flags) -> Flags:
-    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what follows
-    from other settings, or what belonged to another method."""
+    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what
+    follows from other settings, or what belonged to another method."""
     key = file.get("dataset", ""), file.get("norm", "")
     usual = PRESETS.get(key)
     dropped: set[str] = set()

@@ -60,8 +60,8 @@ SETTINGS: dict[Key, Values] = {
     for (dataset, norm), (mineps, eps, step) in _BY_NORM.items()
 }
 
-# What `--recipe fast` changes in the settings of each data set; every one is a flag of its own. `fast` leaves out what has no
-# meaning for a method.
+# What `--recipe fast` changes in the settings of each data set; every one is a flag of its own. It leaves out what has
+# no meaning for a method.
 _FAST: Values = {
     "precision": "bf16",
     "one_cycle": True,

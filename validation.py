@@ -1,5 +1,5 @@
-"""Which settings are refused: values that contradict each other or mean nothing, radii that no image in [0, 1] can use, and
-stored settings that are none.
+"""Which settings are refused: values that contradict each other or mean nothing, radii that no image in [0, 1] can use,
+and stored settings that are none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def validate(config: Config) -> None:
 
 
 def _contradictions(config: Config) -> Iterator[str | None]:
-    """A line for each setting that another one, or the rest of them, leaves without a meaning; None where all is well."""
+    """A line for each setting that has no meaning beside the others; None where all is well."""
     method, alpha, wrong_network = config.method, config.clean_loss_coeff, why_unknown(config.network)
     yield wrong_network and f"--network {config.network}: {wrong_network}"
     if config.streaming and config.dataset != "imagefolder":
@@ -67,8 +67,8 @@ def _contradictions(config: Config) -> Iterator[str | None]:
         what = f"the usual ones for {config.dataset} {config.norm} are {usual}"
         yield f"--hinge_maxeps is missing: MMA needs a threshold d_max; {what}"
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
-        end = f"1.05 * hinge_maxeps = {config.search_maxeps:g}"
-        yield f"--attack_mineps {config.attack_mineps:g}: above the end of the search, {end}; lower it or raise --hinge_maxeps"
+        end = f"the end of the search, 1.05 * hinge_maxeps = {config.search_maxeps:g}"
+        yield f"--attack_mineps {config.attack_mineps:g}: above {end}; lower it or raise --hinge_maxeps"
     if config.num_search_steps > MOST_SEARCH_STEPS:
         most = f"{MOST_SEARCH_STEPS} halvings are the most that float32 can tell apart"
         yield f"--num_search_steps {config.num_search_steps}: {most}: choose fewer"
@@ -98,7 +98,7 @@ def require_positive(config: object, names: Sequence[str]) -> None:
 
 
 def stored_config(values: dict[str, Any], where: object = "stored config") -> Config:
-    """The config a checkpoint or config.json carries; fields it lacks take the preset's value. where: the file they are from.
+    """The config a checkpoint or config.json carries; fields it lacks take the preset's value. where: what file it is.
 
     :raises UserError: if the values are not those of a config, naming the file.
     """

@@ -1,4 +1,4 @@
-"""Files that may have been damaged or changed by others, read with care: JSON, margins.npy and the settings of `--config`."""
+"""Files that others may have changed, read with care: JSON, margins.npy and the settings of `--config`."""
 
 from __future__ import annotations
 

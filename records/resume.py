@@ -80,8 +80,8 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
 
 
 def continued(config: Config, there: Config, folder: RunFolder) -> Config:
-    """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle only
-    follow from it, those stay that the run fixed when it began.
+    """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle
+    only follow from it, those stay that the run fixed when it began.
 
     :raises UserError: listing what else differs and matters to the result.
     """
@@ -173,8 +173,8 @@ def prepare(
     folder.prepare()
     if begins and (folder.last.exists() or folder.previous.exists()):
         raise UserError(
-            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or choose "
-            "another folder"
+            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
+            "choose another folder"
         )
     recorder = RunRecorder(folder, config, state["step"], images)
     try:
