@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config, folder: RunFolder, argv: list[str], world: World, device: torch.device, teller: Teller) -> int:
-    """Train in the folder; what the flags do not fit is refused before anything in it changes. Returns the exit status."""
+    """Train in the folder; what the flags do not fit is refused before anything in it changes. Gives the exit status."""
     started = time.monotonic()
     found = world.from_first(lambda: resume.open_run(folder, config, warn))
     if found.finished:
@@ -120,8 +120,8 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
         f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here\n"
-        f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: clean "
-        f"{kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
+        f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: "
+        f"clean {kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
         f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path), *named)}"

@@ -2,19 +2,13 @@
 
 import dataclasses
 import json
-import re
-import subprocess
 
 import pytest
 
-import train
-from command_lines import fails
 from config import PRESETS, Config, one_cycle
 from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
-from support import ROOT
-from validation import stored_config
 
 MNIST = ["--dataset", "mnist", "--norm", "Linf"]
 
@@ -40,15 +34,6 @@ def test_it_stands_in_the_name_and_each_part_is_a_flag():
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert config.cycle_steps == config.max_steps and config.check_search_steps == 10
     assert set(wanted) <= {f.name for f in dataclasses.fields(Config)}
-
-
-def test_old_configs_read_as_paper():
-    stored = {
-        name: value for name, value in PRESETS["mnist", "Linf"].to_dict().items() if name not in FAST["mnist", "Linf"]
-    }
-    stored |= {"lr": [[0, 1e-4]], "hinge_maxeps": 0.45, "batch_size": 50}
-    stored.pop("recipe")
-    assert stored_config(stored).recipe == "paper" and stored_config(stored).search == "bisection"
 
 
 def test_what_has_no_meaning_is_left_out_and_said():
@@ -139,40 +124,9 @@ def _pgd_steps():
     return (parse_train([*CIFAR, "--network", "small_resnet", "--method", "pgd"])[0].max_steps,)
 
 
-def test_an_unknown_recipe_suggests_the_nearest(capsys, tmp_path):
-    given = [*MNIST, "--hinge_maxeps", "0.45", "--savepath", tmp_path / "no"]
-    fails(capsys, train.main, [*given, "--recipe", "fats"], "'fats'", "choose from", "did you mean fast?")
-    fails(capsys, train.main, [*given, "--search_mode", "evil"], "did you mean eval?")
-    fails(capsys, train.main, [*given, "--recipe", "xxxxx"], "choose from")
-    assert not (tmp_path / "no").exists()
-
-
-def test_the_command_says_which_parts_mean_nothing_to_standard_training(capsys, tmp_path):
-    given = ["--dataset", "digits", "--norm", "Linf", "--recipe", "fast", "--method", "std", "--device", "cpu"]
-    argv = [*given, "--max_steps", "2", "--test_size", "0", "--check_size", "9", "--savepath", str(tmp_path / "run")]
-    assert train.main(argv) == 0
-    said = capsys.readouterr().out
-    assert "--recipe fast: no meaning with --method std, left out: " in said
-    assert "search, num_search_steps, keep_directions, refresh_interval, rest_interval" in said
-
-
 def test_one_cycle_rises_to_the_peak_and_falls_towards_nothing():
     rates = [one_cycle(step, 100, 2.0) for step in range(120)]
     top = rates.index(max(rates))
     assert 18 <= top <= 21 and max(rates) == pytest.approx(2.0, rel=0.03)
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] == pytest.approx(0.05) and 0 < rates[99] < 0.01 and rates[119] == rates[100] > 0
-
-
-def test_runs_of_the_script_stand_under_their_names():
-    """Every `run NAME FLAGS` of scripts/run_mnist_fast.sh, with its loops' variables put in."""
-    script = ROOT / "scripts" / "run_mnist_fast.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    lines = re.findall(r"^ +run (\S+) (.*)$", script.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 14
-    for name, flags in lines:
-        for variable, value in (("$d_max", "4.0"), ("$seed", "2")):
-            name, flags = name.replace(variable, value), flags.replace(variable, value)
-        config, _ = parse_train(["--dataset", "mnist", "--recipe", "fast", *flags.split()])
-        scale = "-scale1" if "--eps_iter_scale 1.0" in flags else ""
-        assert name == config.run_name + scale + (f"-{config.max_steps}steps" if "--max_steps" in flags else "")
