@@ -42,45 +42,35 @@ def evaluation(folder, sha256, attack, *rows):
     (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
 
 
-class Block(nn.Module):
-    """RobustBench's layout of a residual block, by its documented keys."""
-
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(out)
-        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.convShortcut = nn.Conv2d(width, out, 1, stride, bias=False) if width != out else None
-
-    def forward(self, x):
-        active = self.bn1(x).relu()
-        short = self.convShortcut(active) if self.convShortcut else x
-        return short + self.conv2(self.bn2(self.conv1(active)).relu())
+def block(width, out, stride):
+    """RobustBench's residual block, by its documented keys."""
+    layers = {"bn1": nn.BatchNorm2d(width), "conv1": nn.Conv2d(width, out, 3, stride, 1, bias=False)}
+    layers |= {"bn2": nn.BatchNorm2d(out), "conv2": nn.Conv2d(out, out, 3, 1, 1, bias=False)}
+    return nn.ModuleDict(
+        layers | ({"convShortcut": nn.Conv2d(width, out, 1, stride, bias=False)} if width != out else {})
+    )
 
 
-class Group(nn.Module):
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.layer = nn.Sequential(Block(width, out, stride), *(Block(out, out, 1) for _ in range(3)))
-
-    def forward(self, x):
-        return self.layer(x)
+def group(width, out, stride):
+    return nn.ModuleDict({"layer": nn.ModuleList([block(width, out, stride), *(block(out, out, 1) for _ in range(3))])})
 
 
 class Standardised(nn.Module):
-    """A WRN-28-4 that standardises each image by itself."""
+    """A WRN-28-4 that standardises each image by itself, written from RobustBench's keys."""
 
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.block1, self.block2, self.block3 = Group(16, 64, 1), Group(64, 128, 2), Group(128, 256, 2)
+        self.block1, self.block2, self.block3 = group(16, 64, 1), group(64, 128, 2), group(128, 256, 2)
         self.bn1, self.fc = nn.BatchNorm2d(256), nn.Linear(256, 10)
 
     def forward(self, x):
-        pixels = x[0].numel()
-        std = x.flatten(1).std(1).clamp(min=pixels**-0.5)
-        x = (x - x.flatten(1).mean(1)[:, None, None, None]) / std[:, None, None, None]
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        std = x.flatten(1).std(1).clamp(min=x[0].numel() ** -0.5)
+        x = self.conv1((x - x.flatten(1).mean(1)[:, None, None, None]) / std[:, None, None, None])
+        for own in (*self.block1["layer"], *self.block2["layer"], *self.block3["layer"]):
+            active = own["bn1"](x).relu()
+            short = own["convShortcut"](active) if "convShortcut" in own else x
+            x = short + own["conv2"](own["bn2"](own["conv1"](active)).relu())
         return self.fc(F.adaptive_avg_pool2d(self.bn1(x).relu(), 1).flatten(1))
 
 
