@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -66,31 +66,20 @@ DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
-    """Of a table in the page."""
-
-    column: str
-    main: str
-    small: str  # interval, spread, number of images
-    sorted_by: str  # a number, else text; "" where there is nothing
-
-
-def cells(table: Table) -> list[list[Cell]]:
-    """The lines of a table: a figure, what goes with it in small type, and what its column is sorted by."""
+def cells(table: Table) -> list[list[dict[str, str]]]:
+    """The lines of a table: of each cell the figure, what goes with it in small type (interval, spread, number of images), and
+    what its column is sorted by, a number where there is one."""
     lines = []
     for line in table.lines:
         found = []
         for column, text in zip(table.header, line, strict=True):
             figure = re.match(r"(?:[⚠≤] )?(-?[\d.]+)(?=\s|$)", text)
-            main, small = (figure[0], _whole(text[figure.end() :])) if figure else (text, "")
-            found.append(Cell(column, main, small, "" if text == NONE else figure[1] if figure else text))
+            main, rest = (figure[0], text[figure.end() :].strip()) if figure else (text, "")
+            small = re.sub(r"(\[[^]]*,) ", "\\1\u00a0", rest)  # without a break inside an interval
+            by = "" if text == NONE else figure[1] if figure else text
+            found.append({"column": column, "main": main, "small": small, "sorted_by": by})
         lines.append(found)
     return lines
-
-
-def _whole(text: str) -> str:
-    """Without a break inside an interval."""
-    return re.sub(r"(\[[^]]*,) ", "\\1\u00a0", text.strip())
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -169,14 +158,14 @@ def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Fig
     figure = go.Figure()
     for run in runs:
         try:
-            found = run.margins()
+            epochs, eps = run.margins()
         except UserError:
             continue
-        low, median, high = scale * np.percentile(found.eps, (10, 50, 90), axis=1)
-        figure.add_scatter(x=found.epochs, y=median, **style(drawn[run]))
+        low, median, high = scale * np.percentile(eps, (10, 50, 90), axis=1)
+        figure.add_scatter(x=epochs, y=median, **style(drawn[run]))
         colour = "rgba({},{},{},0.12)".format(*bytes.fromhex(drawn[run].style["color"][1:]))
         band = style(drawn[run], shows_name=False) | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-        x, y = [*found.epochs, *found.epochs[::-1]], [*low, *high[::-1]]
+        x, y = [*epochs, *epochs[::-1]], [*low, *high[::-1]]
         figure.add_scatter(x=x, y=y, **band, fill="toself", fillcolor=colour)
     return figure
 
@@ -184,15 +173,9 @@ def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Fig
 # --- adversarial images --------------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
-    """An image, its perturbation and their sum, as PNG in data URIs, with what stands below each."""
-
-    margin: str
-    parts: list[tuple[str, str]]
-
-
-def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture], str]:
-    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds; else why there are none."""
+def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str, Any]], str]:
+    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds: each with its perturbation and
+    their sum, as PNG in data URIs, and what stands below; and of how many they are, or why there are none."""
     if run.config is None or not (run.folder / "model_best.pt").exists():
         return [], "there is no model_best.pt in the folder"
     root = Path(data_root or run.config.data_root)
@@ -217,7 +200,7 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture]
             (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
         ]
         margin = length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
-        shown.append(Picture(f"margin {margin}", parts))
+        shown.append({"margin": f"margin {margin}", "parts": parts})
     wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
     end = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
     return (

@@ -80,18 +80,18 @@ def test_names_are_text_and_nothing_is_fetched(report):
 def test_cells_are_sorted_by_their_figure():
     texts = ["⚠ 93.2 [92.7, 93.7]", "≤ 0.17 ± 0.01", "1000, 10000 of 10000", "1000 of 10000", "–", "PGD, ε 8/255 [1]"]
     ((*cells,),) = make_report.cells(make_report.Table(list("abcdef"), [texts]))
-    assert [cell.sorted_by for cell in cells] == ["93.2", "0.17", texts[2], "1000", "", texts[5]]
-    assert cells[0].main == "⚠ 93.2" and cells[0].small == "[92.7,\u00a093.7]" and cells[1].small == "± 0.01"
+    assert [cell["sorted_by"] for cell in cells] == ["93.2", "0.17", texts[2], "1000", "", texts[5]]
+    assert cells[0]["main"] == "⚠ 93.2" and cells[0]["small"] == "[92.7,\u00a093.7]" and cells[1]["small"] == "± 0.01"
 
 
 def test_images_of_a_trained_network():
     """From the smallest margin to the largest; each image is original + difference / factor."""
     shown, said = make_report.pictures(read_run(TRAINED), 12, None)
-    margins = [float(picture.margin.rpartition(" ")[2]) for picture in shown]
+    margins = [float(picture["margin"].rpartition(" ")[2]) for picture in shown]
     assert len(shown) == make_report.SHOWN and margins == sorted(margins) and "12 test images" in said
     for picture, margin in zip(shown, margins, strict=True):
-        original, difference, perturbed = (pixels(uri) for uri, _ in picture.parts)
-        factor = float(picture.parts[1][1].partition("×")[2])
+        original, difference, perturbed = (pixels(uri) for uri, _ in picture["parts"])
+        factor = float(picture["parts"][1][1].partition("×")[2])
         assert np.abs(original + (difference - 0.5) / factor - perturbed).max() <= 0.01
         assert np.abs(perturbed - original).max() == pytest.approx(margin, abs=0.005)
 
