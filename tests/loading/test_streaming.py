@@ -19,7 +19,6 @@ from loading.batches import TrainBatches
 from loading.crops import Augment
 from loading.datasets import load_dataset
 from records import checkpoint
-from train_batches import train_batch
 from validation import stored_config
 
 CPU = torch.device("cpu")
@@ -70,7 +69,7 @@ def test_batches_are_those_in_memory(folder, num_workers, start):
     with TrainBatches(there, **settings) as batches:
         for step in [*range(start, start + 9), 3, 4]:
             batch = batches(step)
-            assert same(batch, train_batch(here, step, **settings)), step
+            assert same(batch, TrainBatches(here, **settings)(step)), step
             assert batch.x.dtype == torch.float32 and batch.x.is_contiguous()
         assert bool(num_workers) == bool(reading()) and len(reading()) <= num_workers
     assert not reading()
@@ -78,8 +77,8 @@ def test_batches_are_those_in_memory(folder, num_workers, start):
     parts = {**settings, "rank": 6, "ranks": 7}
     with TrainBatches(there, **parts) as batches:
         for step in range(5):
-            assert same(batches(step), train_batch(here, step, **parts))
-    assert len(train_batch(here, 3, **parts).y) == 0  # of the last 6 rows
+            assert same(batches(step), TrainBatches(here, **parts)(step))
+    assert len(TrainBatches(here, **parts)(3).y) == 0  # of the last 6 rows
     for name in ("train", "val", "test"):  # as checks take them
         a, b = (getattr(data, name).batches(torch.arange(6).split(5)) for data in (whole, streamed))
         assert all(same(*pair) for pair in zip(a, b, strict=True))
@@ -93,7 +92,7 @@ def test_batches_on_a_gpu_are_those_in_memory(folder):
     settings = {"batch_size": 8, "seed": 0, "augment": Augment()}
     with TrainBatches(load(folder, 2, device=cuda).train, **settings) as batches:
         got = [batches(step) for step in range(20)]
-    assert all(same(batch, train_batch(here, step, **settings)) for step, batch in enumerate(got))
+    assert all(same(batch, TrainBatches(here, **settings)(step)) for step, batch in enumerate(got))
 
 
 def test_the_threads_read_and_the_main_one_does_not(folder, monkeypatch):
