@@ -36,7 +36,7 @@ def wide(tmp_path_factory):
 def evaluation(folder, sha256, attack, *rows):
     """A file of rows (eps, robust accuracy, images, split, further settings)."""
     keys = ("eps", "robust_acc", "n", "split", "settings")
-    whole = [{"clean_acc": 0.5, "seed": 0, **dict(zip(keys, row, strict=True))} for row in rows]
+    whole = [{"clean_acc": 0.5, "seed": 0, "flags": "10", **dict(zip(keys, row, strict=True))} for row in rows]
     head = {"format": 2, "attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf"}
     (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
 

@@ -231,4 +231,4 @@ def test_when_memory_ends_one_line_names_the_batch_size(run, capsys, monkeypatch
 
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", full)
     assert attack(run, "--eps", 0.1) == 2
-    assert re.search("^error: memory does not suffice.*: lower --batch_size", capsys.readouterr().err)
+    assert re.search("error: memory does not suffice.*: lower --batch_size", capsys.readouterr().err)

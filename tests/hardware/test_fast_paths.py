@@ -1,6 +1,7 @@
 """Every fast path against the plain one: masked rows, convolutions, bfloat16; the benchmark's baseline against ours."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from benchmarks.reference_style import ReferenceStyle
 from check import check_split, checker_of
 from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.fast_pgd import FastPgd
-from hardware.precision import BFloat16Twin, tf32
+from hardware.precision import BFloat16Twin, remark, tf32
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
 from networks.lenet import ImageConv2d, LeNet5Madry
@@ -175,3 +176,11 @@ def test_check_in_bfloat16_agrees_with_float32():
     assert fast.clean_acc == plain.clean_acc
     bracket = trainer.config.search_maxeps / 2**trainer.config.num_search_steps
     assert abs(fast.mean_margin - plain.mean_margin) <= 2 * bracket
+
+
+def test_slow_arithmetic_is_said(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert remark(cpu, "fp32") is None and remark(cuda, "bf16") is None and "CUDA's" in remark(cpu, "tf32")
+    for flags, slow in (("fpu avx2", True), ("fpu avx512_bf16", False), ("asimd bf16", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags\t: {flags}\n")
+        assert [remark(cpu, precision) is not None for precision in ("bf16", "bf16_all")] == [slow, slow]

@@ -5,6 +5,7 @@ from torch import nn
 
 from networks.resnets import PerImageStandardize
 
+
 class TheirBlock(nn.Module):
     """Of both families: BN-ReLU-conv twice; the wide one's shortcut comes from behind the first ReLU."""
 
