@@ -10,7 +10,7 @@ from torch import nn
 from check import check_split
 from config import PRESETS
 from hardware.optimizer import make_optimizer
-from linear_problem import problem
+from linear import problem
 from loading.batches import Batch, Split
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from records import checkpoint

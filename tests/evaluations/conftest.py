@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from linear_networks import save_run
+from linear import save_run
 
 
 @pytest.fixture(autouse=True)
