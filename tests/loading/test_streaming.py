@@ -11,15 +11,13 @@ import torch
 from PIL import Image
 
 import train
-from command_lines import fails, rows
-from flags import parse_train
+from command_lines import rows
 from folders import pictures
 from loading import batches, datasets, streaming
 from loading.batches import TrainBatches
 from loading.crops import Augment
 from loading.datasets import load_dataset
 from records import checkpoint
-from validation import stored_config
 
 CPU = torch.device("cpu")
 NET = """
@@ -207,14 +205,4 @@ def test_chosen_by_size(folder, capsys, monkeypatch):
     out = [line for line in capsys.readouterr().out.splitlines() if "stay on disk" in line]
     assert len(out) == 1 and out[0].startswith("--streaming: ")
     assert 0 < streaming.free_memory(CPU) < 2**50
-
-
-def test_the_flags(capsys, tmp_path):
-    folder = ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1"]
-    for flags, value in (([], None), (["--streaming"], True), (["--no-streaming"], False)):
-        config, _ = parse_train([*folder, *flags])
-        assert config.streaming is value and config.num_workers == 2
-        assert stored_config(config.to_dict()) == config
-    digits = ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1", "--max_steps", "1"]
-    fails(capsys, train.main, [*digits, "--savepath", tmp_path / "run", "--streaming"], "--streaming: digits")
     assert not load_dataset("digits", streaming=None, val_size=100, seed=0, device=CPU).streamed

@@ -85,7 +85,8 @@ def test_every_network_on_other_images(network, shape):
     assert logits.shape == (4, shape[-1]) and model.eval()(x[:0]).shape == (0, shape[-1])
     assert torch.autograd.grad(logits.sum(), x)[0].abs().sum() > 0
     assert torch.equal(copy.deepcopy(model)(x), model(x))
-    torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)
+    if network == "small_resnet":  # the others take seconds on CPUs without such instructions
+        torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)
     if network != "lenet5":  # behind standardisation: brighter or paler images are the same
         torch.testing.assert_close(model(0.1 + 0.5 * x), model(x), atol=1e-4, rtol=1e-4)
     assert shape_of(model.state_dict())[::3] == (shape[0], shape[-1])
