@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anpgd import AnPgd, Search, bisection, secant
-from linear_problem import MAX_EPS, SEARCH_STEPS, problem
+from linear import MAX_EPS, SEARCH_STEPS, problem
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd
 

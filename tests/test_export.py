@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from command_lines import fails, files
 from config import PRESETS
@@ -16,6 +14,7 @@ from records import checkpoint
 from records.pretrained import load_pretrained
 from scripts.export import EXTRAS, from_robustbench, main, model_info, to_robustbench
 from support import ROOT
+from their_networks import TheirStandardised
 
 RUN = "digits-Linf-MMA-0.3-sd0"
 
@@ -42,44 +41,12 @@ def evaluation(folder, sha256, attack, *rows):
     (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
 
 
-def block(width, out, stride):
-    """RobustBench's residual block, by its documented keys."""
-    layers = {"bn1": nn.BatchNorm2d(width), "conv1": nn.Conv2d(width, out, 3, stride, 1, bias=False)}
-    layers |= {"bn2": nn.BatchNorm2d(out), "conv2": nn.Conv2d(out, out, 3, 1, 1, bias=False)}
-    return nn.ModuleDict(
-        layers | ({"convShortcut": nn.Conv2d(width, out, 1, stride, bias=False)} if width != out else {})
-    )
-
-
-def group(width, out, stride):
-    return nn.ModuleDict({"layer": nn.ModuleList([block(width, out, stride), *(block(out, out, 1) for _ in range(3))])})
-
-
-class Standardised(nn.Module):
-    """A WRN-28-4 that standardises each image by itself, written from RobustBench's keys."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.block1, self.block2, self.block3 = group(16, 64, 1), group(64, 128, 2), group(128, 256, 2)
-        self.bn1, self.fc = nn.BatchNorm2d(256), nn.Linear(256, 10)
-
-    def forward(self, x):
-        std = x.flatten(1).std(1).clamp(min=x[0].numel() ** -0.5)
-        x = self.conv1((x - x.flatten(1).mean(1)[:, None, None, None]) / std[:, None, None, None])
-        for own in (*self.block1["layer"], *self.block2["layer"], *self.block3["layer"]):
-            active = own["bn1"](x).relu()
-            short = own["convShortcut"](active) if "convShortcut" in own else x
-            x = short + own["conv2"](own["bn2"](own["conv1"](active)).relu())
-        return self.fc(F.adaptive_avg_pool2d(self.bn1(x).relu(), 1).flatten(1))
-
-
 def robustbench_class():
-    """RobustBench's own class where it is installed, else the same layout written here."""
+    """RobustBench's own class where it is installed, else the same layout."""
     try:
         return importlib.import_module("robustbench.model_zoo.cifar10").Ding2020MMANet
     except ImportError:
-        return Standardised
+        return TheirStandardised
 
 
 def test_robustbench_loads_it(wide, tmp_path):
@@ -92,8 +59,7 @@ def test_robustbench_loads_it(wide, tmp_path):
     with torch.no_grad():
         assert torch.allclose(theirs.eval()(x), network(x), atol=1e-5)
     state = network.state_dict()
-    there_and_back = from_robustbench(to_robustbench(state))
-    assert list(there_and_back) == list(state)
+    assert list(from_robustbench(to_robustbench(state))) == list(state)
 
 
 STANDARD = {"standard": True}

@@ -17,7 +17,7 @@ import train
 from check import checker_of
 from config import PRESETS
 from errors import UserError
-from loading.batches import Split
+from loading.batches import Split, TrainBatches
 from loading.crops import Augment
 from loading.datasets import Dataset, load_dataset
 from networks.lenet import LeNet5Madry
@@ -26,7 +26,6 @@ from processes.distributed import World, joined
 from processes.global_batchnorm import GlobalBatchNorm, with_global_statistics
 from ranks import in_processes
 from records import checkpoint
-from train_batches import train_batch
 from trainer import Trainer
 
 pytestmark = pytest.mark.slow  # processes of their own, each of which imports torch
@@ -108,6 +107,7 @@ def step_here(folder, name, dtype, changes):
         ("wrn", {"method": "pgd", "train_eps": 0.02}),
         ("wrn", {"method": "std", "clean_loss_coeff": 1.0}),
         ("wrn", {"batch_size": 2}),
+        ("wrn", {"search_mode": "eval"}),
     ],
 )
 def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
@@ -129,10 +129,10 @@ def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
 def test_slices_and_starts_do_not_depend_on_the_number_of_processes():
     split = digits(torch.float32).train
     for step in (0, 23, 24):  # 23: the last, smaller batch of the first epoch is step 23 at 52 images a batch
-        whole = train_batch(split, step, batch_size=52, seed=3, augment=Augment())
+        whole = TrainBatches(split, batch_size=52, seed=3, augment=Augment())(step)
         for size in (2, 3, 60):
             parts = [
-                train_batch(split, step, batch_size=52, seed=3, augment=Augment(), rank=r, ranks=size)
+                TrainBatches(split, batch_size=52, seed=3, augment=Augment(), rank=r, ranks=size)(step)
                 for r in range(size)
             ]
             for name in ("x", "y", "index"):
