@@ -11,11 +11,12 @@ from torch import nn
 import evaluate_on_autoattack
 import two_way
 from command_lines import fails
-from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
-from evaluations.external_attacks import untouched, verified
+from evaluate_on_autoattack import build_autoattack, main, run_ensemble
+from evaluations.autoattack import STANDARD
+from evaluations.external_attacks import verified
 from folders import images
 from two_way import CPU, TwoWay, arguments, result, worst_margins
-from utils import eval_mode
+from utils import eval_mode, untouched
 
 digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
 

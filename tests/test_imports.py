@@ -30,7 +30,7 @@ MAY_IMPORT = {  # rows share what they may import; what is not listed, they must
     "trainer": "check config hardware loading networks objectives pgd processes training utils",
     "records": f"config objectives presets processes trainer training validation {LOW}",
     "evaluations": f"anpgd check config flags hardware loading losses networks pgd presets processes records validation {LOW}",
-    "hubconf": "anpgd errors losses pgd records training",
+    "hubconf": "errors evaluations records training",
     "train": f"config flags hardware loading networks processes records trainer training validation {LOW}",
     EVALUATORS: f"check config evaluations flags hardware losses pgd presets processes records validation {LOW}",
     "reports": f"config evaluations flags records validation hardware loading {METHOD} {LOW}",
