@@ -7,8 +7,7 @@ eps in the same unit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from losses import logit_margin
 from pgd import GEOMETRY
 from processes.distributed import World
 from records.progress import Teller
-from utils import EVALUATE, eval_mode, frozen, mixed_seed
+from utils import EVALUATE, mixed_seed, untouched
 from validation import radius
 
 EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
@@ -100,13 +99,6 @@ def evaluate(
         for line in _lines(subject.add_rows(attack.name, [whole])[0], attack, subject):
             teller.say(line)
     parts.close()
-
-
-@contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The network frozen in eval mode inside; it and torch's generators are as before after."""
-    with eval_mode(model), frozen(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def verified(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:

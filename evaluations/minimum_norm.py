@@ -21,7 +21,6 @@ from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfF
 from foolbox.attacks.base import MinimizationAttack
 from torch import Tensor
 
-from evaluations.external_attacks import untouched
 from evaluations.repeated_pgd import clean_logits
 from evaluations.results import Row, clean_accuracy, interval, require_writable
 from evaluations.shards import Part, Parts, already_done, attack_batches
@@ -30,7 +29,7 @@ from losses import logit_margin
 from pgd import GEOMETRY, project_l2
 from processes.distributed import World
 from records.progress import Teller
-from utils import EVALUATE, mixed_seed, per_row
+from utils import EVALUATE, mixed_seed, per_row, untouched
 
 Figures = dict[str, Any]
 TRIAL_STEPS = 5

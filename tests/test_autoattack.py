@@ -11,11 +11,12 @@ from torch import nn
 import evaluate_on_autoattack
 import linear
 from command_lines import fails
-from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
-from evaluations.external_attacks import untouched, verified
+from evaluate_on_autoattack import build_autoattack, main, run_ensemble
+from evaluations.autoattack import STANDARD
+from evaluations.external_attacks import verified
 from folders import images
 from linear import CPU, Linear, arguments, result, worst_margins
-from utils import eval_mode
+from utils import eval_mode, untouched
 
 digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 

@@ -136,15 +136,20 @@ def digits():
 
 @pytest.fixture
 def network(digits, tmp_path):
+    """See `save_zeros_against_ones`."""
+    return save_zeros_against_ones(digits, tmp_path / "net")
+
+
+def save_zeros_against_ones(digits, folder):
     """A bare state dict in a folder of its own: logits f, -f, and FAR, with f between the means of zeros and ones."""
     x, y = digits
     zeros, ones = (x[y == k].flatten(1).mean(0) for k in (0, 1))
     f = zeros - ones
     bias = -(f @ (zeros + ones)) / 2
     weights = torch.stack([f, -f, *[torch.zeros_like(f)] * 8])
-    (tmp_path / "net").mkdir()
-    torch.save(state_of(weights, torch.stack([bias, -bias, *(FAR - torch.arange(8.0))])), tmp_path / "net" / "net.pt")
-    return tmp_path / "net" / "net.pt"
+    folder.mkdir()
+    torch.save(state_of(weights, torch.stack([bias, -bias, *(FAR - torch.arange(8.0))])), folder / "net.pt")
+    return folder / "net.pt"
 
 
 def arguments(path, norm="Linf", **flags):
