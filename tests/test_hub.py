@@ -40,7 +40,7 @@ torch.save({"network": copy.deepcopy(network), "logits": network(x)}, "network.p
 objective = load("mma_objective", count=2, norm="Linf", d_max=0.3, eps_min=0.05)
 margins = load("margins", norm="Linf", max_eps=0.3, steps=5)
 robust_accuracy = load("robust_accuracy", norm="Linf", eps=0.1, steps=5, restarts=1)
-ensemble = load("robust_accuracy", norm="Linf", eps=0.001, attack="autoattack")
+ensemble = load("robust_accuracy", norm="Linf", eps=0.9, attack="autoattack")  # the first attack ends it
 mine_alone()
 y = network(x).argmax(1)
 assert objective(network, x, y, torch.arange(2)).eps.shape == margins(network, x, y).eps.shape == (2,)
