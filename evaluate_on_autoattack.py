@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations import external_attacks
-from evaluations.external_attacks import ExternalAttack, settled_eps, square_starts
+from evaluations.external_attacks import settled_eps, square_starts
 from evaluations.flags import EvaluationFlags, choose, parse_flags
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
@@ -31,40 +30,26 @@ from processes.distributed import World, main_of_process
 from records.progress import Teller
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-# Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
-PARTS = {
-    "apgd-ce": ("apgd", "n_iter", 2),
-    "apgd-dlr": ("apgd", "n_iter", 3),
-    "apgd-t": ("apgd_targeted", "n_iter", 4),
-    "fab": ("fab", "n_iter", 2),
-    "fab-t": ("fab", "n_iter", 4),
-    "square": ("square", "n_queries", 2),
-}
+CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 4, "square": 2}  # that each needs at least
 MOST_TARGETS = 9
-TRIAL_STEPS = 10
 
 
 @dataclass(frozen=True)
 class AutoAttackFlags(EvaluationFlags):
-    """One evaluation by AutoAttack."""
+    """Attack a network with AutoAttack."""
 
     eps: float | None = opt(None, "radius (default: the training's test radius)")
     attacks: str | None = opt(
         None,
-        f"some of {','.join(PARTS)}, by the package's budgets for a list of one's own; "
+        f"some of {','.join(CLASSES)}, by the package's budgets for a list of one's own; "
         "not standard AutoAttack (default: the standard ensemble)",
     )
-
-
-def parse(argv: Sequence[str] | None = None) -> AutoAttackFlags:
-    """The command line."""
-    return parse_flags(AutoAttackFlags, "Attack a network with AutoAttack.", list(PARTS), argv)
 
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
-    return run_evaluation(parse(argv), evaluate)
+    return run_evaluation(parse_flags(AutoAttackFlags, argv), evaluate)
 
 
 def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
@@ -74,18 +59,22 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: Wo
     for note in notes:
         teller.note(note)
 
-    def build(seed: int) -> AutoAttack:
-        return build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=subject.device)
+    def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
+        built = build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=x.device)
+        return run_ensemble(built, x, y)
 
-    attack = ExternalAttack(
-        "autoattack",
-        f"AutoAttack ({'' if settings['standard'] else 'not standard AutoAttack: '}{', '.join(settings['attacks'])})",
-        eps,
-        settings,
-        lambda x, y, seed: run_ensemble(build(seed), x, y),
-        lambda x, y: longest(build, settings["attacks"], x, y),
+    external_attacks.evaluate(
+        flags,
+        subject,
+        teller,
+        world,
+        name="autoattack",
+        title=f"{'' if settings['standard'] else 'not standard '}AutoAttack ({', '.join(settings['attacks'])})",
+        eps=eps,
+        settings=settings,
+        batch_size=flags.batch_size or len(subject.test),
+        attack=attack,
     )
-    external_attacks.evaluate(attack, flags, flags.batch_size or len(subject.test), subject, teller, world)
 
 
 def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> tuple[dict[str, Any], list[str]]:
@@ -99,12 +88,14 @@ def choose_ensemble(flags: AutoAttackFlags, subject: Subject) -> tuple[dict[str,
         classes = subject.model(torch.zeros(1, channels, height, width, device=subject.test.labels.device)).shape[1]
     reasons = {
         name: f"{name} needs at least {least} classes, and here are {classes}"
-        for name, (_, _, least) in PARTS.items()
+        for name, least in CLASSES.items()
         if classes < least
     }
     if not square_starts(subject.norm, height, width):
         reasons["square"] = f"square cannot start on {height}x{width} images under L2"
-    names = choose(flags.attacks, list(PARTS)) if flags.attacks else [name for name in STANDARD if name not in reasons]
+    names = (
+        choose(flags.attacks, list(CLASSES)) if flags.attacks else [name for name in STANDARD if name not in reasons]
+    )
     if wrong := [name for name in names if name in reasons]:
         raise UserError(f"--attacks {flags.attacks}: {reasons[wrong[0]]}: leave it out")
     standard = not flags.attacks and names == list(STANDARD)
@@ -166,24 +157,6 @@ def package_log() -> Iterator[dict[str, str]]:
     finally:
         logger.handlers, logger.propagate = before[0], before[2]
         logger.setLevel(before[1])
-
-
-def longest(build: Callable[[int], AutoAttack], attacks: Sequence[str], x: Tensor, y: Tensor) -> float:
-    """Seconds the ensemble takes on (B, ...), (B,) if nothing falls: a few steps of each attack, times their number."""
-    total = 0.0
-    for name in attacks:
-        place, length, _ = PARTS[name]
-        part = getattr(build(0), place)
-        steps = getattr(part, length) * (part.n_target_classes if name.endswith("-t") else part.n_restarts)
-        setattr(part, length, TRIAL_STEPS)
-        part.n_restarts = part.n_target_classes = 1
-        if place == "fab":
-            part.targeted = name == "fab-t"
-        started = time.monotonic()
-        with package_log():
-            part.perturb(x, y)
-        total += (time.monotonic() - started) * steps / TRIAL_STEPS
-    return total
 
 
 if __name__ == "__main__":

@@ -63,7 +63,6 @@ def stub(monkeypatch):
         return (x + built.epsilon * torch.randn_like(x).sign()).clamp(0, 1), []
 
     monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", run_ensemble)
-    monkeypatch.setattr(evaluate_on_autoattack, "longest", lambda *_: 1.0)
 
 
 def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, stub, monkeypatch):
