@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from evaluations import sanity
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import EvaluationFlags
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, accuracy_lines, finished, merged, require_writable
+from evaluations.results import accuracy_lines, finished, merged, require_writable
 from evaluations.shards import Keep, Parts, already_done, run_shards
 from evaluations.subject import Subject
 from losses import logit_margin
@@ -95,7 +94,9 @@ def evaluate(
         robust, invalid = torch.cat([part["robust"] for part in found]), sum(part["invalid"] for part in found)
         # AutoAttack should be as strong as plain PGD, the others need not be.
         checks = sanity.battery(subject, eps, batch_size, robust.to(x.device) if name == "autoattack" else None)
-        checks["perturbations within eps"] = sanity.Finding(invalid == 0, f"{invalid} too long or outside [0, 1]")
+        checks["perturbations within eps"] = sanity.Finding(
+            invalid == 0, f"{invalid} too long or outside [0, 1], which count as not broken"
+        )
         where = {"device": str(subject.device), "batch_size": batch_size}
         new = finished(row, right, robust, sum(part["seconds"] for part in found), **where) | {
             "invalid": invalid,
@@ -103,7 +104,16 @@ def evaluate(
             "sanity": sanity.as_json(checks),
         }
         (row,) = subject.add_rows(name, [new])
-        for line in _lines(row, title, subject, subject.result_file(name)):
+        lines = [
+            f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
+            f"on {subject.device}",
+            *accuracy_lines([row]),
+            *[f"WARNING: {warning}" for warning in merged(row["warnings"])],
+            *sanity.lines({check: sanity.Finding(**outcome) for check, outcome in row["sanity"].items()}),
+            f"written: {subject.result_file(name)}",
+            *overestimates(subject),
+        ]
+        for line in lines:
             teller.say(line)
     parts.close()
 
@@ -136,21 +146,3 @@ def square_starts(norm: str, height: int, width: int) -> bool:
     tile = height // 5
     first = (height - 5 * tile) // 2
     return tile == 1 or (tile > 1 and all(first + size // tile * tile <= size for size in (height, width)))
-
-
-def _lines(row: Row, title: str, subject: Subject, path: Path) -> list[str]:
-    """What to say of a finished evaluation."""
-    too_far = (
-        f"WARNING: {row['invalid']} images got a perturbation beyond eps or outside [0, 1]; they count as not broken, "
-        "so the robust accuracy may be too high"
-    )
-    return [
-        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
-        f"on {subject.device}",
-        *accuracy_lines([row]),
-        *[f"WARNING: {warning}" for warning in merged(row["warnings"])],
-        *([too_far] if row["invalid"] else []),
-        *sanity.lines({name: sanity.Finding(**outcome) for name, outcome in row["sanity"].items()}),
-        f"written: {path}",
-        *overestimates(subject),
-    ]
