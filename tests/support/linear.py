@@ -9,7 +9,7 @@ from torch import nn
 
 import evaluate_on_pgd_attacks
 from config import PRESETS
-from evaluations.flags import parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
 from loading.datasets import load_dataset, load_test
 from records import checkpoint
@@ -109,7 +109,7 @@ def attack(run, *flags):
 
 
 def subject_of(run, *flags):
-    return load_subject(parse_pgd(["--model", str(run), *SMALL, *map(str, flags)]), CPU)
+    return load_subject(parse_flags(PgdFlags, ["--model", str(run), *SMALL, *map(str, flags)]), CPU)
 
 
 # --- zeros against ones, whose worst case within a ball and [0, 1] is known ---------------------------------------------
