@@ -41,8 +41,11 @@ Schedule = tuple[tuple[int, float], ...]
 
 
 def opt(default: object, text: str, choices: Sequence[str] | None = None, of_run: bool = False) -> typing.Any:
-    """A field with the help text and the choices of its flag. of_run: it does not matter to a result, but says where files
-    are, how it is shown or how it is run; so it may change when a run goes on, and is not part of what was trained."""
+    """A field with the help text and the choices of its flag.
+
+    of_run: it does not matter to a result, but says where files are, how it is shown or how it is run; so it may change
+    when a run goes on, and is not part of what was trained.
+    """
     return field(default=default, metadata={"help": text, "choices": choices, "of_run": of_run})
 
 

@@ -43,8 +43,7 @@ def schedule(text: str) -> Schedule:
         steps = tuple((int(step), number(rate)) for step, rate in pairs)
     except (ValueError, argparse.ArgumentTypeError):
         steps = ()
-    in_order = all(a[0] < b[0] for a, b in itertools.pairwise(steps))
-    if not steps or steps[0][0] != 0 or not in_order or any(rate <= 0 for _, rate in steps):
+    if not steps or steps[0][0] != 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a schedule; write 1e-4 or 0:0.3,20000:0.09")
     return steps
 
@@ -86,11 +85,10 @@ GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
     "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
-    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions step_decay "
-    "odi_steps start_blocks "
-    "refresh_interval square_queries spsa_iter spsa_samples",
-    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size max_steps "
-    "local_bn",
+    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
+    "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
+    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size "
+    "max_steps local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
@@ -172,7 +170,11 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     """An argument parser with one flag for each field of the dataclass `cls`. shown: whose values are the defaults."""
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", type=words, help=CONFIG)
-    groups = _groups(parser, {f.name for f in dataclasses.fields(cls)})
+    groups: Flags = {}
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for title, names in GROUPS.items():
+        if own := fields.intersection(names.split()):
+            groups |= dict.fromkeys(own, parser.add_argument_group(title))
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind, meta = hints[f.name], dict(f.metadata)
@@ -196,15 +198,6 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _groups(parser: Parser, fields: set[str]) -> Flags:
-    """The parser's group of each field; groups without a field are left out."""
-    found: dict[str, typing.Any] = {}
-    for title, names in GROUPS.items():
-        if own := fields.intersection(names.split()):
-            found |= dict.fromkeys(own, parser.add_argument_group(title))
-    return found
-
-
 def _as_flag_value(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(f"{step}:{rate:g}" for step, rate in value)
@@ -222,7 +215,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
     preset = PRESETS[given["dataset"], given["norm"]]
     given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
-    recipe, notes = with_recipe(given)
+    recipe, notes = _recipe(given)
     for name in (name for name in RADII if name in given):
         given[name], note = radius(given[name], preset.dataset, preset.norm, name)
         notes += note
@@ -232,17 +225,17 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
 
 def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and the file of `--config` where it says nothing."""
-    wants_help = bool({"-h", "--help"} & set(argv))
-    shown = _preset_named(argv) if wants_help else None
+    """What the command line says, and `--config`'s file where it says nothing; `--help` shows the preset's values."""
+    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
+    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
     return parser.parse_with_file(argv, _what_counts)
 
 
 def _what_counts(file: Flags, flags: Flags) -> Flags:
-    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what follows
-    from other settings, or what belonged to another method."""
+    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what
+    follows from other settings, or what belonged to another method."""
     key = file.get("dataset", ""), file.get("norm", "")
     usual = PRESETS.get(key)
     dropped: set[str] = set()
@@ -259,14 +252,7 @@ def _what_counts(file: Flags, flags: Flags) -> Flags:
     return {name: value for name, value in file.items() if name not in dropped}
 
 
-def _preset_named(argv: Sequence[str]) -> Config | None:
-    """The preset of the data set and norm on a command line that may be unfinished."""
-    words = [part for argument in argv for part in argument.split("=", 1)]
-    named = dict(itertools.pairwise(words))
-    return PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
-
-
-def with_recipe(given: Flags) -> tuple[Flags, list[str]]:
+def _recipe(given: Flags) -> tuple[Flags, list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
     recipe, key, network = given.get("recipe", "paper"), (given["dataset"], given["norm"]), given.get("network")
     values, notes = recipe_values(recipe, key, given["method"], network), []

@@ -27,44 +27,41 @@ GRIDS: dict[Key, tuple[float, ...]] = {
 }
 
 
-def _settings() -> dict[Key, Values]:
-    digits: Values = {"lr": ((0, 1e-3),), "max_steps": 2000, "nb_iter": 10, "val_size": 200}
-    cifar10: Values = {
-        "network": "wrn28_4",
-        "optimizer": "sgd",
-        "weight_decay": 2e-4,
-        "augment": True,
-        "nb_iter": 10,
-        "lr": ((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)),
-        "batch_size": 128,
-        "max_steps": 50_000,
-    }
-    radii: dict[Key, tuple[float, float, float]] = {  # attack_mineps, test_eps, test_eps_iter
-        ("mnist", "Linf"): (0.1, 0.3, 0.01),
-        ("mnist", "L2"): (0.5, 2.0, 0.125),
-        ("digits", "Linf"): (0.05, 0.2, 0.05),
-        ("digits", "L2"): (0.25, 1.0, 0.25),
-        ("cifar10", "Linf"): (0.005, 8 / 255, 2 / 255),
-        ("cifar10", "L2"): (0.5, 1.0, 0.25),
-    }
-    base: dict[str, Values] = {
-        "mnist": {},
-        "digits": digits,
-        "cifar10": cifar10,
-        "imagefolder": {**cifar10, "val_size": None},
-    }
-    found: dict[Key, Values] = {}
-    for dataset, values in base.items():
-        for norm in ("Linf", "L2"):
-            like = "cifar10" if dataset == "imagefolder" else dataset
-            names = ("attack_mineps", "test_eps", "test_eps_iter")
-            own = dict(zip(names, radii[like, norm], strict=True))
-            found[dataset, norm] = {"dataset": dataset, "norm": norm, **values, **own}
-    return found
+_WRN: Values = {
+    "network": "wrn28_4",
+    "optimizer": "sgd",
+    "weight_decay": 2e-4,
+    "augment": True,
+    "nb_iter": 10,
+    "lr": ((0, 0.3), (20_000, 0.09), (30_000, 0.03), (40_000, 0.009)),
+    "batch_size": 128,
+    "max_steps": 50_000,
+}
+_BY_DATASET: dict[str, Values] = {
+    "mnist": {},
+    "digits": {"lr": ((0, 1e-3),), "max_steps": 2000, "nb_iter": 10, "val_size": 200},
+    "cifar10": _WRN,
+    "imagefolder": {**_WRN, "val_size": None},
+}
+_BY_NORM: dict[Key, tuple[float, float, float]] = {  # attack_mineps, test_eps, test_eps_iter
+    ("mnist", "Linf"): (0.1, 0.3, 0.01),
+    ("mnist", "L2"): (0.5, 2.0, 0.125),
+    ("digits", "Linf"): (0.05, 0.2, 0.05),
+    ("digits", "L2"): (0.25, 1.0, 0.25),
+    ("cifar10", "Linf"): (0.005, 8 / 255, 2 / 255),
+    ("cifar10", "L2"): (0.5, 1.0, 0.25),
+    ("imagefolder", "Linf"): (0.005, 8 / 255, 2 / 255),
+    ("imagefolder", "L2"): (0.5, 1.0, 0.25),
+}
+# What `Config`'s defaults, which are MNIST's, become for each data set and norm.
+SETTINGS: dict[Key, Values] = {
+    (dataset, norm): {"dataset": dataset, "norm": norm, **_BY_DATASET[dataset]}
+    | {"attack_mineps": mineps, "test_eps": eps, "test_eps_iter": step}
+    for (dataset, norm), (mineps, eps, step) in _BY_NORM.items()
+}
 
-
-# What `--recipe fast` changes in the settings of each data set; every one is a flag of its own. `fast` leaves out what has no
-# meaning for a method.
+# What `--recipe fast` changes in the settings of each data set; every one is a flag of its own. It leaves out what has
+# no meaning for a method.
 _FAST: Values = {
     "precision": "bf16",
     "one_cycle": True,
@@ -131,8 +128,6 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
     values = {name: value for name, value in values.items() if name not in leaves_out}
     return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
-
-SETTINGS = _settings()  # what `Config`'s defaults, which are MNIST's, become for each data set and norm
 
 USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some methods only
     "train_eps": ("pgd", "pgdls", "trades"),

@@ -14,6 +14,7 @@ from config import BEST_BY, Config
 from errors import UserError, exits_on_user_error, remedy
 from flags import parse_train
 from hardware.layout import lay_out, layout_for
+from hardware.precision import remark
 from loading.batches import first_batch
 from loading.datasets import Dataset, load_dataset
 from networks.build import build_model
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config, folder: RunFolder, argv: list[str], world: World, device: torch.device, teller: Teller) -> int:
-    """Train in the folder; what the flags do not fit is refused before anything in it changes. Returns the exit status."""
+    """Train in the folder; what the flags do not fit is refused before anything in it changes. Gives the exit status."""
     started = time.monotonic()
     found = world.from_first(lambda: resume.open_run(folder, config, warn))
     if found.finished:
@@ -78,6 +79,8 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
     try:
         with StopSignals(world.largest, launched=is_launched()) as stop:
             teller.note(f"{folder.path}: {opening(trainer, begins)}")
+            if said := remark(device, config.precision):
+                teller.note(said)
             with recorder, trainer.batches:
                 finished = trainer.run(recorder, stop)
     except NotFinite as error:
@@ -105,8 +108,6 @@ def opening(trainer: Trainer, begins: bool) -> str:
     config, data, world = trainer.config, trainer.data, trainer.world
     images = f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
     device = f"{trainer.device}; " + (f"{world.size} processes; " if world.size > 1 else "")
-    if config.precision == "tf32" and trainer.device.type != "cuda":
-        device += "--precision tf32 is CUDA's, on this device the arithmetic is float32; "
     start = "starting" if begins else f"going on from step {trainer.step}"
     return f"{images}; {device}{start}, {config.max_steps} steps in all"
 
@@ -119,8 +120,8 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
         f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here\n"
-        f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: clean "
-        f"{kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
+        f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: "
+        f"clean {kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
         f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path), *named)}"

@@ -1,5 +1,5 @@
-"""Which settings are refused: values that contradict each other or mean nothing, radii that no image in [0, 1] can use, and
-stored settings that are none.
+"""Which settings are refused: values that contradict each other or mean nothing, radii that no image in [0, 1] can use,
+and stored settings that are none.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,74 +42,51 @@ def validate(config: Config) -> None:
     for name in MAY_BE_ZERO:
         if numbers.get(name, 0) < 0:
             raise UserError(f"--{name} {numbers[name]:g}: must not be negative")
-    if config.streaming and config.dataset != "imagefolder":
-        raise UserError(
-            f"--streaming: {config.dataset} is small and lives in memory, only image folders stay on disk: leave it out"
-        )
-    _validate_method(config)
-    _validate_radii(config)
-    _validate_rates(config)
-    _validate_recipe(config)
-    if wrong := why_unknown(config.network):
-        raise UserError(f"--network {config.network}: {wrong}")
-
-
-def _validate_method(config: Config) -> None:
-    if not 0 <= config.clean_loss_coeff <= 1:
-        raise UserError(f"--clean_loss_coeff {config.clean_loss_coeff:g}: a weight between 0 and 1 is needed")
-    if config.method in ALPHA and method_of(config.clean_loss_coeff) != config.method:
-        raise UserError(
-            f"--clean_loss_coeff {config.clean_loss_coeff:g}: contradicts --method {config.method}, for which it "
-            f"is {'above 0 and below 1' if config.method == 'mma' else f'{ALPHA[config.method]:g}'}: leave one out"
-        )
-    if config.hinge_maxeps is None and config.enlarges_margins:
-        published = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
-        raise UserError(
-            f"--hinge_maxeps is missing: MMA needs a threshold d_max; the usual ones for {config.dataset} "
-            f"{config.norm} are {published}"
-        )
-
-
-def _validate_radii(config: Config) -> None:
     for name in RADII:
-        value = getattr(config, name)
-        if config.norm == "Linf" and (value or 0) > 1:
-            raise UserError(f"--{name} {value:g}: an Linf radius above 1 means nothing on [0, 1]")
-        if value is not None:
+        if (value := numbers.get(name)) is not None:
+            if config.norm == "Linf" and value > 1:
+                raise UserError(f"--{name} {value:g}: an Linf radius above 1 means nothing on [0, 1]")
             refuse_extreme_radius(value, config.norm, name)
-    if config.num_search_steps > MOST_SEARCH_STEPS:
-        raise UserError(
-            f"--num_search_steps {config.num_search_steps}: {MOST_SEARCH_STEPS} halvings are the most that "
-            "float32 can tell apart: choose fewer"
-        )
+    for line in filter(None, _contradictions(config)):
+        raise UserError(line)
+
+
+def _contradictions(config: Config) -> Iterator[str | None]:
+    """A line for each setting that has no meaning beside the others; None where all is well."""
+    method, alpha, wrong_network = config.method, config.clean_loss_coeff, why_unknown(config.network)
+    yield wrong_network and f"--network {config.network}: {wrong_network}"
+    if config.streaming and config.dataset != "imagefolder":
+        yield f"--streaming: {config.dataset} lives in memory, only image folders stay on disk: leave it out"
+    if not 0 <= alpha <= 1:
+        yield f"--clean_loss_coeff {alpha:g}: a weight between 0 and 1 is needed"
+    if method in ALPHA and method_of(alpha) != method:
+        wanted = "above 0 and below 1" if method == "mma" else f"{ALPHA[method]:g}"
+        yield f"--clean_loss_coeff {alpha:g}: contradicts --method {method}, for which it is {wanted}: leave one out"
+    if config.enlarges_margins and config.hinge_maxeps is None:
+        usual = ", ".join(f"{d:.4g}" for d in PUBLISHED_MAXEPS[config.dataset, config.norm])
+        what = f"the usual ones for {config.dataset} {config.norm} are {usual}"
+        yield f"--hinge_maxeps is missing: MMA needs a threshold d_max; {what}"
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
-        raise UserError(
-            f"--attack_mineps {config.attack_mineps:g}: above the end of the search, "
-            f"1.05 * hinge_maxeps = {config.search_maxeps:g}; lower it or raise --hinge_maxeps"
-        )
-
-
-def _validate_rates(config: Config) -> None:
-    if not config.lr or config.lr[0][0] != 0:
-        raise UserError(f"--lr {config.lr}: the first learning rate must be that of step 0")
-    in_order = sorted(dict(config.lr)) == [step for step, _ in config.lr]
-    if not all(0 < rate <= LARGEST for _, rate in config.lr) or not in_order:
-        raise UserError(f"--lr {config.lr}: rates above 0 by ascending steps are needed")
-    if config.one_cycle and len(config.lr) > 1:
-        raise UserError("--lr: with --one_cycle it is the highest rate, one number: leave the steps out")
+        end = f"the end of the search, 1.05 * hinge_maxeps = {config.search_maxeps:g}"
+        yield f"--attack_mineps {config.attack_mineps:g}: above {end}; lower it or raise --hinge_maxeps"
+    if config.num_search_steps > MOST_SEARCH_STEPS:
+        most = f"{MOST_SEARCH_STEPS} halvings are the most that float32 can tell apart"
+        yield f"--num_search_steps {config.num_search_steps}: {most}: choose fewer"
+    steps, rates = [step for step, _ in config.lr], [rate for _, rate in config.lr]
+    if not steps or steps[0] != 0:
+        yield f"--lr {config.lr}: the first learning rate must be that of step 0"
+    if steps != sorted(set(steps)) or not all(0 < rate <= LARGEST for rate in rates):
+        yield f"--lr {config.lr}: rates above 0 by ascending steps are needed"
+    if config.one_cycle and len(steps) > 1:
+        yield "--lr: with --one_cycle it is the highest rate, one number: leave the steps out"
     if config.cycle_steps is not None and not config.one_cycle:
-        raise UserError("--cycle_steps: is the length of the one-cycle rate: add --one_cycle, or leave it out")
-
-
-def _validate_recipe(config: Config) -> None:
+        yield "--cycle_steps: is the length of the one-cycle rate: add --one_cycle, or leave it out"
     if config.refresh_interval and not config.keep_directions:
-        raise UserError("--refresh_interval: is about warm starts: add --keep_directions, or leave it out")
-    if not config.augment and (config.crop_pad != 4 or not config.flip):
-        raise UserError("--crop_pad, --flip: are about augmentation: add --augment, or leave them out")
+        yield "--refresh_interval: is about warm starts: add --keep_directions, or leave it out"
     if config.keep_directions and not config.enlarges_margins:
-        raise UserError(
-            f"--keep_directions: has no meaning with --method {config.method}, only with mma, omma: leave it out"
-        )
+        yield f"--keep_directions: has no meaning with --method {method}, only with mma, omma: leave it out"
+    if not config.augment and (config.crop_pad != 4 or not config.flip):
+        yield "--crop_pad, --flip: are about augmentation: add --augment, or leave them out"
 
 
 def require_positive(config: object, names: Sequence[str]) -> None:
@@ -121,7 +98,7 @@ def require_positive(config: object, names: Sequence[str]) -> None:
 
 
 def stored_config(values: dict[str, Any], where: object = "stored config") -> Config:
-    """The config a checkpoint or config.json carries; fields it lacks take the preset's value. where: the file they are from.
+    """The config a checkpoint or config.json carries; fields it lacks take the preset's value. where: what file it is.
 
     :raises UserError: if the values are not those of a config, naming the file.
     """

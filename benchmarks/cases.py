@@ -18,8 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import reference_style  # isort: skip  # first: it makes the next import work
+
+from advertorch_examples.models import LeNet5Madry, get_cifar10_wrn28_widen_factor
+
 from anpgd import AnPgd, Search
-from benchmarks import reference_style
 from config import PRESETS, Config
 from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.fast_pgd import FastPgd
@@ -98,7 +101,8 @@ def training_case(name: str, share: str, precisions: list[str], batch_size: int,
     right = batch_size if share == "all" else batch_size // 2
     assert (soft_logit_margin(copy.deepcopy(model).train()(x), y) < 0).sum() == right
 
-    theirs = copy.deepcopy(model)
+    theirs = (LeNet5Madry() if dataset == "mnist" else get_cifar10_wrn28_widen_factor(4)).to(device)
+    theirs.load_state_dict(model.state_dict())
     plain = reference_style.ReferenceStyle(theirs, config, torch.optim.SGD(theirs.parameters(), lr=0.0))
     run: dict[str, Callable[[], object]] = {PLAIN: lambda: plain.step(x, y, index)}
     floor = {PLAIN: lambda: _step_floor(theirs, x, y, right, config)}
@@ -140,6 +144,8 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     model, x, y = _trained_on_digits(count, device)
     eps = _radius_of_half(model, x, y)
     index, size = torch.arange(count, device=device), 2.5 * eps / steps
+    theirs = LeNet5Madry().to(device).requires_grad_(False)
+    theirs.load_state_dict(model.state_dict())
     losses = (cross_entropy,) * (restarts // 2) + (cw_loss,) * (restarts - restarts // 2)
     robust: dict[str, float] = {}  # by contender
     batches = {PLAIN: restarts * math.ceil(count / batch_size)}  # that each attacks
@@ -148,7 +154,7 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
         how = {"norm": "Linf", "eps": eps, "eps_iter": size, "steps": steps, "restarts": restarts}
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         robust[PLAIN] = float(
-            torch.cat([reference_style.evaluate(model, *part, **how) for part in parts]).float().mean()
+            torch.cat([reference_style.evaluate(theirs, *part, **how) for part in parts]).float().mean()
         )
 
     def ours(precision: str, attack: FastPgd) -> None:
@@ -164,11 +170,12 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
         robust[precision] = float(found.robust.float().mean())
 
     def floor(precision: str) -> float:
-        attacked = BFloat16Twin(model) if precision == "bf16" else model
+        network = theirs if precision == PLAIN else model
+        attacked = BFloat16Twin(network) if precision == "bf16" else network
         part = x[:batch_size], y[:batch_size]
         with tf32(precision not in ("fp32", PLAIN)):
             one = pass_seconds(attacked, *part, "input", 10)
-        return batches[precision] * (steps * one + pass_seconds(model, *part, "forward", 10))
+        return batches[precision] * (steps * one + pass_seconds(network, *part, "forward", 10))
 
     run: dict[str, Callable[[], object]] = {PLAIN: plain}
     for precision in precisions:

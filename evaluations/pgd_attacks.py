@@ -32,6 +32,7 @@ from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
+from hardware.precision import remark
 from losses import cross_entropy, logit_margin
 from processes.distributed import ALONE, World
 from records.progress import Bar, Teller
@@ -53,7 +54,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         raise UserError("--save_adv: saves the images of --protocol paper, which transfer replays: leave one out")
     stored = world.from_first(lambda: subject.rows(name))
     asked, notes = world.together(lambda: rows_asked(flags, subject, stored))
-    for note in notes:
+    for note in [*notes, *filter(None, [remark(subject.device, flags.precision)])]:
         teller.note(note)
     new = [row for row in asked if flags.overwrite or stored_row(stored, row) is None]
     radii = [row["eps"] for row in asked]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,23 @@ def training_arithmetic(device: str, precision: str) -> Iterator[None]:
     """ "bf16_all": convolutions and matrix products of the passes inside in bfloat16; else nothing."""
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16_all"):
         yield
+
+
+def remark(device: torch.device, precision: str) -> str | None:
+    """What a user should know of this arithmetic on this device."""
+    if device.type == "cuda" or precision == "fp32":
+        return None
+    if precision == "tf32":
+        return "--precision tf32: is CUDA's; on this device the arithmetic is float32"
+    try:
+        has = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    except OSError:  # no Linux
+        return None
+    if has & {"amx_bf16", "avx512_bf16", "bf16"}:
+        return None
+    return (
+        f"--precision {precision}: this CPU has no bfloat16 instructions; --precision fp32 is several times faster here"
+    )
 
 
 class BFloat16Twin(nn.Module):

@@ -1,6 +1,6 @@
 """Several processes as one run: what torchrun started, and each one's share of the work.
 
-Every process holds the whole network and the whole table of radii; of a global batch it has a slice of consecutive rows.
+Every process holds the whole network and all radii; of a global batch it has a slice of consecutive rows.
 Alone (`ALONE`), every method is what it would be without other processes, and nothing is sent.
 """
 

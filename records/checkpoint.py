@@ -156,15 +156,12 @@ def load_model_file(name: str) -> ModelFile:
     raw = _read(path)
     content = _parse(raw, path)
     weights = content.get("model", content.get("state_dict", content))
-    if not isinstance(weights, dict) or not weights or not all(map(_is_named_tensor, weights.items())):
+    named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
+    if not named or not weights:
         raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
     config = content.get("config")
     config = config if isinstance(config, dict) else None
     return ModelFile(path, hashlib.sha256(raw).hexdigest(), weights, config)
-
-
-def _is_named_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -172,7 +169,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
     own = model.state_dict()
     for key in [*weights, *own]:
         there, here = weights.get(key), own.get(key)
-        if there is not None and not _is_plain(there):
+        # Dense, with numbers behind it.
+        if there is not None and (there.layout != torch.strided or there.device.type != "cpu" or there.is_quantized):
             raise UserError(f"checkpoint {path}: {key} is not a plain tensor: {ANOTHER}")
         if there is None or here is None or _described(there) != _described(here):
             raise UserError(
@@ -185,11 +183,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
                 "earlier checkpoint"
             )
     model.load_state_dict(weights)
-
-
-def _is_plain(value: Tensor) -> bool:
-    """Whether it is dense, with numbers behind it."""
-    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _described(value: Tensor | None) -> str:

@@ -1,4 +1,4 @@
-"""Trained networks by name: the committed runs of this clone, checked against `trained_models/SHA256SUMS`, or any run folder.
+"""Trained networks by name: committed runs, checked against `trained_models/SHA256SUMS`, or any run folder.
 
 `cd trained_models && sha256sum */model_best.pt > SHA256SUMS` writes that record.
 """

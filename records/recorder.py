@@ -46,7 +46,7 @@ class TensorBoard:
 class Alarm:
     """A sign that training deceives itself: its radii grow while the check's robust accuracy falls.
 
-    Attacks of few steps overestimate eps; a network that learns to hide from them looks safer from within and is weaker.
+    Attacks of few steps overestimate eps; a network that learns to hide from them looks safer to itself and is weaker.
     A fall counts if two checks in a row are below the best one by more than chance. images: of a check.
     """
 
@@ -60,7 +60,7 @@ class Alarm:
         self.fallen = 0  # checks in a row
 
     def look(self, rows: Iterable[dict[str, Any]]) -> str | None:
-        """The rows of metrics as they come, or all those of a run that is resumed -> a warning if it is time for one."""
+        """The rows of metrics as they come, or all of a run that is resumed -> a warning if it is time for one."""
         warning = None
         for row in rows:
             if row["kind"] == "train":
@@ -121,8 +121,8 @@ class RunRecorder:
             self._on_tensorboard(methodcaller("row", row))
             if row["kind"] == "eval":
                 self.teller.note(
-                    f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust {row['robust_acc']:.2%}, "
-                    f"mean margin {row['mean_margin']:.4f}"
+                    f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust "
+                    f"{row['robust_acc']:.2%}, mean margin {row['mean_margin']:.4f}"
                 )
             elif row["kind"] == "train":
                 self._show(row)
@@ -163,8 +163,8 @@ class RunRecorder:
         except OSError as error:
             if self.failed is None:
                 tell(
-                    f"warning: {self.folder.path}: cannot be written ({remedy(error)}): training goes on and tries again "
-                    "at every save",
+                    f"warning: {self.folder.path}: cannot be written ({remedy(error)}): training goes on and tries "
+                    "again at every save",
                     sys.stderr,
                 )
             self.failed = error
@@ -192,7 +192,7 @@ class RunRecorder:
         self._forecast(row["step"], row["passes"])
 
     def _forecast(self, step: int, passes: int) -> None:
-        """From the time that a pass takes and the passes of a step all of whose images are right: early ones are not."""
+        """From the time of a pass and the passes of a step all of whose images are right: at first few are."""
         now = time.monotonic()
         if self.forecast_from is None:  # up to the first row it warms up
             self.forecast_from = now, passes

@@ -32,12 +32,6 @@ class OpenedRun(NamedTuple):
     finished: bool = False
 
 
-def goes_on_by_itself(folder: RunFolder) -> bool:
-    """Whether torchrun has started this process again after a failure in a run that it began here."""
-    stored = folder.read_config() if restarted_by_launcher() else None
-    return stored is not None and stored.get("environment", {}).get("launcher") == launcher()
-
-
 def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
@@ -52,11 +46,13 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
         ) from None
     if not folder.holds_a_run():
         return OpenedRun(config)
-    if not (config.resume or goes_on_by_itself(folder)):
+    stored = folder.read_config()
+    # torchrun has started this process again after a failure in a run that it began here.
+    again = restarted_by_launcher() and stored and stored.get("environment", {}).get("launcher") == launcher()
+    if not (config.resume or again):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
         )
-    stored = folder.read_config()
     if stored is not None:
         config = continued(config, stored_config(stored, folder.config_file), folder)
     finished = config.max_steps in folder.checked_steps()
@@ -84,8 +80,8 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
 
 
 def continued(config: Config, there: Config, folder: RunFolder) -> Config:
-    """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle only
-    follow from it, those stay that the run fixed when it began.
+    """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle
+    only follow from it, those stay that the run fixed when it began.
 
     :raises UserError: listing what else differs and matters to the result.
     """
@@ -177,8 +173,8 @@ def prepare(
     folder.prepare()
     if begins and (folder.last.exists() or folder.previous.exists()):
         raise UserError(
-            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or choose "
-            "another folder"
+            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
+            "choose another folder"
         )
     recorder = RunRecorder(folder, config, state["step"], images)
     try:

@@ -26,8 +26,12 @@ from reports.runs import Run, eps_text, labels, read_runs, spread
 from reports.tables import Table, cost_cells, show_or_write
 
 NORMAL = 1.959964  # standard deviations on each side of a 95 % interval
-SHORT = {"pgd": "PGD", "autoattack": "AutoAttack"}
-EVALUATORS = {"pgd": "evaluate_on_pgd_attacks.py", "autoattack": "evaluate_on_autoattack.py"}
+SHORT = {"pgd": "PGD", "strong": "strong PGD", "autoattack": "AutoAttack"}
+EVALUATORS = {
+    "pgd": "evaluate_on_pgd_attacks.py",
+    "strong": "evaluate_on_pgd_attacks.py --protocol strong",
+    "autoattack": "evaluate_on_autoattack.py",
+}
 Images = tuple[str | None, int]  # a digest of them, where it was stored, and how many
 Seeds = dict[int, Row]  # a run's row by its seed
 

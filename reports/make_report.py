@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -66,31 +66,20 @@ DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
-    """Of a table in the page."""
-
-    column: str
-    main: str
-    small: str  # interval, spread, number of images
-    sorted_by: str  # a number, else text; "" where there is nothing
-
-
-def cells(table: Table) -> list[list[Cell]]:
-    """The lines of a table: a figure, what goes with it in small type, and what its column is sorted by."""
+def cells(table: Table) -> list[list[dict[str, str]]]:
+    """The lines of a table: of each cell the figure, what goes with it in small type (interval, spread, number of images), and
+    what its column is sorted by, a number where there is one."""
     lines = []
     for line in table.lines:
         found = []
         for column, text in zip(table.header, line, strict=True):
             figure = re.match(r"(?:[⚠≤] )?(-?[\d.]+)(?=\s|$)", text)
-            main, small = (figure[0], _whole(text[figure.end() :])) if figure else (text, "")
-            found.append(Cell(column, main, small, "" if text == NONE else figure[1] if figure else text))
+            main, rest = (figure[0], text[figure.end() :].strip()) if figure else (text, "")
+            small = re.sub(r"(\[[^]]*,) ", "\\1\u00a0", rest)  # without a break inside an interval
+            by = "" if text == NONE else figure[1] if figure else text
+            found.append({"column": column, "main": main, "small": small, "sorted_by": by})
         lines.append(found)
     return lines
-
-
-def _whole(text: str) -> str:
-    """Without a break inside an interval."""
-    return re.sub(r"(\[[^]]*,) ", "\\1\u00a0", text.strip())
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -137,7 +126,7 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
 def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
     images, norm = rows["images"].iloc[0], rows["norm"].iloc[0]
-    figure, (scale, unit) = go.Figure(), radius_axis(images, norm)
+    figure, (scale, _) = go.Figure(), radius_axis(images, norm)
     for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
         eps, accuracy, low, high = curve(of_run)
         bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
@@ -147,7 +136,7 @@ def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
             eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
             look = {"name": in_legend(f"{published.name(said, images, norm)}, published"), "visible": "legendonly"}
             figure.add_scatter(x=eps, y=accuracies, line={"color": COLOURS[-1], "dash": "dot", "width": 1}, **look)
-    return as_html(figure, f"ε: {NORMS[norm]} radius of the attack ({unit})", "accuracy [%]")
+    return as_html(figure, f"ε, {NORMS[norm]} radius" + " [1/255]" * (scale == 255), "accuracy [%]")
 
 
 def training(runs: Sequence[Run], drawn: dict[Run, Look], kind: str, names: Sequence[str], scale: float) -> go.Figure:
@@ -169,14 +158,14 @@ def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Fig
     figure = go.Figure()
     for run in runs:
         try:
-            found = run.margins()
+            epochs, eps = run.margins()
         except UserError:
             continue
-        low, median, high = scale * np.percentile(found.eps, (10, 50, 90), axis=1)
-        figure.add_scatter(x=found.epochs, y=median, **style(drawn[run]))
+        low, median, high = scale * np.percentile(eps, (10, 50, 90), axis=1)
+        figure.add_scatter(x=epochs, y=median, **style(drawn[run]))
         colour = "rgba({},{},{},0.12)".format(*bytes.fromhex(drawn[run].style["color"][1:]))
         band = style(drawn[run], shows_name=False) | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-        x, y = [*found.epochs, *found.epochs[::-1]], [*low, *high[::-1]]
+        x, y = [*epochs, *epochs[::-1]], [*low, *high[::-1]]
         figure.add_scatter(x=x, y=y, **band, fill="toself", fillcolor=colour)
     return figure
 
@@ -184,15 +173,9 @@ def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Fig
 # --- adversarial images --------------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
-    """An image, its perturbation and their sum, as PNG in data URIs, with what stands below each."""
-
-    margin: str
-    parts: list[tuple[str, str]]
-
-
-def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture], str]:
-    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds; else why there are none."""
+def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str, Any]], str]:
+    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds: each with its perturbation and
+    their sum, as PNG in data URIs, and what stands below; and of how many they are, or why there are none."""
     if run.config is None or not (run.folder / "model_best.pt").exists():
         return [], "there is no model_best.pt in the folder"
     root = Path(data_root or run.config.data_root)
@@ -217,7 +200,7 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[Picture]
             (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
         ]
         margin = length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
-        shown.append(Picture(f"margin {margin}", parts))
+        shown.append({"margin": f"margin {margin}", "parts": parts})
     wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
     end = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
     return (
@@ -240,7 +223,8 @@ def png(image: Tensor) -> str:
 def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
     """What the page shows of one data set and norm; runs: those that were trained so."""
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
-    notes, (scale, unit) = Footnotes(), radius_axis(images, norm)
+    notes, (scale, _) = Footnotes(), radius_axis(images, norm)
+    margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
     tables = []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
@@ -248,13 +232,11 @@ def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) ->
     members = list(dict.fromkeys([*runs, *rows["run"]]))
     drawn = looks(members)
     figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
-    figures.append(
-        ("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", f"margin ({unit})"))
-    )
+    figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),
-        ("Mean margin of the check", "eval", ["mean_margin"], scale, f"margin ({unit})"),
+        ("Mean margin of the check", "eval", ["mean_margin"], scale, margin),
         ("Training loss", "train", LOSSES, 1, "loss"),
     ):
         figures.append((name, as_html(training(runs, drawn, kind, keys, factor), "optimizer step", y)))

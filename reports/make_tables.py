@@ -214,21 +214,6 @@ def filled(text: str, runs: Sequence[Run]) -> str:
     return text
 
 
-def fill_pages(runs: Sequence[Run]) -> int:
-    """Write README.md and docs/results.md; 0, the exit status.
-
-    :raises UserError: if one cannot be written.
-    """
-    for page in PAGES:
-        path = ROOT / page
-        try:
-            write_atomically(path, filled(path.read_text(), runs).encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}): make it writable") from None
-        print(f"written: {path}")
-    return 0
-
-
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Print or write the tables. Returns the exit status."""
@@ -244,7 +229,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = read_runs([Path(run) for run in given["runs"] or sorted((ROOT / "trained_models").iterdir())])
     for line in [line for run in runs for line in run.damaged]:
         print(f"warning: {' '.join(line.split())}", file=sys.stderr)
-    return fill_pages(runs) if given["fill"] else show_or_write(make_page(runs), given["out"])
+    if not given["fill"]:
+        return show_or_write(make_page(runs), given["out"])
+    for path in (ROOT / page for page in PAGES):
+        try:
+            write_atomically(path, filled(path.read_text(), runs).encode())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}): make it writable") from None
+        print(f"written: {path}")
+    return 0
 
 
 if __name__ == "__main__":

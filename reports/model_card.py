@@ -90,14 +90,6 @@ def evaluations_table(run: Run, sha256: str | None) -> list[str]:
     return [*table, *(["", *below] if below else [])]
 
 
-def passes_text(run: Run) -> str:
-    """How often an image went through the network in training and how long that took, if its log says."""
-    if not run.cost.recorded or run.cost.passes is None:
-        return "not recorded"
-    minutes = f"; {run.cost.minutes:.3g} minutes" if run.cost.minutes else ""
-    return f"{int(run.cost.passes):,}".replace(",", " ") + f" (an image once through the network, in training){minutes}"
-
-
 def margins_picture(run: Run) -> list[str]:
     """margins.png, drawn anew if margins.npy is there."""
     picture = run.folder / "margins.png"
@@ -124,13 +116,16 @@ def card(folder: Path) -> str:
     config, environment = run.config, run.environment
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else None
+    passes = f"{int(run.cost.passes):,}".replace(",", " ") if run.cost.passes and run.cost.recorded else "not recorded"
+    if run.cost.minutes and run.cost.recorded:
+        passes += f" (an image once through the network, in training); {run.cost.minutes:.3g} minutes"
     unfinished = f" of {config.max_steps}" if run.steps < config.max_steps else ""
     facts = {
         "trained by": f"`{training_command(config, str(run.shown))}`",
         "data": DATA.get(config.dataset, "a folder of pictures, given as `--data_root`")
         + (f"; the first {config.train_size} training images" if config.train_size else ""),
         "steps": f"{run.steps}{unfinished}" if run.steps else "not recorded",
-        "passes": passes_text(run),
+        "passes": passes,
         "network kept": f"of the check with the largest {BEST_BY[config.best_by]} on validation images",
         "machine": ", ".join(str(environment[key]) for key in ("device", "gpu") if environment.get(key))
         or "not recorded",
@@ -170,12 +165,6 @@ def card(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def refuse_others(path: Path) -> None:
-    """:raises UserError: if there is a README.md, and this program did not write it."""
-    if path.exists() and MADE not in path.read_text(errors="replace"):
-        raise UserError(f"{path}: not written by this program: move it away, or copy the run into another folder")
-
-
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the cards. Returns the exit status."""
@@ -183,8 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     for folder in map(Path, parser.parse(argv)["runs"]):
         path = folder / "README.md"
+        if path.exists() and MADE not in path.read_text(errors="replace"):
+            raise UserError(f"{path}: not written by this program: move it away, or copy the run into another folder")
         try:
-            refuse_others(path)
             write_atomically(path, card(folder).encode())
         except OSError as error:
             raise UserError(

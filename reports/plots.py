@@ -44,7 +44,7 @@ from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
 from pgd import InnerPgd
-from reports.runs import NORMS, Margins, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
+from reports.runs import NORMS, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
 from utils import CHECK, per_row, row_noise, row_norms
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
@@ -212,7 +212,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
 
     :raises UserError: if no run has margins, or they do not go together.
     """
-    found: dict[Run, Margins] = {}
+    found: dict[Run, tuple[np.ndarray, np.ndarray]] = {}
     reasons = []
     for run in runs:
         try:
@@ -233,23 +233,22 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     left, right = halves
     panels = left.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     training = right.subplots()
-    top = scale * max(margins.eps[-1].max() for margins in found.values())
+    top = scale * max(eps[-1].max() for _, eps in found.values())
     for panel, (run, look) in zip(panels, looks(list(found)).items(), strict=True):
-        last, colour = scale * found[run].eps[-1], look.style["color"]
+        epochs, eps = found[run]
+        last, colour = scale * eps[-1], look.style["color"]
         bins, share = np.linspace(0, top, BINS + 1).tolist(), np.full(len(last), 100 / len(last))
         panel.hist(last, bins, weights=share, color=colour, alpha=0.5, edgecolor=colour, linewidth=0.6)
         if run.radius is not None:
             panel.axvline(scale * run.radius, color="0", linestyle=":", linewidth=1.5)
         panel.set_title(f"{look.name}: {len(last)} images, median {np.median(last):.3g}", fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
-        low, median, high = scale * np.percentile(found[run].eps, (10, 50, 90), axis=1)
+        low, median, high = scale * np.percentile(eps, (10, 50, 90), axis=1)
         every = max(1, len(median) // 10)
-        training.plot(
-            found[run].epochs, median, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style
-        )
-        training.fill_between(found[run].epochs, low, high, color=colour, alpha=0.08, linewidth=0)
+        training.plot(epochs, median, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style)
+        training.fill_between(epochs, low, high, color=colour, alpha=0.08, linewidth=0)
         for edge in (low, high):
-            training.plot(found[run].epochs, edge, linewidth=0.7, color=colour, linestyle=look.style["linestyle"])
+            training.plot(epochs, edge, linewidth=0.7, color=colour, linestyle=look.style["linestyle"])
     axis = f"margin: {NORMS[norm]} distance to the decision boundary\n({unit})"
     panels[-1].set(xlabel=axis, xlim=(0, None))
     training.set(xlabel="epoch", ylabel=axis, ylim=(0, None))

@@ -45,6 +45,7 @@ METHODS = {  # in words, in the order of a table's rows
 }
 ATTACKS = {  # in words, in the order of a table's lines
     "pgd": "white-box PGD",
+    "strong": "strong PGD",
     "autoattack": "AutoAttack",
     "square": "Square",
     "spsa": "SPSA",
@@ -133,13 +134,6 @@ def training_command(config: Config, savepath: str) -> str:
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
-
-
-class Margins(NamedTuple):
-    """What training recorded: E checks, one after each so many epochs, of N training images."""
-
-    eps: np.ndarray  # (E, N) in input units; 0 where an image was wrong when last seen, or not seen yet
-    epochs: np.ndarray  # (E,) epochs done at each check; the last may be a part of one
 
 
 class Cost(NamedTuple):
@@ -260,8 +254,12 @@ class Run:
         at_most = self.steps * self.config.batch_size * passes_an_image(self.config) if self.config else 0
         return Cost(max(counted, default=at_most) or None, bool(counted), seconds / 60 if seconds else None)
 
-    def margins(self) -> Margins:
-        """:raises UserError: if the run has none, or the file is damaged."""
+    def margins(self) -> tuple[np.ndarray, np.ndarray]:
+        """(E,) epochs done at each check, the last perhaps in part; (E, N) radii of N training images there, in input units,
+        0 where an image was wrong when last seen, or not seen yet.
+
+        :raises UserError: if the run has none, or the file is damaged.
+        """
         if self.config is None:
             raise UserError(f"{self.folder / 'config.json'}: missing or damaged: name a folder that train.py made")
         path, recorded = self.folder / "margins.npy", self.config.enlarges_margins
@@ -279,8 +277,8 @@ class Run:
             )
         checks = [row["step"] for row in self.log if row.get("kind") == "eval" and row.get("split") == "val"]
         if len(checks) != len(eps):
-            return Margins(eps, np.arange(1, len(eps) + 1))
-        return Margins(eps, np.array(checks) / -(-eps.shape[1] // self.config.batch_size))
+            return np.arange(1, len(eps) + 1), eps
+        return np.array(checks) / -(-eps.shape[1] // self.config.batch_size), eps
 
 
 def passes_an_image(config: Config) -> int:

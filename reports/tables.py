@@ -328,7 +328,7 @@ def _other_attacks(run: Run, images: str, norm: str) -> list[str]:
         return []
     dataset, sha256 = pgd[0]["dataset"], pgd[0]["model_sha256"]
     rows = {attack: [row for row in of if row["model_sha256"] == sha256] for attack, of in rows.items()}
-    found = [("", gap) for gap in stronger(dataset, pgd, rows.__getitem__)]
+    found = [("", gap) for gap in stronger(dataset, pgd, lambda attack: rows.get(attack, []))]
     for attack in GRADIENT_FREE:
         weaker = (gap for gap in gaps(attack, dataset, pgd, rows[attack]) if gap.beyond_chance)
         found += [(f"{WARNING} masked gradients: ", gap) for gap in weaker]

@@ -116,7 +116,12 @@ def model_info(source: Pretrained) -> dict[str, object]:
     info |= {"dataset": config.dataset, "architecture": "WideResNet-28-4", "eps": text}
     best = {}  # field -> the row it is taken from
     for attack, field in (("pgd", "reported"), ("autoattack", "autoattack_acc")):
-        for content in read_file(source.path.with_name(f"eval_{attack}_{config.norm}.json")):
+        path = source.path.with_name(f"eval_{attack}_{config.norm}.json")
+        try:
+            contents = read_file(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged ({error}): move it away first") from None
+        for content in contents:
             if content["model_sha256"] == source.sha256:
                 standard = [row for row in content["results"] if row["settings"].get("standard") is not False]
                 best.update((field, row) for row in quoted(standard) if same_eps(row["eps"], radius))

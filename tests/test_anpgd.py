@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anpgd import AnPgd, Search, bisection, secant, step_to_boundary
-from linear_problem import MAX_EPS, SEARCH_STEPS, boxed_margin, problem, with_corners
+from linear import MAX_EPS, SEARCH_STEPS, boxed_margin, problem, with_corners
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import evaluate_on_autoattack
-import two_way
+import linear
 from command_lines import fails
 from evaluate_on_autoattack import build_autoattack, main, run_ensemble
 from evaluations.autoattack import STANDARD
 from evaluations.external_attacks import verified
 from folders import images
-from two_way import CPU, TwoWay, arguments, result, worst_margins
+from linear import CPU, Linear, arguments, result, worst_margins
 from utils import eval_mode, untouched
 
-digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
+digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 
 
 def row_of(path, norm="Linf"):
@@ -84,7 +84,7 @@ def test_three_classes_are_not_standard(tmp_path, short, capsys):
         for i, image in enumerate(images(4, 8, seed=len(name))):
             image.save(folder / f"{i}.png")
     path = tmp_path / "net.pt"
-    torch.save(TwoWay(3, 8, 8, 3).state_dict(), path)
+    torch.save(Linear(3, 8, 8, 3).state_dict(), path)
     argv = arguments(path, "L2", dataset="imagefolder", data_root="pictures", eps=0.5)
     assert main(argv) == 0
     out = capsys.readouterr().out

@@ -109,6 +109,8 @@ def test_the_end_of_the_search():
         (f"{MMA} --lr 5:0.1", ["--lr", "0:0.3,20000:0.09"]),
         (f"{MMA} --lr -1", ["--lr"]),
         (f"{MMA} --resume yes", ["yes"]),
+        (f"{MMA} --recipe fats", ["'fats'", "choose from", "did you mean fast?"]),
+        (f"{MMA} --recipe xxxxx", ["choose from"]),
         (f"{MMA} --activation relu", ["unknown argument --activation"]),
         (f"{MNIST} --method pgd --search secant", ["--search: has no meaning with --method pgd"]),
     ],

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from command_lines import fails, files
 from config import PRESETS
@@ -16,6 +14,7 @@ from records import checkpoint
 from records.pretrained import load_pretrained
 from scripts.export import EXTRAS, from_robustbench, main, model_info, to_robustbench
 from support import ROOT
+from their_networks import TheirStandardised
 
 RUN = "digits-Linf-MMA-0.3-sd0"
 
@@ -37,59 +36,17 @@ def wide(tmp_path_factory):
 def evaluation(folder, sha256, attack, *rows):
     """A file of rows (eps, robust accuracy, images, split, further settings)."""
     keys = ("eps", "robust_acc", "n", "split", "settings")
-    whole = [{"clean_acc": 0.5, "seed": 0, **dict(zip(keys, row, strict=True))} for row in rows]
+    whole = [{"clean_acc": 0.5, "seed": 0, "flags": "10", **dict(zip(keys, row, strict=True))} for row in rows]
     head = {"format": 2, "attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf"}
     (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
 
 
-class Block(nn.Module):
-    """RobustBench's layout of a residual block, by its documented keys."""
-
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(out)
-        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.convShortcut = nn.Conv2d(width, out, 1, stride, bias=False) if width != out else None
-
-    def forward(self, x):
-        active = self.bn1(x).relu()
-        short = self.convShortcut(active) if self.convShortcut else x
-        return short + self.conv2(self.bn2(self.conv1(active)).relu())
-
-
-class Group(nn.Module):
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.layer = nn.Sequential(Block(width, out, stride), *(Block(out, out, 1) for _ in range(3)))
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-class Standardised(nn.Module):
-    """A WRN-28-4 that standardises each image by itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.block1, self.block2, self.block3 = Group(16, 64, 1), Group(64, 128, 2), Group(128, 256, 2)
-        self.bn1, self.fc = nn.BatchNorm2d(256), nn.Linear(256, 10)
-
-    def forward(self, x):
-        pixels = x[0].numel()
-        std = x.flatten(1).std(1).clamp(min=pixels**-0.5)
-        x = (x - x.flatten(1).mean(1)[:, None, None, None]) / std[:, None, None, None]
-        x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(F.adaptive_avg_pool2d(self.bn1(x).relu(), 1).flatten(1))
-
-
 def robustbench_class():
-    """RobustBench's own class where it is installed, else the same layout written here."""
+    """RobustBench's own class where it is installed, else the same layout."""
     try:
         return importlib.import_module("robustbench.model_zoo.cifar10").Ding2020MMANet
     except ImportError:
-        return Standardised
+        return TheirStandardised
 
 
 def test_robustbench_loads_it(wide, tmp_path):
@@ -102,8 +59,7 @@ def test_robustbench_loads_it(wide, tmp_path):
     with torch.no_grad():
         assert torch.allclose(theirs.eval()(x), network(x), atol=1e-5)
     state = network.state_dict()
-    there_and_back = from_robustbench(to_robustbench(state))
-    assert list(there_and_back) == list(state)
+    assert list(from_robustbench(to_robustbench(state))) == list(state)
 
 
 STANDARD = {"standard": True}
@@ -161,12 +117,11 @@ def test_somebody_s_own_network_is_told_what_to_do(capsys, tmp_path):
     fails(capsys, main, [tmp_path, "--to", "safetensors"], "mine.py:net", "torch.hub.load(", "network=")
 
 
-@pytest.mark.parametrize("which", ["digits", "wide"])
-def test_onnx_takes_batches_of_any_size(which, wide, tmp_path):
+@pytest.mark.parametrize(("run", "shape"), [(RUN, (1, 8, 8)), ("cifar10jpeg-Linf-STD-sd0-fast", (3, 32, 32))])
+def test_onnx_takes_batches_of_any_size(run, shape, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
-    run, shape = (RUN, (1, 8, 8)) if which == "digits" else (str(wide[0]), (3, 32, 32))
     assert main([run, "--to", "onnx", "--out", str(tmp_path / "net")]) == 0
     session = runtime.InferenceSession(tmp_path / "net.onnx")
     network = torch.hub.load(ROOT, "mma", name=run, source="local")

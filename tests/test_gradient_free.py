@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-import two_way
+import linear
 from command_lines import fails
 from evaluate_on_gradient_free_attacks import GradientFreeFlags, attack_of, main
 from evaluations.external_attacks import square_starts
-from two_way import arguments, result, worst_margins
+from linear import arguments, result, worst_margins
 
-digits, elsewhere, network = two_way.digits, two_way.elsewhere, two_way.network  # fixtures
+digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 FEW = {"square_queries": 5, "spsa_iter": 1, "spsa_samples": 4}
 
 

@@ -9,12 +9,9 @@ import pytest
 from support import ROOT
 
 LONGEST = 9  # packages and files of the root in a chain of imports
-EVALUATORS = " ".join(path.stem for path in ROOT.glob("evaluate_on_*.py"))
-LOW = "errors utils"
-METHOD = "anpgd check losses objectives pgd presets trainer"
-PACKAGES = "evaluations hardware loading networks processes records reports training"
-COMMANDS = f"train {EVALUATORS}"
-MAY_IMPORT = {  # rows share what they may import; what is not listed, they must not
+COMMANDS = "train " + " ".join(path.stem for path in ROOT.glob("evaluate_on_*.py"))
+LOW, BELOW = "errors utils", "config errors flags presets processes records utils validation"
+MAY_IMPORT = {  # rows of names share what they may import
     "errors losses presets": "",
     "networks utils": "errors",
     "loading processes": LOW,
@@ -28,13 +25,13 @@ MAY_IMPORT = {  # rows share what they may import; what is not listed, they must
     "check": "anpgd config hardware loading losses pgd processes utils",
     "training": f"anpgd check config hardware loading losses networks objectives pgd processes {LOW}",
     "trainer": "check config hardware loading networks objectives pgd processes training utils",
-    "records": f"config objectives presets processes trainer training validation {LOW}",
-    "evaluations": f"anpgd check config flags hardware loading losses networks pgd presets processes records validation {LOW}",
+    "records": f"config presets processes validation {LOW}",
+    "evaluations": f"anpgd check hardware loading losses networks pgd {BELOW}",  # beside the trainer, not above it
     "hubconf": "errors evaluations records training",
-    "train": f"config flags hardware loading networks processes records trainer training validation {LOW}",
-    EVALUATORS: f"check config evaluations flags hardware losses pgd presets processes records validation {LOW}",
-    "reports": f"config evaluations flags records validation hardware loading {METHOD} {LOW}",
-    "benchmarks scripts": f"config flags validation {COMMANDS} {PACKAGES} {METHOD} {LOW}",
+    COMMANDS: f"check evaluations hardware loading networks trainer training {BELOW}",
+    "reports": f"anpgd check evaluations loading losses pgd {BELOW}",
+    "benchmarks": f"anpgd evaluations hardware loading losses networks pgd trainer {BELOW}",
+    "scripts": f"check evaluations networks reports {COMMANDS} {BELOW}",
 }
 ALLOWED = {name: set(others.split()) for names, others in MAY_IMPORT.items() for name in names.split()}
 PATHS = {path: path.stem for path in ROOT.glob("*.py")}
@@ -51,8 +48,11 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", sorted(PATHS), ids=lambda path: str(path.relative_to(ROOT)))
-def test_direction(path):
+def test_direction_and_who_prints(path):
     assert imported(path) <= ALLOWED[PATHS[path]]
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    prints = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS.split()}
+    assert PATHS[path] in prints or "print" not in {getattr(call, "id", "") for call in calls}
 
 
 def test_no_circle_and_no_long_chain():
@@ -61,10 +61,3 @@ def test_no_circle_and_no_long_chain():
     for name in TopologicalSorter(graph).static_order():  # raises CycleError
         length[name] = 1 + max((length[other] for other in graph[name]), default=0)
     assert max(length.values()) <= LONGEST, length
-
-
-def test_only_commands_and_what_shows_progress_print():
-    prints = {"errors", "records", "reports", "benchmarks", "scripts", *COMMANDS.split()}
-    for path, name in PATHS.items():
-        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert name in prints or "print" not in {getattr(call, "id", "") for call in calls}, path

@@ -1,20 +1,15 @@
 """Adversarial training, PGDLS and TRADES against their explicit formulas; methods and the flags that belong to them."""
 
 import copy
-import json
-import shlex
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import train
 from errors import UserError
 from flags import parse_train
-from hardware.fast_pgd import FastPgd
 from objectives import divergence
-from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
-from validation import stored_config
+from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_trainer
 
 MNIST = ["--dataset", "mnist", "--norm", "L2"]
 
@@ -81,73 +76,22 @@ def test_divergence_is_kl():
     assert divergence(a, a.log_softmax(1)).abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
-def test_training_resumes_exactly_and_checks_margins(method, precision):
-    from tiny_runs import Memory
-
-    changes = {"method": method, "precision": precision, "train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
-    whole, memory = tiny_trainer(max_steps=9, **changes), Memory()
-    assert whole.run(memory, lambda: False)
+def test_rows_and_radii_of_a_run(method):
+    """A run resumes exactly: see tests/test_trainer.py."""
+    changes = {"method": method, "train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
+    memory = Memory()
+    assert tiny_trainer(max_steps=9, **changes).run(memory, lambda: False)
     train_rows = [row for row in memory.lines if row["kind"] == "train"]
     radii = {"pgd": [0.02] * 3, "trades": [0.02] * 3, "pgdls": [0.02 * s / 6 for s in (1, 4)] + [0.02]}[method]
     assert [row["mean_eps"] for row in train_rows] == pytest.approx(radii, rel=0.02)  # batches differ in size
     assert all(row["adv_loss"] > 0 and row["mma_loss"] is None for row in train_rows)
     assert all((row["clean_loss"] is None) == (method != "trades") for row in train_rows)
-    assert [row["split"] for row in memory.lines if row["kind"] == "eval"] == ["val", "test"] * 3
-
-    first, second = (tiny_trainer(max_steps=9, **changes) for _ in range(2))
-    for _ in range(5):
-        first.train_step()
-    second.restore(copy.deepcopy(first.state()))
-    for _ in range(4):
-        second.train_step()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert not memory.radii, "only MMA has a radius for each example"
 
 
-def test_fast_pgd_takes_trades_reference():
-    from recorded import replayed
-
-    model = network()
-    x, _, _ = batch_for(model)
-    reference = model.eval()(x).log_softmax(1).detach()
-    settings = {"loss_fn": divergence, "norm": "L2", "eps": 0.2, "step_size": 0.1, "steps": 4, "noise": rand(*x.shape)}
-    from pgd import pgd
-
-    fast = FastPgd(model, "fp32", rows=16, record=replayed)(model, x, reference, **settings)
-    torch.testing.assert_close(fast, pgd(model, x, reference, **settings), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("flags", "name", "alpha"),
-    [
-        (["--method", "mma", "--hinge_maxeps", "2.0"], "mnist-L2-MMA-2.0-sd0", 1 / 3),
-        (["--method", "omma", "--hinge_maxeps", "2.0"], "mnist-L2-OMMA-2.0-sd0", 0),
-        (["--hinge_maxeps", "2.0", "--clean_loss_coeff", "0"], "mnist-L2-OMMA-2.0-sd0", 0),
-        (["--method", "std", "--seed", "3"], "mnist-L2-STD-sd3", 1),
-        (["--method", "pgd"], "mnist-L2-PGD-2.0-sd0", 1 / 3),
-        (["--method", "pgdls", "--train_eps", "4"], "mnist-L2-PGDLS-4.0-sd0", 1 / 3),
-        (["--method", "trades", "--train_eps", "1/2"], "mnist-L2-TRADES-0.5-sd0", 1 / 3),
-    ],
-)
-def test_methods_and_run_names(flags, name, alpha):
-    config, _ = parse_train([*MNIST, *flags])
-    assert (config.run_name, config.clean_loss_coeff) == (name, alpha)
-    assert config.method == name.split("-")[2].lower()
-
-
-@pytest.mark.parametrize(("alpha", "method"), [(1 / 3, "mma"), (0.0, "omma"), (1.0, "std")])
-def test_checkpoints_from_before_methods_had_names(alpha, method):
-    stored = settings("L2", alpha).to_dict()
-    del stored["method"], stored["train_eps"], stored["ramp_steps"], stored["trades_beta"], stored["precision"]
-    config = stored_config(stored)
-    assert (config.method, config.precision) == (method, "fp32")
-
-
-def test_run_name_in_255ths():
+def test_the_radius_of_pgdls_rises_over_half_the_steps():
     config, _ = parse_train(["--dataset", "cifar10", "--norm", "Linf", "--method", "pgdls", "--train_eps", "24/255"])
-    assert config.run_name == "cifar10-Linf-PGDLS-24-sd0"
     assert config.ramp_steps == 25_000, "named, so that a resumed run with more steps keeps it"
     assert (config.eps_at(0), config.eps_at(12_500), config.eps_at(40_000)) == pytest.approx((0, 12 / 255, 24 / 255))
 
@@ -169,31 +113,18 @@ def test_run_name_in_255ths():
         (["--method", "std", "--eps_iter_scale", "1"], "only with mma, omma, pgd, pgdls, trades"),
         (["--hinge_maxeps", "2", "--momentum", "0.5"], "only with sgd"),
         (["--method", "omma"], "--hinge_maxeps is missing"),
+        (["--hinge_maxeps", "2", "--streaming"], "lives in memory, only image folders stay on disk"),
+        (["--method", "pgd", "--search_mode", "eval"], "--search_mode: has no meaning with --method pgd"),
+        (["--method", "pgd", "--rest_interval", "3"], "--rest_interval: has no meaning with --method pgd"),
+        (["--method", "pgd", "--keep_directions"], "--keep_directions: has no meaning with --method pgd"),
+        (["--hinge_maxeps", "2", "--refresh_interval", "3"], "--refresh_interval: is about warm starts"),
+        (["--hinge_maxeps", "2", "--crop_pad", "2"], "--crop_pad, --flip: are about augmentation: add --augment"),
+        (["--hinge_maxeps", "2", "--no-flip"], "--crop_pad, --flip: are about augmentation: add --augment"),
+        (["--hinge_maxeps", "2", "--cycle_steps", "30"], "--cycle_steps: is the length of the one-cycle rate"),
+        (["--hinge_maxeps", "2", "--one_cycle", "--lr", "0:0.1,5:0.01"], "--lr: with --one_cycle it is the highest"),
     ],
 )
 def test_contradictions(flags, part):
     with pytest.raises(UserError) as error:
         parse_train([*MNIST, *flags])
     assert part in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("method", ["pgd", "pgdls", "trades"])
-def test_from_the_command_line(method, norm, tmp_path, capsys):
-    flags = [
-        "--dataset",
-        "digits",
-        "--norm",
-        norm,
-        "--method",
-        method,
-        *shlex.split("--max_steps 3 --disp_interval 1 --train_size 60 --val_size 20 --test_size 20 --device cpu"),
-        "--savepath",
-        str(tmp_path / "run"),
-    ]
-    assert train.main(flags) == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == method
-    assert not (tmp_path / "run" / "margins.npy").exists(), "only MMA has a radius for each example"
-    other = [flag if flag != method else "std" for flag in flags]
-    assert train.main([*other, "--resume"]) == 2
-    assert f"--method std here, {method} there" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from evaluations.advertorch_compat import advertorch
-from linear_problem import Linear, problem
+from linear import TwoClasses, problem
 from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd, project_l2, project_linf
@@ -143,7 +143,7 @@ def test_gradients_are_those_of_the_right_rows():
 
 
 def test_linear_model_of_the_tests_is_what_it_claims():
-    model = Linear((4,))
+    model = TwoClasses((4,))
     x, y = rand(6, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
     expected = -(2 * y - 1) * model.score(x)
     torch.testing.assert_close(logit_margin(model(x), y), expected)

@@ -1,6 +1,7 @@
 """The training step against the explicit formula of the paper and the reference's quirks; the loop; the check."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 from check import check_split
 from config import PRESETS
 from hardware.optimizer import make_optimizer
+from linear import problem
 from loading.batches import Batch, Split
 from losses import cross_entropy, logit_margin, soft_logit_margin
+from records import checkpoint
 from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
-from train_batches import train_batch
 from trainer import Trainer
 from utils import has_batchnorm
 
@@ -50,8 +52,10 @@ def explicit(model, batch, start_eps, noise, config):
             rows.append((adv.detach() - xi) / (e + 1e-12))
         direction = torch.cat(rows)
 
+        searched = frozen if config.search_mode == "eval" else model
+
         def loss_at(scale):
-            return soft_logit_margin(model((xr + scale[:, None, None, None] * direction).clamp(0, 1)), yr).detach()
+            return soft_logit_margin(searched((xr + scale[:, None, None, None] * direction).clamp(0, 1)), yr).detach()
 
         top = 1.05 * config.hinge_maxeps
         low, high, mid = torch.zeros_like(er), torch.full_like(er, top), er.clone()
@@ -74,21 +78,21 @@ def explicit(model, batch, start_eps, noise, config):
     return gradient, eps, model, right
 
 
-@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize(("batchnorm", "mode"), [(True, "train"), (True, "eval"), (False, "train")])
 @pytest.mark.parametrize("alpha", [0.0, 1 / 3])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_step_equals_the_explicit_formula(norm, alpha, batchnorm):
+def test_step_equals_the_explicit_formula(norm, alpha, batchnorm, mode):
     model = network(batchnorm)
     batch = batch_for(model)
-    config = settings(norm, alpha)
+    config = settings(norm, alpha, search_mode=mode)
+    model.train()
+    model(rand(12, 1, 8, 8, seed=5))  # running statistics that are not this batch's
     start = torch.linspace(0.5, 1.05, 12, dtype=torch.float64) * config.hinge_maxeps
     noise = rand(*batch.x.shape, seed=2)
     expected, eps, after, right = explicit(model, batch, start, noise, config)
     assert 0 < right.sum() < 12, "some must be right, some wrong"
-    assert (eps[right] < config.hinge_maxeps).any() and (eps[right] > config.hinge_maxeps).any(), (
-        "on both sides of d_max"
-    )
-    model.train()
+    assert (eps[right] < config.hinge_maxeps).any()
+    assert (eps[right] > config.hinge_maxeps).any() or mode == "eval", "on both sides of d_max"
     before = batch.x.clone()
     result = step(model, batch.x, batch.y, start, noise, config)
     assert torch.equal(batch.x, before)
@@ -97,84 +101,58 @@ def test_step_equals_the_explicit_formula(norm, alpha, batchnorm):
         torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-8)
     for key, value in after.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=1e-10)
+    assert all(module.training for module in model.modules())
+    last = int(batchnorm and mode == "train")  # without BatchNorm in train mode the search's last pass has no use
+    assert result.passes == 2 * 12 + right.sum() * (config.nb_iter + config.num_search_steps + last)
 
 
-def test_all_wrong_batch_trains_on_clean_images_alone():
-    model = network()
-    batch = batch_for(model, wrong_every=1)
-    config = settings("Linf", 0.0)
-    model.train()
-    result = step(model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape), config)
-    assert result.eps.abs().max() == 0
-    twin = copy.deepcopy(model)
-    loss = cross_entropy(twin(batch.x), batch.y).mean()
-    for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True):
-        torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-10)
+START = torch.full((12,), 0.02, dtype=torch.float64)
+CLEAN_ALONE = {
+    "all wrong": (1, 6, {"clean_loss_coeff": 0.0}, 1),
+    "all beyond the hinge": (0, 400, {"hinge_maxeps": 1e-4, "attack_mineps": 1e-5}, 1 / 3),  # eps ends at 1.05 d_max
+    "standard training": (4, 6, {"clean_loss_coeff": 1.0, "method": "std"}, 1),
+}
 
 
-def test_all_beyond_the_hinge_leaves_no_mma_gradient():
-    """All right and none within reach: eps ends at 1.05 d_max, and only the clean loss is left."""
-    model = network(sharpness=400)
-    batch = batch_for(model, wrong_every=0)
-    config = settings("Linf", 1 / 3, hinge_maxeps=1e-4, attack_mineps=1e-5)
-    model.train()
-    result = step(model, batch.x, batch.y, torch.full((12,), 1e-4, dtype=torch.float64), rand(*batch.x.shape), config)
-    assert (result.eps > config.hinge_maxeps).all() and result.adv_loss == 0
-    twin = network(sharpness=400).train()
-    loss = cross_entropy(twin(batch.x), batch.y).mean() / 3
-    for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True):
-        torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
-
-
-def test_ordinary_training_runs_no_attack():
-    model = network()
-    batch = batch_for(model)
+@pytest.mark.parametrize("case", CLEAN_ALONE)
+def test_where_the_gradient_is_that_of_the_clean_loss(case):
+    wrong_every, sharpness, changes, weight = CLEAN_ALONE[case]
+    model, twin = (network(sharpness=sharpness).train() for _ in range(2))
+    batch, config = batch_for(model, wrong_every=wrong_every), replace(settings("Linf", 1 / 3), **changes)
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    model.train()
-    result = step(model, batch.x, batch.y, torch.full((12,), 0.02, dtype=torch.float64), None, settings("Linf", 1.0))
-    assert len(calls) == 1 and result.eps.abs().max() == 0
-    twin = network().train()
-    loss = cross_entropy(twin(batch.x), batch.y).mean()
+    start = START.clamp(max=config.hinge_maxeps)
+    result = step(model, batch.x, batch.y, start, rand(*batch.x.shape), config)
+    assert (result.eps > config.hinge_maxeps).all() if "hinge" in case else (result.eps == 0).all()
+    assert (result.adv_loss == 0) == ("wrong" not in case) and (len(calls) == 1) == ("standard" in case)
+    loss = weight * cross_entropy(twin(batch.x), batch.y).mean()
     for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True):
-        torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-12)
+        torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize(("wrong_every", "updates"), [(4, 13), (0, 13), (1, 2)])
-def test_running_statistics_updates(wrong_every, updates):
-    """13 with K = 10 and at least one right example, else 2."""
-    model = network()
-    batch = batch_for(model, wrong_every=wrong_every)
-    model.train()
-    step(
-        model,
-        batch.x,
-        batch.y,
-        torch.full((12,), 0.02, dtype=torch.float64),
-        rand(*batch.x.shape),
-        settings("Linf", 1 / 3),
-    )
-    assert model[1].num_batches_tracked == updates
-
-
-@pytest.mark.parametrize(("batchnorm", "forwards"), [(True, 1 + 5 + 11 + 1), (False, 1 + 5 + 10 + 1)])
-def test_forward_passes(batchnorm, forwards):
-    """clean + N + (K + 1) + mixed; without BatchNorm the search's last pass has no use and is left out."""
+@pytest.mark.parametrize(
+    ("batchnorm", "wrong_every", "forwards"),
+    [(True, 4, 1 + 5 + 11 + 1), (True, 0, 1 + 5 + 11 + 1), (False, 4, 1 + 5 + 10 + 1), (True, 1, 2)],
+)
+def test_forward_passes_and_updates_of_running_statistics(batchnorm, wrong_every, forwards):
+    """clean + N + (K + 1) + mixed; all but the N update. Without BatchNorm the search's last pass is left out."""
     model = network(batchnorm)
-    batch = batch_for(model)
-    calls = []
+    batch, calls = batch_for(model, wrong_every=wrong_every), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    model.train()
-    step(
-        model,
-        batch.x,
-        batch.y,
-        torch.full((12,), 0.02, dtype=torch.float64),
-        rand(*batch.x.shape),
-        settings("Linf", 1 / 3),
-    )
-    assert len(calls) == forwards
-    assert has_batchnorm(model) == batchnorm
+    step(model.train(), batch.x, batch.y, START, rand(*batch.x.shape), settings("Linf", 1 / 3))
+    assert len(calls) == forwards and has_batchnorm(model) == batchnorm
+    assert not batchnorm or model[1].num_batches_tracked == (forwards - 5 if forwards > 2 else 2)
+
+
+def test_search_modes_differ_with_batchnorm_alone():
+    for batchnorm in (True, False):
+        found = []
+        for mode in ("train", "eval"):
+            model = network(batchnorm)
+            batch = batch_for(model)
+            config = settings("Linf", 1 / 3, search_mode=mode)
+            found.append(step(model.train(), batch.x, batch.y, START, None, config).eps)
+        assert torch.equal(*found) != batchnorm
 
 
 def test_loop_rows_checks_and_schedule():
@@ -185,62 +163,50 @@ def test_loop_rows_checks_and_schedule():
     assert [(r["step"], r["epoch"], r["lr"]) for r in train_rows] == [(3, 1, 0.01), (6, 2, 0.002), (9, 3, 0.002)]
     checks = [(r["split"], r["step"], r["epoch"]) for r in memory.lines if r["kind"] == "eval"]
     assert checks == [(s, n, e) for n, e in ((4, 1), (8, 2), (10, 3)) for s in ("val", "test")]
-    assert set(train_rows[0]) == {
-        "kind",
-        "step",
-        "epoch",
-        "lr",
-        "clean_loss",
-        "clean_acc",
-        "mma_loss",
-        "mean_eps",
-        "steps_per_second",
-        "passes",
-    }
+    columns = "kind step epoch lr clean_loss clean_acc mma_loss mean_eps steps_per_second passes"
+    assert " ".join(train_rows[0]) == columns
     margins = [r["mean_margin"] for r in memory.lines if r.get("split") == "val"]
     best_so_far = [(4, 8, 10)[i] for i, m in enumerate(margins) if m > max(margins[:i], default=-1)]
     assert [step for step, _ in memory.bests] == best_so_far
-    assert [(s["step"], s["checked_step"]) for s in memory.states] == [
-        (4, 0),
-        (4, 4),
-        (8, 4),
-        (8, 8),
-        (10, 8),
-        (10, 10),
-    ]
+    saved = [(state["step"], state["checked_step"]) for state in memory.states]
+    assert saved == [(4, 0), (4, 4), (8, 4), (8, 8), (10, 8), (10, 10)]
 
 
 def test_every_example_is_visited_once_an_epoch():
-    trainer = tiny_trainer(max_steps=4)
-    seen = []
-    memory = Memory()
-    train_step = trainer.train_step
-    trainer.train_step = lambda: (seen.append(trainer.step), train_step())[1]
-    trainer.run(memory, lambda: False)
-    assert seen == [0, 1, 2, 3]
-    from train_batches import train_batch
-
-    index = torch.cat([train_batch(trainer.data.train, s, batch_size=6, seed=0, augment=None).index for s in range(4)])
-    assert torch.equal(index.sort().values, torch.arange(23))
-    assert not torch.equal(index, torch.arange(23))
+    trainer = tiny_trainer()
+    index = torch.cat([trainer.batches(step).index for step in range(4)])
+    assert torch.equal(index.sort().values, torch.arange(23)) and not torch.equal(index, torch.arange(23))
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 5, 7])
-def test_stopped_and_resumed_equals_uninterrupted(stop_at):
-    """Bit for bit: weights, optimizer, radii, rows (but for the speed); also in mid-epoch, with dropout and BatchNorm."""
-    whole, straight = tiny_trainer(), Memory()
+WARM = {"keep_directions": True, "refresh_interval": 3, "search": "secant", "num_search_steps": 4, "rest_interval": 3}
+WARM |= {"one_cycle": True, "lr": ((0, 0.02),)}
+L2 = {"norm": "L2", "attack_mineps": 0.1, "hinge_maxeps": 0.25}
+OTHER = {"train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "changes"),
+    [
+        *((stop_at, {}) for stop_at in (1, 4, 5, 7)),
+        *((5, {"method": method, **OTHER}) for method in ("pgd", "pgdls", "trades")),
+        *((5, {"precision": "bf16", **more}) for more in ({}, L2, {"method": "trades", **OTHER})),
+        *((7, {**WARM, "augment": augment, **more}) for augment in (False, True) for more in ({}, L2)),
+        *((5, {"search_mode": "eval", "search": search}) for search in ("bisection", "secant")),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_stopped_and_resumed_equals_uninterrupted(stop_at, changes):
+    """Bit for bit, the whole state and every row but for its speed; in mid-epoch, with dropout and BatchNorm."""
+    whole, straight = tiny_trainer(**changes), Memory()
     whole.run(straight, lambda: False)
-    first, memory = tiny_trainer(), Memory()
+    first, memory = tiny_trainer(**changes), Memory()
     assert not first.run(memory, lambda: first.step >= stop_at)
-    second = tiny_trainer()
+    second = tiny_trainer(**changes)
     second.restore(memory.states[-1])
-    assert second.step == stop_at
-    assert second.run(memory, lambda: False)
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[key]), key
-    assert torch.equal(whole.eps, second.eps)
-    a, b = whole.state()["optimizer"]["state"], second.state()["optimizer"]["state"]
-    assert all(torch.equal(a[i][k], b[i][k]) for i in a for k in a[i])
+    assert second.step == stop_at and second.run(memory, lambda: False)
+    for key, value in whole.state().items():
+        assert checkpoint.digest(value) == checkpoint.digest(second.state()[key]), key
+    assert first.directions is None or first.directions.known(torch.arange(23)).any()
 
     def without_speed(rows):
         return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
@@ -275,47 +241,30 @@ def test_per_example_radii_start_the_next_attack():
 
     trainer.objective = spied
     before = trainer.eps.clone()
-    split, size = trainer.data.train, trainer.config.batch_size
-    index = train_batch(split, trainer.step, batch_size=size, seed=trainer.config.seed, augment=None).index
+    index = trainer.batches(trainer.step).index
     trainer.train_step()
     torch.testing.assert_close(starts[0], before[index].clamp(min=trainer.config.attack_mineps))
 
 
-def test_check_of_a_linear_network_is_its_margin():
-    """The check's margins are the closed form's within the bisection's bracket; 0 where misclassified."""
-    from linear_problem import problem
+class Exact(Split):
+    """Images that are no whole numbers of 255ths."""
 
+    def batch(self, index):
+        return Batch(self.images[index], self.labels[index], index)
+
+
+@pytest.mark.parametrize("test_eps", [0.02, 0.05, 0.19])
+def test_check_of_a_linear_network_is_its_margin(test_eps):
+    """Within the bisection's bracket, 0 where misclassified; also between the test radius and eps_max / 2, where the
+    reference moves margins to eps_max / 2."""
     model, x, y = problem((1, 8, 8), 30, "Linf")
     y[::6] = 1 - y[::6]
-    config = settings("Linf", 1 / 3, hinge_maxeps=0.19, test_eps=0.05, test_eps_iter=0.0125, nb_iter=20)
-
-    class Exact(Split):
-        def batch(self, index):
-            return Batch(x[index], y[index], index)
-
-    result = check_split(model, Exact(x, y, torch.arange(30)), config, 0)
-    right = logit_margin(model(x), y) < 0
-    margin = model.margin(x, "Linf").float()
-    assert result.clean_acc == pytest.approx(25 / 30)
-    assert (result.margins[~right] == 0).all()
-    assert (result.margins - margin)[right].abs().max() <= config.search_maxeps / 2**10 + 1e-5
-    assert result.robust_acc == pytest.approx((right & (margin > 0.05)).double().mean().item())
-
-
-@pytest.mark.parametrize("test_eps", [0.02, 0.19])
-def test_check_measures_its_first_loss_where_the_bisection_starts(test_eps):
-    """Margins between the test radius and eps_max / 2 are not moved to eps_max / 2, as the reference moves them."""
-    from linear_problem import problem
-
-    model, x, y = problem((1, 8, 8), 30, "Linf")
     config = settings("Linf", 1 / 3, hinge_maxeps=0.19, test_eps=test_eps, test_eps_iter=test_eps / 4, nb_iter=20)
-
-    class Exact(Split):
-        def batch(self, index):
-            return Batch(x[index], y[index], index)
-
     result = check_split(model, Exact(x, y, torch.arange(30)), config, 0)
-    assert (result.margins - model.margin(x, "Linf").float()).abs().max() <= config.search_maxeps / 2**10 + 1e-5
+    right, margin = logit_margin(model(x), y) < 0, model.margin(x, "Linf").float()
+    assert result.clean_acc == pytest.approx(25 / 30) and (result.margins[~right] == 0).all()
+    assert (result.margins - margin)[right].abs().max() <= config.search_maxeps / 2**10 + 1e-5
+    assert result.robust_acc == pytest.approx((right & (margin > test_eps)).double().mean().item())
 
 
 def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():

@@ -10,11 +10,11 @@ import torch
 import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
 from command_lines import fails, files
-from linear_networks import Linear, save_run
+from linear import Linear, save_run
 from records import checkpoint
 from support import ROOT
 
-SMALL = shlex.split("--device cpu --network linear_networks:Linear --test_size 80 --nb_iter 5 --nb_restart 2")
+SMALL = shlex.split("--device cpu --network linear:Linear --test_size 80 --nb_iter 5 --nb_restart 2")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_what_cannot_be_compared(here, capsys):
     refused("a", "a", parts=["in one folder"])
     refused("a", "nowhere", parts=["nowhere"])
     refused("a", "b", "--eps", "2", parts=["--eps 2"])
-    fails(capsys, transfer.main, ["a", "b"], "--network linear_networks:Linear", "if you trust it")
+    fails(capsys, transfer.main, ["a", "b"], "--network linear:Linear", "if you trust it")
     assert not list(here.glob("*/eval_*"))
     assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
     assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0

@@ -16,7 +16,7 @@ from benchmarks.small_networks import dense, dense_20_20, dense_24
 from command_lines import fails
 from errors import UserError
 from evaluations import minimum_norm
-from linear_problem import boxed_margin, with_corners
+from linear import boxed_margin, with_corners
 from support import ROOT
 
 RUN = ROOT / "trained_models" / "digits-Linf-MMA-0.3-sd0"

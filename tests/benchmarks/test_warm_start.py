@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import warm_start
 from command_lines import fails
-from linear_problem import MAX_EPS, problem
+from linear import MAX_EPS, problem
 from support import ROOT
 
 

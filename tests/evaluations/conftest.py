@@ -3,19 +3,9 @@
 import shutil
 
 import pytest
-import torch
 
-from linear_networks import save_run
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """In an empty folder, on one thread: these networks are too small for more."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+from linear import elsewhere as here  # noqa: F401  of every test
+from linear import save_run
 
 
 @pytest.fixture(scope="session")

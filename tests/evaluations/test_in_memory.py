@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 import hubconf
+from linear import Linear, save_zeros_against_ones, worst_margins
+from linear import digits as digits  # a fixture
 from losses import logit_margin
 from support import ROOT
-from two_way import TwoWay, save_two_way, worst_margins
-from two_way import digits as digits  # a fixture
 
 
 @pytest.fixture(scope="module")
 def zeros_and_ones(digits, tmp_path_factory):
     """A linear network, 60 digits it is for, their labels, and the file it lies in."""
-    path = save_two_way(digits, tmp_path_factory.mktemp("of") / "net")
-    model = TwoWay(1, 8, 8, 10)
+    path = save_zeros_against_ones(digits, tmp_path_factory.mktemp("of") / "net")
+    model = Linear(1, 8, 8, 10)
     model.load_state_dict(torch.load(path))
     x, y = digits
     return model, x[y < 2][:60], y[y < 2][:60], path

@@ -27,7 +27,7 @@ from evaluations.results import (
 )
 from evaluations.subject import load_subject
 from folders import images
-from linear_networks import ATTACK, CPU, SMALL, attack, save_run, subject_of
+from linear import ATTACK, CPU, SMALL, attack, save_run, subject_of
 from loading.datasets import load_dataset
 from records import checkpoint
 from support import ROOT
@@ -148,11 +148,11 @@ def test_another_code_of_the_network_is_another_network(run, capsys):
     """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
     assert attack(run, "--eps", 0.05, "--save_adv") == 0
     (first,) = found_in(run)
-    other = ["--network", "linear_networks:Negative"]
+    other = ["--network", "linear:Negative"]
     capsys.readouterr()
     assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
     out = capsys.readouterr().out
-    assert "linear_networks:Negative instead of the checkpoint's linear_networks:Linear" in out and "done" not in out
+    assert "linear:Negative instead of the checkpoint's linear:Linear" in out and "done" not in out
     second = next(row for row in found_in(run) if row["settings"]["overrides"])
     assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
     for flags, row in (((), first), (other, second)):

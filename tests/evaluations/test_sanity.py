@@ -16,7 +16,7 @@ from evaluations.repeated_pgd import AttackState, from_noise, repeated_pgd
 from evaluations.results import accuracy_of, checkpoint_rows
 from evaluations.sanity import as_json, battery, lines, not_stronger, pgd_battery
 from hardware.fast_pgd import FastPgd
-from linear_problem import problem
+from linear import problem
 from loading.batches import Split
 from loading.datasets import load_test
 from losses import cross_entropy, logit_margin

@@ -16,17 +16,16 @@ import evaluate_on_gradient_free_attacks
 import evaluate_on_minimum_norm
 import evaluate_on_pgd_attacks
 import evaluate_on_transfer
-import two_way
+import linear
 from command_lines import fails
 from errors import exits_on_user_error
 from evaluations import pgd_attacks, shards
 from evaluations.shards import Parts
 from hardware.fast_pgd import FastPgd
-from linear_networks import attack
+from linear import arguments, attack
 from records.commands import ROOT, interpreter
-from two_way import arguments
 
-digits, network = two_way.digits, two_way.network  # fixtures
+digits, network = linear.digits, linear.network  # fixtures
 EVALUATIONS = {
     "pgd": (evaluate_on_pgd_attacks.main, {"eps": 0.2, "nb_iter": 4, "nb_restart": 3}),
     "autoattack": (evaluate_on_autoattack.main, {"eps": 0.2, "attacks": "apgd-ce"}),
@@ -68,7 +67,7 @@ def test_quiet_leaves_the_closing_lines_and_the_last_is_a_command_that_can_be_ru
     assert words[0] == interpreter() and Path(words[1]).resolve().parent in (ROOT, ROOT / "reports")
     assert Path(words[1]).name == expected.get(name, "evaluate_on_pgd_attacks.py")
     assert {str(network), str(network.parent)} & set(words)
-    assert name == "transfer" or "--dataset digits --norm Linf --network two_way:TwoWay" in " ".join(words)
+    assert name == "transfer" or "--dataset digits --norm Linf --network linear:Linear" in " ".join(words)
     assert main([*argv, "--overwrite"]) == 0
     assert "at most about" in capsys.readouterr().out or name == "transfer"
 
@@ -231,4 +230,4 @@ def test_when_memory_ends_one_line_names_the_batch_size(run, capsys, monkeypatch
 
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", full)
     assert attack(run, "--eps", 0.1) == 2
-    assert re.search("^error: memory does not suffice.*: lower --batch_size", capsys.readouterr().err)
+    assert re.search("error: memory does not suffice.*: lower --batch_size", capsys.readouterr().err)

@@ -1,32 +1,17 @@
-"""What is recorded and how: with a recorder that replays on the CPU, and `torch.cuda` stubbed."""
-
-import contextlib
+"""CUDA graphs, by a recorder that replays on the CPU: what is recorded, and that a replay gives what the plain code gives."""
 
 import pytest
 import torch
 
 from errors import UserError
-from hardware.cuda_graph import NOTHING, Captured, record_on_cuda, recorded_parts
+from hardware.cuda_graph import NOTHING, Captured, recorded_parts
 from hardware.fast_pgd import FastPgd
 from hardware.layout import PLAIN, layout_for, tuned
-from launches import Launches
-from losses import cross_entropy, cw_loss
+from launches import Launches, replayed
+from losses import cross_entropy, cw_loss, soft_logit_margin
+from objectives import divergence
 from pgd import pgd
-from recorded import replayed
 from tiny_runs import batch_for, network, rand, tiny_trainer
-
-
-class Counted:
-    """A recorder that keeps what was recorded."""
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, fn, inputs):
-        with Launches() as seen:
-            fn(*inputs)
-        self.seen.append(seen)
-        return replayed(fn, inputs)
 
 
 def test_built_in_networks_are_recorded_on_cuda_and_the_whole_gradient_without_batchnorm():
@@ -38,6 +23,34 @@ def test_built_in_networks_are_recorded_on_cuda_and_the_whole_gradient_without_b
     assert tiny_trainer().gradient.__name__ == "_gradient"  # somebody's own network, on a CPU
 
 
+def test_the_rule_of_layouts():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert layout_for(cuda, "fp32", False) == (False, True)
+    assert all(layout_for(cuda, precision, False) == (True, True) for precision in ("tf32", "bf16", "bf16_all"))
+    assert all(layout_for(cuda, precision, True) == PLAIN for precision in ("fp32", "tf32", "bf16"))
+    assert layout_for(cpu, "fp32", False) == layout_for(cpu, "bf16", True) == (True, False)
+
+
+def test_captured_replays_one_shape_and_runs_the_others():
+    weight, calls = torch.tensor(2.0), []
+
+    def fn(x, y):
+        calls.append(len(x))
+        return x * weight + y, None
+
+    captured = Captured(fn, 5, replayed)
+    for _ in range(3):
+        x, y = torch.rand(5), torch.rand(5)
+        before = x.clone(), y.clone()
+        torch.testing.assert_close(captured(x, y)[0], x * weight + y)
+        assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+        weight.mul_(1.5)  # as an optimizer does: in place
+    first = captured(torch.ones(5), torch.ones(5))[0]
+    assert captured(torch.zeros(5), torch.zeros(5))[0] is first, "outputs are overwritten, not made anew"
+    assert len(captured(torch.rand(3), torch.rand(3))[0]) == 3
+    assert calls[:-1] == [5] * (len(calls) - 1) and calls[-1] == 3
+
+
 def test_a_recording_that_fails_ends_the_run_naming_the_flag():
     def fail(fn, inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -46,60 +59,46 @@ def test_a_recording_that_fails_ends_the_run_naming_the_flag():
         Captured(lambda x: x + 1, 2, fail)(torch.zeros(2))
 
 
-def test_other_threads_may_go_on_while_it_is_recorded_after_warm_ups_on_a_stream_of_their_own(monkeypatch):
-    """`thread_local`: one that pins memory spoils a global recording."""
-    seen = []
-
-    class Graph:
-        def replay(self):
-            seen.append("replayed")
-
-    class Stream:
-        def wait_stream(self, other):
-            seen.append("waits")
-
-    @contextlib.contextmanager
-    def within(name):
-        seen.append(name)
-        yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("aside"))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **given: within(given))
-    replay, outputs = record_on_cuda(lambda x: (seen.append("runs"), x + 1)[1], (torch.zeros(2),))
-    replay()
-    recorded = [{"capture_error_mode": "thread_local"}, "runs", "replayed"]
-    assert seen == ["waits", "aside", "runs", "runs", "runs", "waits", *recorded] and outputs.tolist() == [1, 1]
+@pytest.mark.parametrize("alpha", [0.0, 1 / 3, 1.0])
+def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
+    """Over an epoch's end, where a batch is smaller, and back to the replayed shape."""
+    plain, fast = (tiny_trainer(model=network(False, 60).float(), clean_loss_coeff=alpha) for _ in range(2))
+    fast.gradient = Captured(fast._gradient, fast.config.batch_size, replayed)
+    sizes = set()
+    for _ in range(2 * plain.steps_per_epoch + 2):
+        expected, found = plain.train_step(), fast.train_step()
+        sizes.add(len(found.eps))
+        torch.testing.assert_close(found.eps, expected.eps, rtol=0, atol=1e-4)
+    assert len(sizes) == 2 and (alpha == 1 or plain.eps.any())
+    for own, other in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_a_recording_holds_one_step_of_pgd_whatever_the_number_of_steps(norm, decays):
-    model, counts = network(), []
+def test_padded_and_replayed_pgd_equals_pgd(norm, decays):
+    """For several losses, radii and numbers of rows and steps, and after the weights changed; of one step a recording."""
+    model, recorded = network(), []
+
+    def record(fn, inputs):
+        with Launches() as seen:
+            fn(*inputs)
+        recorded.append(seen.launched["convolution"])
+        return replayed(fn, inputs)
+
     batch = batch_for(model)
-    for steps in (1, 7):
-        recorder = Counted()
-        fast = FastPgd(model, "fp32", rows=16, record=recorder)
-        how = {"norm": norm, "eps": 0.1, "step_size": 0.03, "steps": steps, "noise": rand(*batch.x.shape)}
-        how["decays"] = decays
-        for loss_fn in (cross_entropy, cw_loss, cross_entropy):
-            for _ in range(2):
-                found = fast(model, batch.x, batch.y, loss_fn=loss_fn, **how)
-                expected = pgd(model, batch.x, batch.y, loss_fn=loss_fn, **how)
-                torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-        assert len(recorder.seen) == 2, "one recording a loss"
-        counts.append([seen.launched["convolution"] for seen in recorder.seen])
-    assert counts == [[1, 1], [1, 1]]
-
-
-def test_the_rule_of_layouts():
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert layout_for(cuda, "fp32", False) == (False, True)
-    assert all(layout_for(cuda, precision, False) == (True, True) for precision in ("tf32", "bf16", "bf16_all"))
-    assert all(layout_for(cuda, precision, True) == PLAIN for precision in ("fp32", "tf32", "bf16"))
-    assert layout_for(cpu, "fp32", False) == layout_for(cpu, "bf16", True) == (True, False)
+    log_p = model(batch.x).log_softmax(1).detach()
+    fast = FastPgd(model, "fp32", rows=16, record=record)
+    for turn, loss_fn in enumerate([cross_entropy, cw_loss, soft_logit_margin, divergence, cross_entropy]):
+        with torch.no_grad():
+            model[0].weight.add_(0.1 * turn)
+        rows = slice(0, 12 - 2 * turn)
+        x, y = batch.x[rows], (log_p if loss_fn is divergence else batch.y)[rows]  # TRADES: the clean output
+        how = {"loss_fn": loss_fn, "norm": norm, "eps": 0.02 * (turn + 1), "step_size": 0.01, "decays": decays}
+        how |= {"noise": rand(*x.shape, seed=turn), "steps": 1 + turn}
+        torch.testing.assert_close(fast(model, x, y, **how), pgd(model, x, y, **how), rtol=0, atol=1e-12)
+    assert recorded == [1, 1, 1, 1], "one step for each loss"
+    assert model.training and all(p.requires_grad for p in model.parameters())
 
 
 def test_kernels_are_timed_for_fixed_shapes_only():

@@ -1,6 +1,7 @@
-"""Every fast path against the plain one: masked rows, replayed functions, bfloat16; the benchmark's baseline against ours."""
+"""Every fast path against the plain one: masked rows, convolutions, bfloat16; the benchmark's baseline against ours."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,12 @@ from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
 from check import check_split, checker_of
 from evaluations.repeated_pgd import from_noise, repeated_pgd
-from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
-from hardware.precision import BFloat16Twin, tf32
+from hardware.precision import BFloat16Twin, remark, tf32
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
 from networks.lenet import ImageConv2d, LeNet5Madry
 from pgd import InnerPgd, pgd
-from recorded import replayed
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 
@@ -34,65 +33,6 @@ def test_every_row_attacked_and_masked_equals_the_right_rows_alone(norm, wrong_e
     for plain, masked in zip(*results, strict=True):
         torch.testing.assert_close(masked, plain, rtol=1e-12, atol=1e-14)
     assert results[0][4].count_nonzero() == {0: 12, 1: 0, 3: 8}[wrong_every]
-
-
-def test_captured_replays_one_shape_and_runs_the_others():
-    weight, calls = torch.tensor(2.0), []
-
-    def fn(x, y):
-        calls.append(len(x))
-        return x * weight + y, None
-
-    captured = Captured(fn, 5, replayed)
-    for _ in range(3):
-        x, y = torch.rand(5), torch.rand(5)
-        before = x.clone(), y.clone()
-        torch.testing.assert_close(captured(x, y)[0], x * weight + y)
-        assert torch.equal(x, before[0]) and torch.equal(y, before[1])
-        weight.mul_(1.5)  # as an optimizer does: in place
-    first = captured(torch.ones(5), torch.ones(5))[0]
-    assert captured(torch.zeros(5), torch.zeros(5))[0] is first, "outputs are overwritten, not made anew"
-    assert len(captured(torch.rand(3), torch.rand(3))[0]) == 3
-    assert calls[:-1] == [5] * (len(calls) - 1) and calls[-1] == 3
-
-
-@pytest.mark.parametrize("alpha", [0.0, 1 / 3, 1.0])
-def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
-    """Over an epoch's end, where a batch is smaller, and back to the replayed shape."""
-    plain, fast = (tiny_trainer(model=network(False, 60).float(), clean_loss_coeff=alpha) for _ in range(2))
-    fast.gradient = Captured(fast._gradient, fast.config.batch_size, replayed)
-    sizes = set()
-    for _ in range(2 * plain.steps_per_epoch + 2):
-        expected, found = plain.train_step(), fast.train_step()
-        sizes.add(len(found.eps))
-        torch.testing.assert_close(found.eps, expected.eps, rtol=0, atol=1e-4)
-    assert len(sizes) == 2 and (alpha == 1 or plain.eps.any())
-    for own, other in zip(fast.model.parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_padded_and_replayed_pgd_equals_pgd(norm):
-    """For several losses and radii, and after the weights changed."""
-    model = network()
-    batch = batch_for(model)
-    fast = FastPgd(model, "fp32", rows=16, record=replayed)
-    for turn, loss_fn in enumerate([cross_entropy, cw_loss, soft_logit_margin, cross_entropy]):
-        with torch.no_grad():
-            model[0].weight.add_(0.1 * turn)
-        rows = slice(0, 12 - 3 * turn)
-        x, y = batch.x[rows], batch.y[rows]
-        settings = {
-            "loss_fn": loss_fn,
-            "norm": norm,
-            "eps": 0.02 * (turn + 1),
-            "step_size": 0.01,
-            "steps": 4,
-            "noise": rand(*x.shape, seed=turn),
-        }
-        torch.testing.assert_close(fast(model, x, y, **settings), pgd(model, x, y, **settings), rtol=0, atol=1e-12)
-    assert len(fast.steps) == 3
-    assert model.training and all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("channels", "size", "padding"), [(1, 5, 2), (3, 3, 1), (2, 5, 0), (1, 4, 1)])
@@ -114,10 +54,8 @@ def test_image_conv_is_a_convolution(channels, size, padding):
                 results.append([out, images.grad, *([] if frozen else [p.grad for p in conv.parameters()])])
             for own, expected in zip(*results, strict=True):
                 torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
-    assert (
-        "_FrozenConv"
-        in type(fast.requires_grad_(False)(torch.zeros(1, channels, 8, 8).double().requires_grad_()).grad_fn).__name__
-    )
+    out = fast.requires_grad_(False)(torch.zeros(1, channels, 8, 8).double().requires_grad_())
+    assert "_FrozenConv" in type(out.grad_fn).__name__
 
 
 def small_lenet():
@@ -173,16 +111,9 @@ def test_success_is_judged_in_float32():
     y = model(x).argmax(1)
     how = {"norm": "Linf", "eps": 0.03, "step_size": 0.0075, "steps": 10}
     plain, found = (
-        repeated_pgd(
-            model,
-            x,
-            y,
-            torch.arange(60),
-            restarts=[from_noise(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)],
-            eps=0.03,
-            batch_size=20,
-        )
+        repeated_pgd(model, x, y, torch.arange(60), restarts=restarts, eps=0.03, batch_size=20)
         for attack in (pgd, FastPgd(model, "bf16"))
+        for restarts in [[from_noise(attack, loss_fn=loss, **how) for loss in (cross_entropy, cw_loss)]]
     )
     with torch.no_grad():
         torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
@@ -190,26 +121,15 @@ def test_success_is_judged_in_float32():
     assert not torch.equal(found.x_adv, plain.x_adv), "bfloat16 was not used"
 
 
-def test_bfloat16_training_searches_and_judges_in_float32_and_resumes_exactly():
+def test_bfloat16_training_judges_in_float32():
+    """Exact resume in bfloat16: see tests/test_trainer.py."""
     changes = {"norm": "L2", "attack_mineps": 0.1, "hinge_maxeps": 0.25}
-    trainer = tiny_trainer(precision="bf16", **changes)
+    trainer, plain = (tiny_trainer(precision=precision, **changes) for precision in ("bf16", "fp32"))
     dtypes = []
     trainer.model.register_forward_hook(lambda module, inputs, output: dtypes.append((output.dtype, module.training)))
-    for _ in range(3):
-        trainer.train_step()
-    state = copy.deepcopy(trainer.state())
-    for _ in range(4):
-        trainer.train_step()
-    assert set(dtypes) == {(torch.float32, True)}, "the network itself runs in train mode and float32 only"
-    resumed = tiny_trainer(precision="bf16", **changes)
-    resumed.restore(state)
-    for _ in range(4):
-        resumed.train_step()
-    plain = tiny_trainer(**changes)
     for _ in range(7):
-        plain.train_step()
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
+        trainer.train_step(), plain.train_step()
+    assert set(dtypes) == {(torch.float32, True)}, "the network itself runs in train mode and float32 only"
     assert not torch.equal(trainer.model[0].weight, plain.model[0].weight), "bfloat16 was not used"
 
 
@@ -255,7 +175,13 @@ def test_check_in_bfloat16_agrees_with_float32():
     plain = check_split(trainer.model, split, trainer.config)
     fast = checker_of(trainer.config, FastPgd(trainer.model, "bf16"))(trainer.model, split)
     assert fast.clean_acc == plain.clean_acc
-    assert (
-        abs(fast.mean_margin - plain.mean_margin)
-        <= 2 * trainer.config.search_maxeps / 2**trainer.config.num_search_steps
-    )
+    bracket = trainer.config.search_maxeps / 2**trainer.config.num_search_steps
+    assert abs(fast.mean_margin - plain.mean_margin) <= 2 * bracket
+
+
+def test_slow_arithmetic_is_said(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert remark(cpu, "fp32") is None and remark(cuda, "bf16") is None and "CUDA's" in remark(cpu, "tf32")
+    for flags, slow in (("fpu avx2", True), ("fpu avx512_bf16", False), ("asimd bf16", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: f"flags\t: {flags}\n")
+        assert [remark(cpu, precision) is not None for precision in ("bf16", "bf16_all")] == [slow, slow]

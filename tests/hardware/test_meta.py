@@ -1,15 +1,16 @@
 """What a GPU would be asked, on `meta` tensors, which hold no values: reading one, or a shape that depends on one, raises."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from config import PRESETS
-from hardware import optimizer as optimizers
+from errors import UserError
 from hardware.fast_pgd import FastPgd
-from hardware.optimizer import make_optimizer, restore_optimizer
+from hardware.optimizer import restore_optimizer
 from launches import Launches
 from losses import cross_entropy, cw_loss, soft_logit_margin
 from networks.build import build_model
@@ -17,52 +18,30 @@ from objectives import AttackStart, objective_of
 from pgd import pgd
 from processes.replica import Replica
 from tiny_runs import network, tiny_trainer
-
-LOSSES = [cross_entropy, cw_loss, soft_logit_margin]
-
-
-def on_meta(name, shape):
-    return build_model(name, *shape, 10).to("meta")
-
-
-def images(shape, count=8):
-    return torch.empty(count, *shape, device="meta"), torch.empty(count, dtype=torch.long, device="meta")
+from utils import use_device
 
 
 @pytest.mark.parametrize(("name", "shape"), [("lenet5", (1, 28, 28)), ("wrn_10_1", (3, 8, 8))])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_attack_reads_nothing(name, shape, norm, precision):
-    device = "meta" if precision == "fp32" else "cpu"  # autocast knows no meta
-    model = on_meta(name, shape) if device == "meta" else build_model(name, *shape, 10)
-    x, y = torch.zeros(8, *shape, device=device), torch.zeros(8, dtype=torch.long, device=device)
-    eps = torch.ones(8, device=device)
-    fast = FastPgd(model, precision, rows=None)
+@pytest.mark.parametrize("loss_fn", [cross_entropy, cw_loss, soft_logit_margin])
+def test_an_attack_reads_nothing(name, shape, norm, loss_fn):
+    model = build_model(name, *shape, 10).to("meta")
+    x, y = torch.empty(8, *shape, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
+    eps = torch.empty(8, device="meta")
+    how = {"loss_fn": loss_fn, "norm": norm, "eps": eps, "step_size": eps / 4, "steps": 2, "noise": torch.empty_like(x)}
     with Launches() as seen:
-        for loss_fn in LOSSES:
-            how = {
-                "loss_fn": loss_fn,
-                "norm": norm,
-                "eps": eps,
-                "step_size": eps / 4,
-                "steps": 2,
-                "noise": torch.empty_like(x),
-            }
-            for attack in (pgd, fast) if precision == "fp32" else (fast,):
-                assert attack(model, x, y, **how).device.type == device
+        for attack in (pgd, FastPgd(model, "fp32")):
+            assert attack(model, x, y, **how).device.type == "meta"
     assert not seen.waited and seen.launched.total() > 0
 
 
 @pytest.mark.parametrize("method", ["mma", "omma", "std", "pgd", "trades"])
 def test_a_gradient_without_batchnorm_reads_nothing(method):
     """The whole of what the MNIST step records."""
-    from dataclasses import replace
-
-    shape = (1, 28, 28)
-    model = on_meta("lenet5", shape).train()
+    model = build_model("lenet5", 1, 28, 28, 10).to("meta").train()
     alpha = {"omma": 0.0, "std": 1.0}.get(method, 1 / 3)
     config = replace(PRESETS["mnist", "Linf"], hinge_maxeps=0.45, nb_iter=2, method=method, clean_loss_coeff=alpha)
-    x, y = images(shape)
+    x, y = torch.empty(8, 1, 28, 28, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
     start = AttackStart(torch.empty(8, device="meta"), torch.empty_like(x))
     with Launches() as seen:
         result = objective_of(config, every_row=True)(Replica(model), x, y, start, 8)
@@ -88,23 +67,6 @@ def test_waits_of_a_whole_step_are_counted(batchnorm, waits):
     assert dict(seen.waited) == waits
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_the_optimizer_is_fused_on_a_gpu_without_being_capturable(monkeypatch, kind):
-    made = []
-    monkeypatch.setattr(
-        optimizers.torch.optim, {"adam": "Adam", "sgd": "SGD"}[kind], lambda _, **given: made.append(given)
-    )
-
-    class OnGpu(nn.Parameter):
-        is_cuda = True
-
-    model = nn.Linear(2, 2)
-    make_optimizer(kind, model, lr=0.1)
-    model.weight = OnGpu(torch.zeros(2, 2))
-    make_optimizer(kind, model, lr=0.1)
-    assert [given.get("fused") for given in made] == [None, True] and not any(given.get("capturable") for given in made)
-
-
 @pytest.mark.parametrize("saved", [{}, {"fused": True}, {"capturable": True}])
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_optimizer_is_restored_where_its_kernels_want_the_number_of_steps(saved, fused):
@@ -121,3 +83,16 @@ def test_an_optimizer_is_restored_where_its_kernels_want_the_number_of_steps(sav
     steps = {values["step"].device.type for values in target.state.values()}
     assert steps == {"meta" if fused else "cpu"}
     assert not target.param_groups[0]["capturable"] and target.param_groups[0]["fused"] is (True if fused else None)
+
+
+@pytest.mark.parametrize("name", ["", "cuda:", "cuda:-1", "cuda:300", "gpu", "meta", "mps", "cpu:0:1", "CUDA"])
+def test_what_is_no_device_is_refused(name):
+    with pytest.raises(UserError, match=r"cannot be used .*choose cpu"):
+        use_device(name, deterministic=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused_in_torchs_words():
+    assert use_device("auto", deterministic=False) == torch.device("cpu")
+    with pytest.raises(UserError, match=r"--device cuda: cannot be used .*choose cpu"):
+        use_device("cuda", deterministic=False)

@@ -16,6 +16,7 @@ from losses import cross_entropy
 from networks.build import build_model
 from pgd import pgd
 from trainer import Trainer
+from utils import use_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 NETWORKS = {"lenet5": ("mnist", (1, 28, 28)), "wrn28_4": ("cifar10", (3, 32, 32))}
@@ -81,3 +82,8 @@ def test_recorded_pgd_is_pgd(network):
 def test_train_starts_and_resumes(flags, tmp_path):
     argv = [*SMALL, "--max_steps", "4", "--savepath", str(tmp_path / "run"), "--device", *flags]
     assert train.main(argv) == 0 and train.main([*argv, "--max_steps", "6", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_a_gpu_is_always_named_with_its_number(name):
+    assert use_device(name, deterministic=False) == torch.device("cuda", 0)

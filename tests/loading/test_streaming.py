@@ -11,16 +11,13 @@ import torch
 from PIL import Image
 
 import train
-from command_lines import fails, rows
-from flags import parse_train
+from command_lines import rows
 from folders import pictures
 from loading import batches, datasets, streaming
 from loading.batches import TrainBatches
 from loading.crops import Augment
 from loading.datasets import load_dataset
 from records import checkpoint
-from train_batches import train_batch
-from validation import stored_config
 
 CPU = torch.device("cpu")
 NET = """
@@ -70,7 +67,7 @@ def test_batches_are_those_in_memory(folder, num_workers, start):
     with TrainBatches(there, **settings) as batches:
         for step in [*range(start, start + 9), 3, 4]:
             batch = batches(step)
-            assert same(batch, train_batch(here, step, **settings)), step
+            assert same(batch, TrainBatches(here, **settings)(step)), step
             assert batch.x.dtype == torch.float32 and batch.x.is_contiguous()
         assert bool(num_workers) == bool(reading()) and len(reading()) <= num_workers
     assert not reading()
@@ -78,8 +75,8 @@ def test_batches_are_those_in_memory(folder, num_workers, start):
     parts = {**settings, "rank": 6, "ranks": 7}
     with TrainBatches(there, **parts) as batches:
         for step in range(5):
-            assert same(batches(step), train_batch(here, step, **parts))
-    assert len(train_batch(here, 3, **parts).y) == 0  # of the last 6 rows
+            assert same(batches(step), TrainBatches(here, **parts)(step))
+    assert len(TrainBatches(here, **parts)(3).y) == 0  # of the last 6 rows
     for name in ("train", "val", "test"):  # as checks take them
         a, b = (getattr(data, name).batches(torch.arange(6).split(5)) for data in (whole, streamed))
         assert all(same(*pair) for pair in zip(a, b, strict=True))
@@ -93,7 +90,7 @@ def test_batches_on_a_gpu_are_those_in_memory(folder):
     settings = {"batch_size": 8, "seed": 0, "augment": Augment()}
     with TrainBatches(load(folder, 2, device=cuda).train, **settings) as batches:
         got = [batches(step) for step in range(20)]
-    assert all(same(batch, train_batch(here, step, **settings)) for step, batch in enumerate(got))
+    assert all(same(batch, TrainBatches(here, **settings)(step)) for step, batch in enumerate(got))
 
 
 def test_the_threads_read_and_the_main_one_does_not(folder, monkeypatch):
@@ -208,14 +205,4 @@ def test_chosen_by_size(folder, capsys, monkeypatch):
     out = [line for line in capsys.readouterr().out.splitlines() if "stay on disk" in line]
     assert len(out) == 1 and out[0].startswith("--streaming: ")
     assert 0 < streaming.free_memory(CPU) < 2**50
-
-
-def test_the_flags(capsys, tmp_path):
-    folder = ["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1"]
-    for flags, value in (([], None), (["--streaming"], True), (["--no-streaming"], False)):
-        config, _ = parse_train([*folder, *flags])
-        assert config.streaming is value and config.num_workers == 2
-        assert stored_config(config.to_dict()) == config
-    digits = ["--dataset", "digits", "--norm", "L2", "--hinge_maxeps", "1", "--max_steps", "1"]
-    fails(capsys, train.main, [*digits, "--savepath", tmp_path / "run", "--streaming"], "--streaming: digits")
     assert not load_dataset("digits", streaming=None, val_size=100, seed=0, device=CPU).streamed

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import evaluate_on_pgd_attacks
@@ -20,6 +19,7 @@ from networks.lenet import LeNet5Madry
 from networks.probes import Needs, probe
 from networks.resnets import PerImageStandardize
 from records import checkpoint
+from their_networks import TheirPreAct18, TheirWideResNet
 
 CIFAR = (3, 32, 32, 10)
 BUILT_IN = ("lenet5", "wrn_10_2", "preact_resnet18", "small_resnet")
@@ -85,7 +85,8 @@ def test_every_network_on_other_images(network, shape):
     assert logits.shape == (4, shape[-1]) and model.eval()(x[:0]).shape == (0, shape[-1])
     assert torch.autograd.grad(logits.sum(), x)[0].abs().sum() > 0
     assert torch.equal(copy.deepcopy(model)(x), model(x))
-    torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)
+    if network == "small_resnet":  # the others take seconds on CPUs without such instructions
+        torch.testing.assert_close(BFloat16Twin(model)(x), model(x), atol=0.1, rtol=0.1)
     if network != "lenet5":  # behind standardisation: brighter or paler images are the same
         torch.testing.assert_close(model(0.1 + 0.5 * x), model(x), atol=1e-4, rtol=1e-4)
     assert shape_of(model.state_dict())[::3] == (shape[0], shape[-1])
@@ -123,91 +124,21 @@ def test_what_a_network_needs_is_found_without_a_trace(model, needs):
     ("network", "parts"),
     [
         ("wrn_27_4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
-        ("wrn_4_1", ["10, 16, 22, 28"]),
         ("wrn_28_0", ["no such width"]),
         ("wrn-34-10", ["did you mean wrn_34_10?"]),
-        ("WRN-27-4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
         ("resnet_small", ["did you mean small_resnet?"]),
         ("WideResNet-28-10", ["did you mean wrn_28_10?"]),
         ("resnet18", ["did you mean preact_resnet18?"]),
-        ("preactresnet18", ["did you mean preact_resnet18?"]),
-        ("small_renset", ["did you mean small_resnet?"]),
         ("quite_other", ["lenet5, wrn28_4", "wrn_D_W", "path/to/file.py:callable"]),
     ],
 )
-def test_unknown_networks_suggest_the_nearest(network, parts, capsys, tmp_path):
-    fails(capsys, train.main, [*SMALL, "--network", network, "--savepath", tmp_path / "no"], network, *parts)
-    with pytest.raises(UserError, match=network):
+def test_unknown_networks_suggest_the_nearest(network, parts):
+    with pytest.raises(UserError, match=network) as error:
         build_model(network, *CIFAR)
+    assert all(part in str(error.value) for part in parts)
 
 
-# --- other programs' state dicts: networks built here from the papers, with those programs' names -------------------
-
-
-class TheirBlock(nn.Module):
-    """Of both families: BN-ReLU-conv twice; the wide one's shortcut comes from behind the first ReLU."""
-
-    def __init__(self, inside, outside, stride, wide):
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.wide, conv = wide, nn.Conv2d(inside, outside, 1, stride, bias=False)
-        if wide and inside != outside:
-            self.convShortcut = conv
-        elif not wide and stride > 1:
-            self.shortcut = nn.Sequential(conv)
-
-    def forward(self, x):
-        before = self.bn1(x).relu()
-        hidden = self.conv2(self.bn2(self.conv1(before)).relu())
-        if hasattr(self, "convShortcut"):
-            return hidden + self.convShortcut(before)
-        return hidden + (self.shortcut(x) if hasattr(self, "shortcut") else x)
-
-
-class TheirGroup(nn.Module):
-    def __init__(self, blocks, inside, outside, stride):
-        super().__init__()
-        rest = [TheirBlock(outside, outside, 1, wide=True) for _ in range(blocks - 1)]
-        self.layer = nn.Sequential(TheirBlock(inside, outside, stride, wide=True), *rest)
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-class TheirWideResNet(nn.Module):
-    """Zagoruyko & Komodakis 2016, with RobustBench's names."""
-
-    def __init__(self, depth, k, channels=3):
-        super().__init__()
-        n = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        self.block1 = TheirGroup(n, 16, 16 * k, 1)
-        self.block2 = TheirGroup(n, 16 * k, 32 * k, 2)
-        self.block3 = TheirGroup(n, 32 * k, 64 * k, 2)
-        self.bn1, self.fc = nn.BatchNorm2d(64 * k), nn.Linear(64 * k, 10)
-
-    def forward(self, x):
-        x = self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))).relu()
-        return self.fc(F.avg_pool2d(x, 8).flatten(1))
-
-
-class TheirPreAct18(nn.Module):
-    """He et al. 2016, with the fast-AT code's names."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        for i, (inside, outside) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
-            blocks = TheirBlock(inside, outside, min(i, 2), wide=False), TheirBlock(outside, outside, 1, wide=False)
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
-        self.bn, self.linear = nn.BatchNorm2d(512), nn.Linear(512, 10)
-
-    def forward(self, x):
-        for layer in (self.conv1, self.layer1, self.layer2, self.layer3, self.layer4, self.bn):
-            x = layer(x)
-        return self.linear(F.avg_pool2d(x.relu(), 4).flatten(1))
+# --- other programs' state dicts: networks built from the papers, with those programs' names --------------------------
 
 
 def trained(model):
@@ -306,5 +237,6 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     start = ["--pretrained", str(tmp_path / "theirs.pt"), "--max_steps", "1", "--savepath", str(tmp_path / "run")]
     assert train.main([*SMALL, *start, *named]) == 0
     assert "another program's" in "".join(capsys.readouterr())
-    torch.save({"state_dict": reference.state_dict(), "epoch": 3}, tmp_path / "theirs.pt")
+    wrapped = {f"module.{key}": value for key, value in reference.state_dict().items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "theirs.pt")
     assert evaluate_on_pgd_attacks.main([*attack, *named, "--overwrite"]) == 0

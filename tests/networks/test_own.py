@@ -16,7 +16,6 @@ from command_lines import ATTACK, SMALL
 from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
-from ranks import in_processes
 from support import ROOT
 
 SHAPE = (1, 8, 8, 3)
@@ -163,20 +162,6 @@ def test_installed_packages_and_our_own_folder(theirs, monkeypatch):
     monkeypatch.chdir(theirs)
 
 
-def logits_in(folder):
-    import os
-
-    os.chdir(folder)
-    torch.manual_seed(0)
-    return build_model("anpgd:net", *SHAPE)(torch.ones(2, 1, 8, 8)).detach()
-
-
-def test_in_several_processes(theirs):
-    write(theirs, COLLIDING)
-    first, second = in_processes(2, logits_in, str(theirs))
-    assert torch.equal(first, second)
-
-
 @pytest.mark.parametrize(
     ("files", "network", "parts"),
     [
@@ -184,15 +169,8 @@ def test_in_several_processes(theirs):
         ({}, "nowhere:Tiny", ["No module named 'nowhere'", "path/to/file.py:callable"]),
         ({"a.py": NET}, "a.py:Tiyn", ["a.py: has no Tiyn", "did you mean Tiny?"]),
         ({"a.py": "x = 3"}, "a:x", ["a.py: x in it is no callable but 3"]),
-        ({"a.py": "x = 3"}, "a:", ["a.py: has no"]),
         ({"a.py": "\nx = ("}, "a:x", ["a.py, line 2: SyntaxError"]),
         ({"a.py": "import b", "b.py": "\n\n1 / 0"}, "a.py:x", ["b.py, line 3: ZeroDivisionError"]),
-        ({"a.py": "from b import y", "b.py": ""}, "a.py:x", ["a.py, line 1: ImportError: cannot import name 'y'"]),
-        (
-            {"a.py": "import models.no", "models/__init__.py": ""},
-            "a:x",
-            ["a.py, line 1", "No module named 'models.no'"],
-        ),
         ({"a.py": "import sys\nsys.exit(3)"}, "a:x", ["a.py, line 2: SystemExit: 3"]),
         ({"a.py": "def net(*_):\n    import b", "b.py": "None.x"}, "a:net", ["b.py, line 1: AttributeError"]),
         ({"a.py": "def net(*_):\n    raise KeyError('no\\nlines')"}, "a.py:net", ["a.py, line 2: KeyError"]),
@@ -226,11 +204,9 @@ def test_train_and_attack_from_a_folder_of_colliding_names(theirs, command):
     """The programs themselves, started where the user's files are."""
     write(theirs, COLLIDING)
     data = ["--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "0.3", "--device", "cpu", "--train_size", "60"]
-    sizes = ["--val_size", "20", "--test_size", "20", "--max_steps", "2", "--nb_iter", "2", "--precision", "bf16"]
+    sizes = ["--val_size", "20", "--test_size", "0", "--max_steps", "1", "--nb_iter", "1"]
     status, _, error = command("train.py", *data, *sizes, "--network", "anpgd:net", "--savepath", "run")
     assert status == 0, error
-    attack = ["--model", "run", "--nb_iter", "2", "--nb_restart", "2", "--test_size", "20", "--device", "cpu"]
-    status, _, error = command("evaluate_on_pgd_attacks.py", *attack)
-    assert status == 2 and "add --network anpgd:net if you trust it" in error
-    status, _, error = command("evaluate_on_pgd_attacks.py", *attack, "--network", str(Path(theirs) / "anpgd.py:net"))
+    attack = ["--model", "run", "--nb_iter", "2", "--nb_restart", "1", "--test_size", "20", "--device", "cpu"]
+    status, _, error = command("evaluate_on_pgd_attacks.py", *attack, "--network", str(theirs / "anpgd.py:net"))
     assert status == 0, error

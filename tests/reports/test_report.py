@@ -47,6 +47,8 @@ def report(tmp_path_factory):
     evaluate(runs[-1], "pgd", [row(0.1, 0.5, sanity=SANITY)])
     (runs[-1] / "config.json").unlink()
     runs.append(make_run(folder / "flat", norm="L2", dataset="mnist", hinge_maxeps=4.0))
+    runs.append(make_run(folder / "wide", {4 * k / 255: 0.5 for k in range(1, 9)}, dataset="cifar10", hinge_maxeps=0.1))
+    evaluate(runs[-1], "autoattack", [row(8 / 255, 0.5, n=50)])
     out = folder / "report.html"
     assert make_report.main([*map(str, (*runs, TRAINED)), "--examples", "12", "--out", str(out)]) == 0
     return out
@@ -80,18 +82,18 @@ def test_names_are_text_and_nothing_is_fetched(report):
 def test_cells_are_sorted_by_their_figure():
     texts = ["⚠ 93.2 [92.7, 93.7]", "≤ 0.17 ± 0.01", "1000, 10000 of 10000", "1000 of 10000", "–", "PGD, ε 8/255 [1]"]
     ((*cells,),) = make_report.cells(make_report.Table(list("abcdef"), [texts]))
-    assert [cell.sorted_by for cell in cells] == ["93.2", "0.17", texts[2], "1000", "", texts[5]]
-    assert cells[0].main == "⚠ 93.2" and cells[0].small == "[92.7,\u00a093.7]" and cells[1].small == "± 0.01"
+    assert [cell["sorted_by"] for cell in cells] == ["93.2", "0.17", texts[2], "1000", "", texts[5]]
+    assert cells[0]["main"] == "⚠ 93.2" and cells[0]["small"] == "[92.7,\u00a093.7]" and cells[1]["small"] == "± 0.01"
 
 
 def test_images_of_a_trained_network():
     """From the smallest margin to the largest; each image is original + difference / factor."""
     shown, said = make_report.pictures(read_run(TRAINED), 12, None)
-    margins = [float(picture.margin.rpartition(" ")[2]) for picture in shown]
+    margins = [float(picture["margin"].rpartition(" ")[2]) for picture in shown]
     assert len(shown) == make_report.SHOWN and margins == sorted(margins) and "12 test images" in said
     for picture, margin in zip(shown, margins, strict=True):
-        original, difference, perturbed = (pixels(uri) for uri, _ in picture.parts)
-        factor = float(picture.parts[1][1].partition("×")[2])
+        original, difference, perturbed = (pixels(uri) for uri, _ in picture["parts"])
+        factor = float(picture["parts"][1][1].partition("×")[2])
         assert np.abs(original + (difference - 0.5) / factor - perturbed).max() <= 0.01
         assert np.abs(perturbed - original).max() == pytest.approx(margin, abs=0.005)
 
@@ -156,6 +158,8 @@ def test_in_a_browser(browser, report, width, dark):
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     right = "return Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
     assert js("return document.documentElement.scrollWidth") <= width and js(right) <= width
+    beyond = "e => e.getBoundingClientRect().right - e.closest('figure, section').getBoundingClientRect().right"
+    assert js(f"return Math.max(...[...document.querySelectorAll('.main-svg, table')].map({beyond}))") <= 0
     plots = js(
         "return [...document.querySelectorAll('.js-plotly-plot')].map(p => "
         "[p.querySelectorAll('.scatterlayer .trace').length, p.layout.font.color.trim()])"

@@ -172,8 +172,8 @@ def test_wrong_values_are_damage(tmp_path, change):
 def test_margins(tmp_path):
     """By epoch, as the log has its checks; why there are none."""
     folder = make_run(tmp_path / "run", margins=True)
-    found = read_run(folder).margins()
-    assert found.eps.shape == (6, 1200) and found.epochs.tolist() == [1, 2, 3, 4, 5, 6]  # 24 steps an epoch
+    epochs, eps = read_run(folder).margins()
+    assert eps.shape == (6, 1200) and epochs.tolist() == [1, 2, 3, 4, 5, 6]  # 24 steps an epoch
     for content, why in ((np.zeros((6, 1200), np.float16), "every margin in it is 0"), (np.zeros(3), "damaged")):
         np.save(folder / "margins.npy", content)
         with pytest.raises(UserError, match=why):

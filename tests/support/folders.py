@@ -9,12 +9,12 @@ def images(count, size, seed=0, mode="RGB"):
     return [Image.fromarray(a, mode) for a in np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)]
 
 
-def pictures(folder, train, test, classes=("ant", "bee", "cat")):
-    """`folder`, with so many images of each class in train/ and test/, 12x12 RGB as PNG, each class brighter than the one before."""
+def pictures(folder, train, test, classes=("ant", "bee", "cat"), size=12):
+    """`folder`, with so many RGB images of each class in train/ and test/, each class brighter than the one before."""
     for part, count in (("train", train), ("test", test)):
         for i, name in enumerate(classes):
             (folder / part / name).mkdir(parents=True)
             draws = np.random.default_rng(10 * i + (part == "test"))
-            for j, pixels in enumerate(draws.integers(70 * i, 70 * i + 100, (count, 12, 12, 3), dtype=np.uint8)):
+            for j, pixels in enumerate(draws.integers(70 * i, 70 * i + 100, (count, size, size, 3), dtype=np.uint8)):
                 Image.fromarray(pixels).save(folder / part / name / f"{j:03}.png")
     return folder

@@ -2,21 +2,14 @@
 
 import dataclasses
 import json
-import re
-import subprocess
 
 import pytest
 
-import train
-from command_lines import fails
 from config import PRESETS, Config, one_cycle
-from errors import UserError
 from flags import parse_train
 from presets import FAST, MMA_ONLY
-from support import ROOT
-from validation import stored_config
 
-MNIST = ["--dataset", "mnist", "--norm", "Linf"]
+MNIST, MMA = ["--dataset", "mnist", "--norm", "Linf"], ["--hinge_maxeps", "0.45", "--recipe", "fast"]
 
 
 def test_the_published_settings_have_no_part_of_it():
@@ -34,21 +27,12 @@ def test_the_published_settings_have_no_part_of_it():
 
 
 def test_it_stands_in_the_name_and_each_part_is_a_flag():
-    config, notes = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--nb_iter", "9"])
+    config, notes = parse_train([*MNIST, *MMA, "--nb_iter", "9"])
     assert config.run_name == "mnist-Linf-MMA-0.45-sd0-fast" and not notes
     wanted = FAST["mnist", "Linf"] | {"nb_iter": 9}
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert config.cycle_steps == config.max_steps and config.check_search_steps == 10
     assert set(wanted) <= {f.name for f in dataclasses.fields(Config)}
-
-
-def test_old_configs_read_as_paper():
-    stored = {
-        name: value for name, value in PRESETS["mnist", "Linf"].to_dict().items() if name not in FAST["mnist", "Linf"]
-    }
-    stored |= {"lr": [[0, 1e-4]], "hinge_maxeps": 0.45, "batch_size": 50}
-    stored.pop("recipe")
-    assert stored_config(stored).recipe == "paper" and stored_config(stored).search == "bisection"
 
 
 def test_what_has_no_meaning_is_left_out_and_said():
@@ -57,28 +41,22 @@ def test_what_has_no_meaning_is_left_out_and_said():
     assert len(notes) == 1 and all(name in notes[0] for name in MMA_ONLY if name in FAST["mnist", "Linf"])
 
 
-def test_the_steps_of_its_search_are_those_of_the_secant():
-    fast = [*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast"]
-    assert [parse_train([*fast, *more])[0].num_search_steps for more in ([], ["--search", "bisection"])] == [4, 10]
-
-
 def test_what_belongs_together_goes_together():
     """Without warm starts none is refreshed; alpha = 1 is standard training; the one-cycle peak is the largest published rate."""
-    config, _ = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--no-keep_directions"])
+    config, _ = parse_train([*MNIST, *MMA, "--no-keep_directions"])
     assert not config.keep_directions and config.refresh_interval == 0
     config, notes = parse_train([*MNIST, "--clean_loss_coeff", "1", "--recipe", "fast"])
     assert config.method == "std" and not config.keep_directions and "no meaning with --method std" in notes[0]
     given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255", "--one_cycle"]
     assert parse_train(given)[0].lr == ((0, 0.3),) and parse_train([*given, "--lr", "0.1"])[0].lr == ((0, 0.1),)
-    for flag in (["--rest_interval", "3"], ["--search", "secant"]):
-        with pytest.raises(UserError, match="has no meaning with --method pgd"):
-            parse_train([*MNIST, "--method", "pgd", *flag])
+    steps = [parse_train([*MNIST, *MMA, *more])[0].num_search_steps for more in ([], ["--search", "bisection"])]
+    assert steps == [4, 10]
 
 
 def test_where_it_was_never_tried_it_says_so_and_goes_on():
     config, notes = parse_train(["--dataset", "imagefolder", "--norm", "L2", "--hinge_maxeps", "1", "--recipe", "fast"])
     assert config.recipe == "fast" and "never tried with imagefolder L2" in notes[0]
-    _, notes = parse_train([*MNIST, "--hinge_maxeps", "0.45", "--recipe", "fast", "--network", "wrn28_4"])
+    _, notes = parse_train([*MNIST, *MMA, "--network", "wrn28_4"])
     assert "never tried with mnist Linf --network wrn28_4" in notes[0]
 
 
@@ -132,28 +110,8 @@ def test_a_config_of_a_run_by_the_recipe_says_nothing_that_the_recipe_says(tmp_p
     again, _ = parse_train(["--config", str(tmp_path)])
     assert again == config
     other, _ = parse_train(["--config", str(tmp_path), "--method", "pgd"])
-    assert (other.nb_iter, other.max_steps, other.search_mode) == (3, *_pgd_steps(), "train")
-
-
-def _pgd_steps():
-    return (parse_train([*CIFAR, "--network", "small_resnet", "--method", "pgd"])[0].max_steps,)
-
-
-def test_an_unknown_recipe_suggests_the_nearest(capsys, tmp_path):
-    given = [*MNIST, "--hinge_maxeps", "0.45", "--savepath", tmp_path / "no"]
-    fails(capsys, train.main, [*given, "--recipe", "fats"], "'fats'", "choose from", "did you mean fast?")
-    fails(capsys, train.main, [*given, "--search_mode", "evil"], "did you mean eval?")
-    fails(capsys, train.main, [*given, "--recipe", "xxxxx"], "choose from")
-    assert not (tmp_path / "no").exists()
-
-
-def test_the_command_says_which_parts_mean_nothing_to_standard_training(capsys, tmp_path):
-    given = ["--dataset", "digits", "--norm", "Linf", "--recipe", "fast", "--method", "std", "--device", "cpu"]
-    argv = [*given, "--max_steps", "2", "--test_size", "0", "--check_size", "9", "--savepath", str(tmp_path / "run")]
-    assert train.main(argv) == 0
-    said = capsys.readouterr().out
-    assert "--recipe fast: no meaning with --method std, left out: " in said
-    assert "search, num_search_steps, keep_directions, refresh_interval, rest_interval" in said
+    pgd, _ = parse_train([*CIFAR, "--network", "small_resnet", "--method", "pgd"])
+    assert (other.nb_iter, other.max_steps, other.search_mode) == (3, pgd.max_steps, "train")
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_towards_nothing():
@@ -162,17 +120,3 @@ def test_one_cycle_rises_to_the_peak_and_falls_towards_nothing():
     assert 18 <= top <= 21 and max(rates) == pytest.approx(2.0, rel=0.03)
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] == pytest.approx(0.05) and 0 < rates[99] < 0.01 and rates[119] == rates[100] > 0
-
-
-def test_runs_of_the_script_stand_under_their_names():
-    """Every `run NAME FLAGS` of scripts/run_mnist_fast.sh, with its loops' variables put in."""
-    script = ROOT / "scripts" / "run_mnist_fast.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    lines = re.findall(r"^ +run (\S+) (.*)$", script.read_text(), flags=re.MULTILINE)
-    assert len(lines) == 14
-    for name, flags in lines:
-        for variable, value in (("$d_max", "4.0"), ("$seed", "2")):
-            name, flags = name.replace(variable, value), flags.replace(variable, value)
-        config, _ = parse_train(["--dataset", "mnist", "--recipe", "fast", *flags.split()])
-        scale = "-scale1" if "--eps_iter_scale 1.0" in flags else ""
-        assert name == config.run_name + scale + (f"-{config.max_steps}steps" if "--max_steps" in flags else "")

@@ -1,21 +1,22 @@
 """Warm starts: eight bits a pixel, the same after a round through the file, and where an attack that starts there is."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 import train
 from command_lines import fails
-from errors import UserError
-from flags import parse_train
-from loading.crops import Augment, Crops, draw_crops
+from folders import pictures
+from loading.crops import Augment, draw_crops
 from pgd import GEOMETRY, noise_towards
+from processes.distributed import device_of
 from ranks import in_processes
-from tiny_runs import Memory, network, rand, tiny_trainer
-from training.warm_start import LEVELS, Stored, WarmStarts, decode, encode
+from tiny_runs import network, rand, settings, tiny_data, tiny_trainer
+from trainer import Trainer
+from training.warm_start import LEVELS, WarmStarts, decode, encode
 from utils import generator
 
 RECIPE = {"keep_directions": True, "refresh_interval": 3, "search": "secant", "num_search_steps": 4, "rest_interval": 3}
@@ -57,28 +58,6 @@ def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_
 
 
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_recipe_resumes_exactly(norm, augment):
-    """Directions and skipped images included."""
-    changes = {**RECIPE, "norm": norm, "one_cycle": True, "lr": ((0, 0.02),)}
-    changes |= {"augment": augment}
-    changes |= {"attack_mineps": 0.1, "hinge_maxeps": 0.25} if norm == "L2" else {}
-    whole, straight = tiny_trainer(12, **changes), Memory()
-    whole.run(straight, lambda: False)
-    first, memory = tiny_trainer(12, **changes), Memory()
-    first.run(memory, lambda: first.step >= 7)
-    assert first.directions.known(torch.arange(23)).any()
-    second = tiny_trainer(12, **changes)
-    second.restore(memory.states[-1])
-    second.run(memory, lambda: False)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
-    assert all(map(torch.equal, whole.directions.table, second.directions.table))
-    assert torch.equal(whole.eps, second.eps) and whole.passes == second.passes > 0
-    assert straight.lines[-1] == memory.lines[-1]
-
-
-@pytest.mark.parametrize("augment", [False, True])
 def test_a_step_that_is_left_out_writes_no_directions(augment):
     trainer = tiny_trainer(12, **RECIPE, augment=augment)
     for _ in range(6):
@@ -108,12 +87,7 @@ def test_a_skipped_image_is_not_attacked_and_keeps_its_radius():
 
 
 def _two_processes(augment):
-    from processes.distributed import device_of
-
     with device_of("cpu", False) as (world, _):
-        from tiny_runs import settings, tiny_data
-        from trainer import Trainer
-
         torch.manual_seed(0)
         config = replace(settings("Linf", 1 / 3, batch_size=6, max_steps=8, lr=((0, 0.01),)), **RECIPE, augment=augment)
         trainer = Trainer(config, network(False, 60).float(), tiny_data(), world)
@@ -138,22 +112,18 @@ def test_a_table_of_other_images_is_refused_on_resume(capsys, tmp_path):
     """As many images as before, but larger ones, on which the network would work all the same."""
     flags = "--dataset imagefolder --norm Linf --hinge_maxeps 0.1 --network small_resnet --keep_directions --nb_iter 1"
     flags += " --batch_size 4 --num_search_steps 2 --val_size 2 --test_size 0 --max_steps 4 --device cpu --no-streaming"
-    argv = [*flags.split(), "--data_root", str(tmp_path), "--savepath", str(tmp_path / "run"), "--quiet"]
+    argv = [*flags.split(), "--data_root", str(tmp_path / "data"), "--savepath", str(tmp_path / "run"), "--quiet"]
 
     def draw(size):
-        for number, name in enumerate(
-            f"{part}/{kind}/{i}.png" for part in ("train", "test") for kind in "ab" for i in range(5)
-        ):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            pixels = (255 * rand(size, size, 3, seed=number)).to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(tmp_path / name)
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        pictures(tmp_path / "data", 5, 5, classes=("a", "b"), size=size)
 
     draw(12)
     assert train.main(argv) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     draw(16)
     there, here = "8 images of 3x12x12 pixels", "8 images of 3x16x16 pixels"
-    fails(capsys, train.main, [*argv, "--max_steps", "6", "--resume"], "--resume: ", there, here, "another --savepath")
+    fails(capsys, train.main, [*argv, "--max_steps", "6", "--resume"], "last.pt", there, here, "another --savepath")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
@@ -212,27 +182,11 @@ def test_pixels_that_the_crop_does_not_show_keep_what_is_kept_of_them(norm):
         reflected[first[row][shown[row]]] = False
         new[row].view(-1)[reflected] = 1e3
     assert all(map(torch.equal, stored, table.to_store(index, new, crops)))
+    assert all(map(torch.equal, encode(0 * new), table.to_store(index, 0 * new, crops))), (
+        "nothing found, nothing stored"
+    )
     if norm == "L2":
         torch.testing.assert_close(after.flatten(1).norm(dim=1), stored.length)
-
-
-def test_a_crop_that_moves_nothing_is_none():
-    directions, index = some("L2"), torch.arange(7)
-    table, same = filled("L2", some("L2", 8)[1:]), Crops(torch.zeros(7, 2, dtype=torch.long), torch.zeros(7).bool())
-    assert all(map(torch.equal, table.to_store(index, directions, same), encode(directions)))
-    assert torch.equal(table.read(index, same), table.read(index))
-
-
-def test_rows_without_a_new_direction_are_not_written_under_a_crop():
-    """What is found is 0 for them, and what is kept stays, bit for bit."""
-    old, crops = cropped("Linf")
-    table, index, new = filled("Linf", old), torch.arange(40), some("Linf", 41)[1:]
-    new[::2] = 0
-    before = [part.clone() for part in table.table]
-    table.write(index, table.to_store(index, new, crops), torch.tensor(True))
-    for part, was in zip(table.table, before, strict=True):
-        assert torch.equal(part[::2], was[::2])
-    assert (table.table.pixels[1::2] != before[0][1::2]).flatten(1).any(1).all()
 
 
 def test_training_on_crops_reads_and_writes_by_the_image():
@@ -263,27 +217,6 @@ def test_training_on_crops_reads_and_writes_by_the_image():
     assert attacked.any() and (~shown[attacked]).any()
     wanted = torch.where(shown, found, before[index])[attacked]
     torch.testing.assert_close(after[attacked], wanted, rtol=0, atol=0.6 / LEVELS)
-
-
-@pytest.mark.parametrize(
-    ("flags", "part"),
-    [
-        (["--keep_directions", "--method", "pgd"], "--keep_directions: has no meaning with --method pgd"),
-        (["--refresh_interval", "3", "--hinge_maxeps", "0.3"], "--refresh_interval: is about warm starts"),
-        (["--crop_pad", "2", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
-        (["--no-flip", "--hinge_maxeps", "0.3"], "--crop_pad, --flip: are about augmentation: add --augment"),
-        (["--cycle_steps", "30", "--hinge_maxeps", "0.3"], "--cycle_steps: is the length of the one-cycle rate"),
-        (["--one_cycle", "--lr", "0:0.1,5:0.01", "--hinge_maxeps", "0.3"], "--lr: with --one_cycle it is the highest"),
-        (["--search", "newton", "--hinge_maxeps", "0.3"], "newton"),
-    ],
-)
-def test_parts_that_contradict_each_other(flags, part):
-    with pytest.raises(UserError, match=part):
-        parse_train(["--dataset", "mnist", "--norm", "Linf", *flags])
-
-
-def test_stored_form_is_eight_bits():
-    assert encode(some("L2")).pixels.dtype == torch.int8 and Stored._fields == ("pixels", "scale", "length")
 
 
 def test_training_draws_the_crops_that_the_flags_ask_for():
