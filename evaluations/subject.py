@@ -17,7 +17,7 @@ from evaluations.flags import EvaluationFlags
 from evaluations.results import Row, add_rows, checkpoint_rows, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
-from loading.datasets import TestSplit, load_own, load_test
+from loading.datasets import Part, load_own, load_test
 from networks.build import build_model
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
@@ -136,9 +136,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
 
 
-def _images(
-    flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device
-) -> TestSplit:
+def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> Part:
     """Test images, or images of the training run.
 
     :raises UserError: if the checkpoint does not say which images those are.
