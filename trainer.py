@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from check import check_rows
 from config import Config
-from hardware.cuda_graph import NOTHING, Captured, Recorded, recorded_parts
+from hardware.cuda_graph import Captured, recorded_parts
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
 from hardware.optimizer import make_optimizer, restore_optimizer
-from hardware.precision import tf32, training_arithmetic
+from hardware.precision import tf32
 from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
 from loading.crops import Augment
 from loading.datasets import Dataset
@@ -100,18 +100,19 @@ class Trainer:
     def _make_step(self, records: bool) -> None:
         """The attack, the objective and its gradient, recorded as CUDA graphs where they can be; the check's attack."""
         config, alone, slice_size = self.config, self.world.size == 1, -(-self.config.batch_size // self.world.size)
-        parts: Recorded = NOTHING
+        whole, attack_rows, check_rows = False, None, None
         if records:
-            parts = recorded_parts(self.model, self.device, slice_size, config.eval_batch_size, alone)
+            check_size = config.eval_batch_size
+            whole, attack_rows, check_rows = recorded_parts(self.model, self.device, slice_size, check_size, alone)
         tune = layout_for(self.device, config.precision, config.deterministic).tune
-        self.attack = FastPgd(self.model, config.precision, rows=parts.attack_rows, tune=tune)
+        self.attack = FastPgd(self.model, config.precision, rows=attack_rows, tune=tune)
         # On CPUs one copy of the network in bfloat16 serves both.
-        same = parts.check_rows == parts.attack_rows
-        self.check_attack = self.attack if same else FastPgd(self.model, config.precision, parts.check_rows, tune=tune)
+        same = check_rows == attack_rows
+        self.check_attack = self.attack if same else FastPgd(self.model, config.precision, check_rows, tune=tune)
         single = self.needs.one_row
-        self.objective = objective_of(config, self.attack, search_single_row=single, every_row=parts.gradient)
+        self.objective = objective_of(config, self.attack, search_single_row=single, every_row=whole)
         self.gradient: Callable[..., tuple[StepResult, list[Tensor | None]]] = self._gradient
-        if parts.gradient:
+        if whole:
             self.gradient = Captured(self._gradient, config.batch_size, tune=tune)
 
     @property
@@ -186,7 +187,8 @@ class Trainer:
         batch = self.batches(step)
         self.total = len(self.batches.global_rows(step))
         self.model.train()
-        with tf32(config.precision != "fp32"), training_arithmetic(self.device.type, config.precision):
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16_all")
+        with tf32(config.precision != "fp32"), bfloat16:
             result, gradients = self.gradient(batch.x, batch.y, *self._attack_start(batch, step))
         if config.ibp_weight:
             eps = config.ibp_eps * min(1.0, 3 * step / config.max_steps)

@@ -13,11 +13,11 @@ import argparse
 import ctypes
 import gc
 import json
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,22 @@ from records.run_folder import environment
 from utils import use_device
 
 CASES = [*(f"{name}-{share}" for name in TRAINING for share in ("all", "half")), "evaluation"]
-COLUMNS = ("ms", "min", "max", "ratio", "images/s", "peak MiB", "floor ms", "x floor")
+COLUMNS = {  # of a row in the JSON -> its heading and how many decimals are printed
+    "ms_median": ("ms", 1),
+    "ms_min": ("min", 1),
+    "ms_max": ("max", 1),
+    "ratio": ("ratio", 2),
+    "images_per_second": ("images/s", 1),
+    "peak_mib": ("peak MiB", 1),
+    "floor_ms": ("floor ms", 1),
+    "time_over_floor": ("x floor", 2),
+}
+
+
+def resident(name: str) -> int:
+    """KiB of this process's resident memory now, VmRSS, or at most, VmHWM; Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
@@ -43,11 +58,6 @@ def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
         before = torch.cuda.memory_allocated(device)
         fn()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-    def resident(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -69,12 +79,11 @@ def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, An
         names = list(case.run)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(1000 * seconds(case.run[name], device))
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    rows = []
-    for name, median in medians.items():
-        floor = 1000 * case.floor[name]()
-        row = {"case": case.title, "contender": name, "ms_median": median, "ms_min": min(times[name])}
-        row |= {"ms_max": max(times[name]), "ratio": next(iter(medians.values())) / median}
+    rows: list[dict[str, Any]] = []
+    for name, found in times.items():
+        median, floor = statistics.median(found), 1000 * case.floor[name]()
+        row = {"case": case.title, "contender": name, "ms_median": median, "ms_min": min(found), "ms_max": max(found)}
+        row |= {"ratio": (rows[0]["ms_median"] if rows else median) / median}
         row |= {"images_per_second": 1000 * case.images / median, "peak_mib": peaks[name], "floor_ms": floor}
         rows.append({**row, "time_over_floor": median / floor, "remark": case.remark()})
     return rows
@@ -82,22 +91,10 @@ def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, An
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     print(f"\n{rows[0]['case']}" + (f"; {rows[0]['remark']}" if rows[0]["remark"] else ""))
-    print(f"{'':20}" + "".join(f"{name:>10}" for name in COLUMNS))
+    print(f"{'':20}" + "".join(f"{heading:>10}" for heading, _ in COLUMNS.values()))
     for row in rows:
-        keys = (
-            "ms_median",
-            "ms_min",
-            "ms_max",
-            "ratio",
-            "images_per_second",
-            "peak_mib",
-            "floor_ms",
-            "time_over_floor",
-        )
-        cells = [
-            f"{'-':>10}" if row[key] is None else f"{row[key]:10.{2 if 'ratio' in key or 'over' in key else 1}f}"
-            for key in keys
-        ]
+        shown = ((row[key], decimals) for key, (_, decimals) in COLUMNS.items())
+        cells = [f"{'-':>10}" if value is None else f"{value:10.{decimals}f}" for value, decimals in shown]
         print(f"{row['contender']:20}" + "".join(cells), flush=True)
 
 
@@ -118,15 +115,6 @@ def parse() -> argparse.Namespace:
     return flags
 
 
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return "unknown"
-
-
 @exits_on_user_error
 def main() -> int:
     """Measure, print, write the JSON. Returns the exit status."""
@@ -135,18 +123,18 @@ def main() -> int:
     device = use_device(flags.device, deterministic=False)
     on_cuda = device.type == "cuda"
     precisions = flags.precision or (list(PRECISIONS) if on_cuda else ["fp32", "bf16"])
-    machine = {**environment(device), "processor": processor(), "date": time.strftime("%Y-%m-%d")}
+    about = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    processor = next(iter(re.findall(r"model name\s*: (.+)", about)), "unknown")
+    machine = {**environment(device), "processor": processor, "date": time.strftime("%Y-%m-%d")}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     rows = []
     for name in flags.cases:
         training, _, share = name.rpartition("-")
         batch = 50 if name.startswith("mnist") else flags.cifar_batch or (128 if on_cuda else 6)
-        is_step = name != "evaluation"
-        case = (
-            training_case(training, share, precisions, batch, device)
-            if is_step
-            else evaluation_case(precisions, device)
-        )
+        if name == "evaluation":
+            case = evaluation_case(precisions, device)
+        else:
+            case = training_case(training, share, precisions, batch, device)
         found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
         print_rows(found)
         rows += found

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -67,21 +68,17 @@ def seconds(fn: Callable[[], object], device: torch.device) -> float:
 def pass_seconds(model: nn.Module, x: Tensor, y: Tensor, kind: str, repeats: int = 3) -> float:
     """Median time of one pass of a batch: "forward", "input" (with the images' gradient) or "weights" (with theirs)."""
 
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
+    def one() -> None:
+        images = x.detach().requires_grad_(kind == "input")
+        with torch.set_grad_enabled(kind != "forward"), frozen(model) if kind == "input" else nullcontext():
+            logits = model(images)
+            if kind == "input":
+                torch.autograd.grad(soft_logit_margin(logits, y).sum(), images)
+            elif kind == "weights":
+                cross_entropy(logits, y).mean().backward()
 
-    def to_input() -> None:
-        images = x.detach().requires_grad_()
-        with frozen(model):
-            torch.autograd.grad(soft_logit_margin(model(images), y).sum(), images)
-
-    def to_weights() -> None:
-        cross_entropy(model(x), y).mean().backward()
-
-    fn = {"forward": forward, "input": to_input, "weights": to_weights}[kind]
-    fn()
-    return statistics.median(seconds(fn, x.device) for _ in range(repeats))
+    one()
+    return statistics.median(seconds(one, x.device) for _ in range(repeats))
 
 
 def training_case(name: str, share: str, precisions: list[str], batch_size: int, device: torch.device) -> Case:
@@ -95,7 +92,12 @@ def training_case(name: str, share: str, precisions: list[str], batch_size: int,
     x, index = images.float() / 255, torch.arange(batch_size, device=device)
     torch.manual_seed(0)
     model = build_model(config.network, *shape, 10).to(device)
-    y = _sure_labels(model, x)
+    with torch.no_grad():  # labels: what it says in train mode, its last layer sharpened until p_y > 1/2
+        logits = copy.deepcopy(model).train()(x)
+        top = logits.topk(2, dim=1).values
+        for p in [module for module in model.modules() if isinstance(module, nn.Linear)][-1].parameters():
+            p.mul_(4 / (top[:, 0] - top[:, 1]).min())
+    y = logits.argmax(1)
     if share == "half":
         y[::2] = (y[::2] + 1) % 10
     right = batch_size if share == "all" else batch_size // 2
@@ -115,17 +117,6 @@ def training_case(name: str, share: str, precisions: list[str], batch_size: int,
     return Case(f"{name}, {share} right, batch {batch_size}", batch_size, run, floor)
 
 
-def _sure_labels(model: nn.Module, x: Tensor) -> Tensor:
-    """(B, ...) -> (B,): what the network says of this batch in train mode, its last layer sharpened until p_y > 1/2."""
-    with torch.no_grad():
-        logits = copy.deepcopy(model).train()(x)
-        top = logits.topk(2, dim=1).values
-        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        for p in last.parameters():
-            p.mul_(4 / (top[:, 0] - top[:, 1]).min())
-    return logits.argmax(1)
-
-
 def _step_floor(model: nn.Module, x: Tensor, y: Tensor, right: int, config: Config) -> float:
     """Seconds of 2 passes with the weights' gradient, N with the images' and the search's forward passes."""
     model = copy.deepcopy(model)
@@ -142,7 +133,10 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
     count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (400, 3, 50)
     model, x, y = _trained_on_digits(count, device)
-    eps = _radius_of_half(model, x, y)
+    right, margins = logit_margin(model(x), y) < 0, torch.zeros(count, device=device)
+    anpgd = AnPgd(InnerPgd("Linf", 20, soft_logit_margin), Search(logit_margin, 0.5))
+    margins[right] = anpgd(model, x[right], y[right], 0.1).eps
+    eps = float(margins.quantile(0.55))  # just below half stand there, so that the last batch is not nearly empty
     index, size = torch.arange(count, device=device), 2.5 * eps / steps
     theirs = LeNet5Madry().to(device).requires_grad_(False)
     theirs.load_state_dict(model.state_dict())
@@ -153,9 +147,8 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     def plain() -> None:
         how = {"norm": "Linf", "eps": eps, "eps_iter": size, "steps": steps, "restarts": restarts}
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        robust[PLAIN] = float(
-            torch.cat([reference_style.evaluate(theirs, *part, **how) for part in parts]).float().mean()
-        )
+        standing = torch.cat([reference_style.evaluate(theirs, *part, **how) for part in parts])
+        robust[PLAIN] = float(standing.float().mean())
 
     def ours(precision: str, attack: FastPgd) -> None:
         batches[precision] = 0
@@ -182,41 +175,27 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
         attack = FastPgd(model, precision, rows=batch_size if device.type == "cuda" else None)
         run[precision] = functools.partial(ours, precision, attack)
     floors = {name: functools.partial(floor, name) for name in run}
-    title = (
-        f"evaluation, LeNet5, {count} images, batch {batch_size}, {restarts} restarts x {steps} steps, eps {eps:.3g}"
-    )
-    said = "robust accuracy: "
-    return Case(
-        title, count, run, floors, lambda: said + ", ".join(f"{name} {share:.1%}" for name, share in robust.items())
-    )
+    size_of_it = f"{count} images, batch {batch_size}, {restarts} restarts x {steps} steps, eps {eps:.3g}"
 
+    def remark() -> str:
+        return "robust accuracy: " + ", ".join(f"{name} {share:.1%}" for name, share in robust.items())
 
-def _radius_of_half(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Just below half stand there, so that the last batch is not nearly empty."""
-    right = logit_margin(model(x), y) < 0
-    margins = torch.zeros(len(x), device=x.device)
-    anpgd = AnPgd(InnerPgd("Linf", 20, soft_logit_margin), Search(logit_margin, 0.5))
-    margins[right] = anpgd(model, x[right], y[right], 0.1).eps
-    return float(margins.quantile(0.55))
+    return Case(f"evaluation, LeNet5, {size_of_it}", count, run, floors, remark)
 
 
 def _trained_on_digits(count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     """LeNet5 after 100 steps of standard training, in eval mode, and `count` test images with labels."""
     data = load_dataset("digits", val_size=100, seed=0, device=torch.device("cpu"))
-
-    def large(split: Split) -> tuple[Tensor, Tensor]:
-        batch = split.everything()
-        return F.interpolate(batch.x, (28, 28), mode="bilinear").contiguous().to(device), batch.y.to(device)
-
+    splits = (data.train.everything(), data.test.everything())
+    large = [F.interpolate(part.x, (28, 28), mode="bilinear").contiguous().to(device) for part in splits]
+    (x, test), (y, labels) = large, (part.y.to(device) for part in splits)
     torch.manual_seed(0)
     model = build_model("lenet5", 1, 28, 28, 10).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    x, y = large(data.train)
     for step in range(100):
         rows = torch.arange(step * 50, step * 50 + 50, device=device) % len(x)
         optimizer.zero_grad()
         cross_entropy(model(x[rows]), y[rows]).mean().backward()
         optimizer.step()
-    test, labels = large(data.test)
     rows = torch.arange(count, device=device) % len(test)
     return model.eval().requires_grad_(False), test[rows], labels[rows]

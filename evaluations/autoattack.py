@@ -21,15 +21,7 @@ from losses import logit_margin
 from utils import EVALUATE, mixed_seed
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-# Each attack's object inside AutoAttack, the attribute that holds its number of steps, and the classes it needs.
-PARTS = {
-    "apgd-ce": ("apgd", "n_iter", 2),
-    "apgd-dlr": ("apgd", "n_iter", 3),
-    "apgd-t": ("apgd_targeted", "n_iter", 4),
-    "fab": ("fab", "n_iter", 2),
-    "fab-t": ("fab", "n_iter", 4),
-    "square": ("square", "n_queries", 2),
-}
+CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 4, "square": 2}  # that each needs at least
 MOST_TARGETS = 9
 
 
@@ -43,12 +35,12 @@ def choose_ensemble(
     """
     reasons = {
         name: f"{name} needs at least {least} classes, and here are {classes}"
-        for name, (_, _, least) in PARTS.items()
+        for name, least in CLASSES.items()
         if classes < least
     }
     if not square_starts(norm, height, width):
         reasons["square"] = f"square cannot start on {height}x{width} images under L2"
-    names = choose(attacks, list(PARTS)) if attacks else [name for name in STANDARD if name not in reasons]
+    names = choose(attacks, list(CLASSES)) if attacks else [name for name in STANDARD if name not in reasons]
     if wrong := [name for name in names if name in reasons]:
         raise UserError(f"--attacks {attacks}: {reasons[wrong[0]]}: leave it out")
     standard = not attacks and names == list(STANDARD)

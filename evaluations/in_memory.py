@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anpgd import AnPgd, Search
+from anpgd import AnPgd, Search, Shortest
 from evaluations.repeated_pgd import RESTARTS, clean_logits, repeated_pgd
 from evaluations.results import wilson
 from losses import logit_margin, soft_logit_margin
@@ -68,28 +68,30 @@ def margins(
     search = Search(logit_margin, max_eps, HALVINGS)
     anpgd = AnPgd(InnerPgd(norm, steps, soft_logit_margin), search, projections, targets)
 
-    def nearest(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, ...), (B,), all right -> (B, ...) the images found, (B,) bool whether one was."""
-        shortest = anpgd(model, x, y, max_eps / 2)
-        x_adv, found = x, torch.zeros_like(y, dtype=torch.bool)
-        for ahead in (1 / 4, 1 / 2, 1):  # on the boundary itself rounding decides
-            eps = (shortest.eps + ahead * PRECISION * max_eps).clamp(max=max_eps)
-            point = (x + per_row(eps, x) * shortest.direction).clamp(0, 1)
-            with torch.no_grad():
-                logits = model(point)
-            new = ~found & _misclassified(logits, y, least=0 if ahead == 1 else SURELY)
-            x_adv, found = torch.where(per_row(new, x), point, x_adv), found | new
-        return x_adv, found
-
     def measure(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
         with _examined(model, x, y, batch_size) as (y, logits):
             x_adv, found = x.clone(), _misclassified(logits, y)
             right = (~found).nonzero().squeeze(1)
             for rows in right.split(batch_size) if len(right) else ():
-                x_adv[rows], found[rows] = nearest(model, x[rows], y[rows])
+                shortest = anpgd(model, x[rows], y[rows], max_eps / 2)
+                x_adv[rows], found[rows] = confirmed(model, x[rows], y[rows], shortest, max_eps)
         return Margins(torch.where(found, GEOMETRY[norm].length(x_adv - x), math.inf), x_adv, found)
 
     return measure
+
+
+def confirmed(model: nn.Module, x: Tensor, y: Tensor, shortest: Shortest, max_eps: float) -> tuple[Tensor, Tensor]:
+    """(B, ...), (B,), all right, and what AN-PGD found -> (B, ...) images just beyond the boundary, within [0, 1] and max_eps,
+    (B,) bool whether a pass of the network, which is in eval mode, says that they are misclassified; else the image itself."""
+    x_adv, found = x, torch.zeros_like(y, dtype=torch.bool)
+    for ahead in (1 / 4, 1 / 2, 1):  # on the boundary itself rounding decides
+        eps = (shortest.eps + ahead * PRECISION * max_eps).clamp(max=max_eps)
+        point = (x + per_row(eps, x) * shortest.direction).clamp(0, 1)
+        with torch.no_grad():
+            logits = model(point)
+        new = ~found & _misclassified(logits, y, least=0 if ahead == 1 else SURELY)
+        x_adv, found = torch.where(per_row(new, x), point, x_adv), found | new
+    return x_adv, found
 
 
 def robust_accuracy(

@@ -6,8 +6,8 @@ their buffers in place. Anyone's own network runs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,27 +21,19 @@ Record = Callable[[Fn, tuple[Tensor | None, ...]], tuple[Callable[[], None], Any
 WARM_UPS = 3  # passes before a recording, in which kernels are chosen and memory is taken
 
 
-class Recorded(NamedTuple):
-    """What of a run is recorded; None or False: it runs as it is."""
-
-    gradient: bool  # the whole gradient of a step
-    attack_rows: int | None  # the attack of a step, padded to so many rows
-    check_rows: int | None  # the check's attack, likewise
-
-
-NOTHING = Recorded(gradient=False, attack_rows=None, check_rows=None)
-
-
-def recorded_parts(model: nn.Module, device: torch.device, slice_size: int, check_size: int, alone: bool) -> Recorded:
-    """The whole gradient or, with BatchNorm, whose statistics count the right rows alone, each attack; on CUDA only.
+def recorded_parts(
+    model: nn.Module, device: torch.device, slice_size: int, check_size: int, alone: bool
+) -> tuple[bool, int | None, int | None]:
+    """What of a run is recorded, on CUDA alone: the whole gradient of a step or, with BatchNorm, whose statistics count
+    the right rows alone, its attack, padded to so many rows; and the check's attack, likewise. None: it runs as it is.
 
     model: a built-in network. slice_size: images of a step on this process; check_size: of a check's batch; alone:
     whether there is one process.
     """
     if device.type != "cuda":
-        return NOTHING
+        return False, None, None
     gradient = alone and not batchnorms(model)
-    return Recorded(gradient, None if gradient else slice_size, check_size)
+    return gradient, None if gradient else slice_size, check_size
 
 
 def record_on_cuda(fn: Fn, inputs: tuple[Tensor | None, ...]) -> tuple[Callable[[], None], Any]:
@@ -64,6 +56,8 @@ class Captured:
 
     fn: tensors, or None, -> tensors in any structure, with no shape that depends on data. Outputs hold until the next
     call. Other numbers of rows run `fn` itself. tune: let cuDNN time its kernels for this shape.
+
+    :raises UserError: if the recording fails, after which CUDA's generator cannot be relied on.
     """
 
     def __init__(self, fn: Fn, rows: int, record: Record = record_on_cuda, tune: bool = False) -> None:
@@ -75,21 +69,6 @@ class Captured:
     def __call__(self, *inputs: Tensor | None) -> Any:
         if inputs[0] is None or len(inputs[0]) != self.rows:
             return self.fn(*inputs)
-        replay = self._recorded(inputs)
-        for own, given in zip(self.inputs, inputs, strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
-        replay()
-        return self.outputs
-
-    def repeat(self, state: Tensor, varying: Sequence[Tensor], *constants: Tensor) -> Tensor:
-        """A call for each of `varying`, on the output of the one before, from `state` on, on it, and on `constants`."""
-        for value in varying:
-            state = self(state, value, *constants)
-        return state
-
-    def _recorded(self, inputs: tuple[Tensor | None, ...]) -> Callable[[], None]:
-        """:raises UserError: if the recording fails, after which CUDA's generator cannot be relied on."""
         if self.replay is None:
             self.inputs = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
             try:
@@ -98,4 +77,8 @@ class Captured:
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--cuda_graphs: the recording failed ({reason}): give --no-cuda_graphs") from error
-        return self.replay
+        for own, given in zip(self.inputs, inputs, strict=True):
+            if own is not None and given is not None:
+                own.copy_(given)
+        self.replay()
+        return self.outputs

@@ -61,8 +61,10 @@ class FastPgd:
             x_adv = x if noise is None else GEOMETRY[norm].start(x, eps, noise)
             padding = torch.arange(self.rows, device=x.device).clamp(max=len(x) - 1)
             x_adv, size, *constants = (tensor[padding] for tensor in (x_adv, step_size, x, y, eps))
-            sizes = list(step_sizes(size, steps, decays))
-            return self._step(runs, loss_fn, norm).repeat(x_adv, sizes, *constants)[: len(x)]
+            step = self._step(runs, loss_fn, norm)
+            for step_size in step_sizes(size, steps, decays):
+                x_adv = step(x_adv, step_size, *constants)
+            return x_adv[: len(x)]
 
     def _step(self, runs: nn.Module, loss_fn: LossFn, norm: str) -> Captured:
         """x_adv (B, ...), step size (B,), x (B, ...), y, eps (B,) -> x_adv one step on."""

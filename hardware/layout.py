@@ -27,15 +27,12 @@ class Layout(NamedTuple):
         )
 
 
-PLAIN = Layout(channels_last=False, tune=False)
-
-
 def layout_for(device: torch.device, precision: str, deterministic: bool) -> Layout:
     """The rule; each case was measured at ba45c59 (`benchmarks/benchmark.py --cases layout` there)."""
     if device.type != "cuda":
         return Layout(channels_last=True, tune=False)  # CPU kernels are deterministic in either
     if deterministic:
-        return PLAIN  # cuDNN's choice by time may differ from run to run
+        return Layout(channels_last=False, tune=False)  # cuDNN's choice by time may differ from run to run
     # Tensor cores want NHWC; float32 kernels without them are reported to be 1.6 times slower in it.
     return Layout(channels_last=precision != "fp32", tune=True)
 

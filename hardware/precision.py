@@ -34,13 +34,6 @@ def tf32(allowed: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-@contextmanager
-def training_arithmetic(device: str, precision: str) -> Iterator[None]:
-    """ "bf16_all": convolutions and matrix products of the passes inside in bfloat16; else nothing."""
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16_all"):
-        yield
-
-
 def remark(device: torch.device, precision: str) -> str | None:
     """What a user should know of this arithmetic on this device."""
     if device.type == "cuda" or precision == "fp32":

@@ -66,6 +66,15 @@ class Split:
         images = send(images, self.labels.device) if images.device.type == "cpu" else images  # still uint8
         return Batch(images.float() / 255, self.labels[index], index)
 
+    def part(self, rows: Tensor, device: torch.device) -> Split:
+        """Those of these (n,) rows, on `device`; images on disk stay there."""
+        if isinstance(self.images, ImagesOnDisk):
+            images: Tensor | ImagesOnDisk = self.images.part(rows.tolist())
+        else:
+            # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
+            images = self.images[rows].clone(memory_format=torch.contiguous_format).to(device)
+        return Split(images, self.labels[rows].to(device), self.numbers[rows].to(device))
+
     def everything(self) -> Batch:
         return self.batch(torch.arange(len(self)))
 
@@ -143,7 +152,7 @@ class TrainBatches:
         if self.augment is None:
             return None
         drawn = draw_crops(len(self.global_rows(step)), generator(self.seed, AUGMENT, step), self.augment)
-        return drawn.of_process(self.rank, self.ranks)
+        return Crops(*(part.tensor_split(self.ranks)[self.rank] for part in drawn))
 
     def close(self) -> None:
         """End what reads ahead; the next call starts it again."""
@@ -161,5 +170,4 @@ def first_images(split: Split, count: int | None) -> Split:
     """The split's first `count` images; None: all."""
     if count is None or count >= len(split):
         return split
-    images = split.images.part(range(count)) if isinstance(split.images, ImagesOnDisk) else split.images[:count]
-    return replace(split, images=images, labels=split.labels[:count], numbers=split.numbers[:count])
+    return split.part(torch.arange(count, device=split.labels.device), split.labels.device)

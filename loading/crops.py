@@ -26,10 +26,6 @@ class Crops(NamedTuple):
     shift: Tensor  # (B, 2) int64: pixels down and right, each of -pad to pad
     flip: Tensor  # (B,) bool
 
-    def of_process(self, rank: int, ranks: int) -> Crops:
-        """Those of one process's part of the batch."""
-        return Crops(self.shift.tensor_split(ranks)[rank], self.flip.tensor_split(ranks)[rank])
-
     def of(self, x: Tensor) -> Tensor:
         """(B, C, H, W) images, or anything with a value a pixel -> (B, C, H, W): their crops."""
         height, width = x.shape[2:]
@@ -45,7 +41,8 @@ class Crops(NamedTuple):
         height, width = cropped.shape[2:]
         rows = torch.arange(height) - self.shift[:, :1]
         columns = torch.arange(width) - self.shift[:, 1:]
-        shown = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
+        shown_rows, shown_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+        shown = shown_rows[:, :, None] & shown_columns[:, None, :]
         columns = torch.where(self.flip[:, None], width - 1 - columns, columns)
         found = _picked(cropped, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
         return found, send(shown[:, None], cropped.device)
@@ -64,10 +61,6 @@ def _picked(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # Indexed dimensions come first where a slice stands between them: (B, H, W, C).
     picked = x[examples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return picked.clone(memory_format=torch.contiguous_format)
-
-
-def _inside(position: Tensor, size: int) -> Tensor:
-    return (position >= 0) & (position < size)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

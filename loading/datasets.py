@@ -43,32 +43,16 @@ class Dataset(NamedTuple):
         return sum(split.images.nbytes for split in (self.train, self.val, self.test))
 
 
-class TestSplit(NamedTuple):
+class Part(NamedTuple):
+    """Training or test images, or some of them, and how many classes there are."""
+
     split: Split
     num_classes: int
+    about: str = ""  # of an image folder, see `Dataset`
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.split.shape
-
-
-class Raw(NamedTuple):
-    """One part of a data set as it was read: images (N, C, H, W) uint8, labels (N,) int64."""
-
-    images: np.ndarray | ImagesOnDisk
-    labels: np.ndarray
-    num_classes: int
-    about: str = ""  # of an image folder, see `Dataset`
-
-    def split(self, rows: np.ndarray, device: torch.device) -> Split:
-        """These rows as tensors on `device`; images on disk stay there."""
-        if isinstance(self.images, ImagesOnDisk):
-            images: Tensor | ImagesOnDisk = self.images.part(rows)
-        else:
-            # A copy in plain order: numpy leaves odd strides on an axis of length 1, and torch takes those for channels last.
-            images = torch.from_numpy(self.images[rows]).clone(memory_format=torch.contiguous_format).to(device)
-        labels = torch.from_numpy(self.labels[rows])
-        return Split(images, labels.to(device), torch.from_numpy(rows).to(device))
 
 
 def load_dataset(
@@ -92,24 +76,21 @@ def load_dataset(
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    raw = _read(name, root, "train")
-    val, rest = _parts(name, raw.labels, val_size, seed)
-    rest = _first(name, raw.labels, rest, train_size, "train_size", "training images beside validation")
-    test, test_rows = _test(name, root, test_size)
-    shape, test_shape = raw.images.shape[1:], test.images.shape[1:]
-    if test_shape != shape or test.num_classes != raw.num_classes:
-        here, there = ("x".join(map(str, sizes)) for sizes in (shape, test_shape))
+    read, val_rows, train_rows = _training_rows(name, root, seed, val_size, train_size)
+    test, test_rows = _test_rows(name, root, test_size)
+    if (test.shape, test.num_classes) != (read.shape, read.num_classes):
+        here, there = ("x".join(map(str, part.shape)) for part in (read, test))
         raise UserError(
-            f"--data_root {root}: training images are {here} in {raw.num_classes} classes, test images {there} in "
+            f"--data_root {root}: training images are {here} in {read.num_classes} classes, test images {there} in "
             f"{test.num_classes}: they must be alike"
         )
     data = Dataset(
-        raw.split(rest, device),
-        raw.split(val, device),
-        test.split(test_rows, device),
-        raw.num_classes,
-        listing=raw.images.listing if isinstance(raw.images, ImagesOnDisk) else "",
-        about="; ".join(filter(None, (raw.about, test.about))),
+        read.split.part(train_rows, device),
+        read.split.part(val_rows, device),
+        test.split.part(test_rows, device),
+        read.num_classes,
+        listing=read.split.images.listing if isinstance(read.split.images, ImagesOnDisk) else "",
+        about="; ".join(filter(None, (read.about, test.about))),
     )
     if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
         train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
@@ -118,13 +99,13 @@ def load_dataset(
     return data._replace(train=train, val=val_split, test=test_split)
 
 
-def load_test(name: str, root: str, *, test_size: int | None, device: torch.device) -> TestSplit:
+def load_test(name: str, root: str, *, test_size: int | None, device: torch.device) -> Part:
     """The first `test_size` test images; of an image folder, a fixed stratified selection.
 
     :raises UserError: as `load_dataset`.
     """
-    raw, rows = _test(name, root, test_size)
-    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
+    read, rows = _test_rows(name, root, test_size)
+    return read._replace(split=read.split.part(rows, device).in_memory())
 
 
 def load_own(
@@ -137,27 +118,25 @@ def load_own(
     seed: int,
     size: int | None,
     device: torch.device,
-) -> TestSplit:
+) -> Part:
     """The first `size` images of the split "val" or "train" that a run with these sizes and this seed had; of an image
     folder, a fixed stratified selection of them.
 
     :raises UserError: as `load_dataset`.
     """
-    raw = _read(name, root, "train")
-    val, rest = _parts(name, raw.labels, val_size, seed)
-    if split == "train":
-        rest = _first(name, raw.labels, rest, train_size, "train_size", "training images beside validation")
-    rows = _first(name, raw.labels, val if split == "val" else rest, size, "test_size", f"images in --split {split}")
-    return TestSplit(raw.split(rows, device).in_memory(), raw.num_classes)
+    read, val, train = _training_rows(name, root, seed, val_size, train_size)
+    rows = val if split == "val" else train
+    rows = _first(name, read, rows, size, "test_size", f"images in --split {split}")
+    return read._replace(split=read.split.part(rows, device).in_memory())
 
 
-def _test(name: str, root: str, test_size: int | None) -> tuple[Raw, np.ndarray]:
+def _test_rows(name: str, root: str, test_size: int | None) -> tuple[Part, Tensor]:
     """The test images, those of a folder still on disk, and the rows of them that are asked for."""
-    raw = _read(name, root, "test")
-    return raw, _first(name, raw.labels, np.arange(len(raw.labels)), test_size, "test_size", "test images")
+    read = _read(name, root, "test")
+    return read, _first(name, read, torch.arange(len(read.split)), test_size, "test_size", "test images")
 
 
-def _read(name: str, root: str, part: str) -> Raw:
+def _read(name: str, root: str, part: str) -> Part:
     try:
         folder = Path(root).expanduser()
     except RuntimeError as error:  # ~somebody
@@ -165,20 +144,25 @@ def _read(name: str, root: str, part: str) -> Raw:
     return READERS[name](folder, part)
 
 
-def _parts(name: str, labels: np.ndarray, val_size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the images that are kept for validation, a tenth by default, and the rows left to train on."""
-    count = len(labels)
+def _training_rows(
+    name: str, root: str, seed: int, val_size: int | None, train_size: int | None
+) -> tuple[Part, Tensor, Tensor]:
+    """The training images, those of a folder still on disk; the rows that are kept for validation, a tenth by default;
+    and the rows to train on."""
+    read = _read(name, root, "train")
+    count = len(read.split)
     size = round(count / 10) if val_size is None else val_size
     if size >= count:
         raise UserError(f"--val_size {size}: {name} has {count} training images: leave some to train on")
     if name in ("mnist", "cifar10"):
-        val, rest = np.split(np.arange(count), [size])
-        return val, rest
-    asked = f"--val_size {size}" if val_size else f"--val_size is not given and a tenth of the images is {size}"
-    return _stratified(labels, size, asked, 0 if name == "digits" else mixed_seed(seed, SPLIT))
+        val, rest = torch.arange(count).split([size, count - size])
+    else:
+        asked = f"--val_size {size}" if val_size else f"--val_size is not given and a tenth of the images is {size}"
+        val, rest = _stratified(read.split.labels, size, asked, 0 if name == "digits" else mixed_seed(seed, SPLIT))
+    return read, val, _first(name, read, rest, train_size, "train_size", "training images beside validation")
 
 
-def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int | None, flag: str, images: str) -> np.ndarray:
+def _first(name: str, read: Part, rows: Tensor, size: int | None, flag: str, images: str) -> Tensor:
     """The first `size` of `rows`; in an image folder, sorted by class, a fixed stratified selection of them. None: all.
 
     flag, images: who asks for so many, and of what, for an error.
@@ -189,36 +173,39 @@ def _first(name: str, labels: np.ndarray, rows: np.ndarray, size: int | None, fl
         raise UserError(f"--{flag} {size}: {name} has {len(rows)} {images}")
     if name != "imagefolder" or size in (0, len(rows)):
         return rows[:size]
-    chosen, _ = _stratified(labels[rows], size, f"--{flag} {size}", 0)
-    selection: np.ndarray = rows[np.sort(chosen)]
-    return selection
+    chosen, _ = _stratified(read.split.labels[rows], size, f"--{flag} {size}", 0)
+    return rows[chosen.sort().values]
 
 
-def _stratified(labels: np.ndarray, size: int, asked: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _stratified(labels: Tensor, size: int, asked: str, seed: int) -> tuple[Tensor, Tensor]:
     """Rows of a stratified selection of `size` labels, and the rows left. asked: who wants so many, for an error."""
     try:
-        chosen, left = train_test_split(
-            np.arange(len(labels)), train_size=size, stratify=labels, random_state=seed % 2**32
-        )
+        rows = np.arange(len(labels))
+        chosen, left = train_test_split(rows, train_size=size, stratify=labels.numpy(), random_state=seed % 2**32)
     except ValueError:
-        counts = np.unique(labels, return_counts=True)[1]
+        counts = labels.unique(return_counts=True)[1]
         raise UserError(
             f"{asked}: of {len(labels)} images in {len(counts)} classes, {counts.min()} in the smallest, these cannot be drawn "
             "with every class in both parts: choose another size, or add images to the smallest class"
         ) from None
-    return chosen, left
+    return torch.from_numpy(chosen), torch.from_numpy(left)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _digits(root: Path, part: str) -> Raw:
+def _in_memory(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Part:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 as they were read."""
+    return Part(Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(len(labels))), num_classes)
+
+
+def _digits(root: Path, part: str) -> Part:
     """scikit-learn's 1797 handwritten digits, 8x8 with 17 grey levels: 1400 for training and validation, 397 test."""
     digits = load_digits()
     train, test = train_test_split(np.arange(1797), test_size=397, stratify=digits.target, random_state=0)
     rows = train if part == "train" else test
     images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)[:, None]
-    return Raw(images, digits.target[rows].astype(np.int64), 10)
+    return _in_memory(images, digits.target[rows].astype(np.int64), 10)
 
 
 MNIST_FILES = {  # unpacked, with their md5
@@ -229,20 +216,20 @@ MNIST_FILES = {  # unpacked, with their md5
 }
 
 
-def _mnist(root: Path, part: str) -> Raw:
+def _mnist(root: Path, part: str) -> Part:
     files = {root / "MNIST" / "raw" / name: md5 for name, md5 in MNIST_FILES.items()}
     _verify(files, lambda: torchvision.datasets.MNIST(root, download=True))
     data = torchvision.datasets.MNIST(root, train=part == "train")
-    return Raw(data.data.numpy()[:, None], data.targets.numpy(), 10)
+    return _in_memory(data.data.numpy()[:, None], data.targets.numpy(), 10)
 
 
-def _cifar10(root: Path, part: str) -> Raw:
+def _cifar10(root: Path, part: str) -> Part:
     kind = torchvision.datasets.CIFAR10
     listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     files = {root / kind.base_folder / name: md5 for name, md5 in listed}
     _verify(files, lambda: kind(str(root), download=True))
     data = kind(str(root), train=part == "train")
-    return Raw(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64), 10)
+    return _in_memory(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64), 10)
 
 
 def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
@@ -273,10 +260,11 @@ def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
             )
 
 
-def _imagefolder(root: Path, part: str) -> Raw:
+def _imagefolder(root: Path, part: str) -> Part:
     """`<part>/<class>/*`, still on disk."""
-    found = list_folder(root, part)
-    return Raw(ImagesOnDisk(found.paths, found.shape), found.labels, found.num_classes, found.about)
+    paths, shape, counts, about = list_folder(root, part)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return Part(Split(ImagesOnDisk(paths, shape), labels, torch.arange(len(labels))), len(counts), about)
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "imagefolder": _imagefolder}

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,18 +23,11 @@ NAMED = 8  # names in a line about more
 HEADER_THREADS = 8  # a header is little work and, on a network disk, a long wait
 
 
-class Listing(NamedTuple):
-    """The images of one part of a folder, sorted by class and name."""
-
-    paths: list[str]  # N of them
-    labels: np.ndarray  # (N,) int64
-    num_classes: int
-    shape: tuple[int, int, int]  # (C, H, W) of every image
-    about: str  # how many images there are of each class, and which files are not used
-
-
-def list_folder(root: Path, part: str) -> Listing:
+def list_folder(root: Path, part: str) -> tuple[list[str], tuple[int, int, int], list[int], str]:
     """`<part>/<class>/*` of equal-sized images; one channel if every one is grey, else three. No pixel is read.
+
+    The N paths, sorted by class and name; every image's (C, H, W); how many images each class has; and the same in words,
+    with the files that are not used.
 
     :raises UserError: if folders or images are missing, or a header is damaged or of another size.
     """
@@ -72,8 +64,7 @@ def list_folder(root: Path, part: str) -> Listing:
     about = f"{part}: " + _some([f"{name} {count}" for name, count in zip(classes, counts, strict=True)])
     if unused:
         about += f"; {len(unused)} not used, no image in a class folder: {_some(unused)}"
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return Listing(paths, labels, len(classes), _common_shape(paths), about)
+    return paths, _common_shape(paths), counts, about
 
 
 def _files(folder: Path) -> list[str]:

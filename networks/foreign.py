@@ -35,7 +35,9 @@ def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[
     """
     for rename, said in ((False, ""), (True, INPUT)):
         for plain in _unwrapped(dict(weights)):
-            found = {_renamed(key) if rename else key: value for key, value in plain.items()}
+            found = plain
+            for pattern, ours in RENAMED if rename else ():
+                found = {re.sub(pattern, ours, key): value for key, value in found.items()}
             found = {key: value for key, value in found.items() if not key.startswith(UNUSED)}
             found |= {key: own[key] for key in own.keys() - found.keys() if key.endswith(COUNTER)}
             if found.keys() >= own.keys():
@@ -53,12 +55,6 @@ def _unwrapped(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         inside = [key for key in once if key.startswith(prefix)]
         if inside and all(NORMALISATION.search(key) for key in once.keys() - set(inside)):
             yield from _unwrapped({key.removeprefix(prefix): value for key, value in once.items()})
-
-
-def _renamed(key: str) -> str:
-    for pattern, ours in RENAMED:
-        key = re.sub(pattern, ours, key)
-    return key
 
 
 ANY_SIZE = 32  # of a network that takes images of every size

@@ -92,11 +92,9 @@ def _place(error: BaseException) -> str:
     """`file, line n: ` in their code, or nothing."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(Path(frame.filename))]
-    return f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
-
-
-def _is_theirs(file: Path) -> bool:
-    """Whether a line of code is neither of this folder nor of Python or an installed package."""
-    installed = file.is_relative_to(STDLIB) or {"site-packages", "dist-packages"} & set(file.parts)
-    return file.is_absolute() and not installed and file.parent != Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        installed = file.is_relative_to(STDLIB) or {"site-packages", "dist-packages"} & set(file.parts)
+        if file.is_absolute() and not installed and file.parent != Path(__file__).parent:
+            return f"{frame.filename}, line {frame.lineno}: "
+    return ""

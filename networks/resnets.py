@@ -61,12 +61,10 @@ class ConvGroup(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Pre-activation WideResNet without dropout; depth = 6 blocks + 4."""
+    """Pre-activation WideResNet without dropout; depth is 6 n + 4, n blocks a group."""
 
     def __init__(self, depth: int = 28, widen: int = 4, channels: int = 3, num_classes: int = 10) -> None:
         super().__init__()
-        if (depth - 4) % 6 or depth < 10:
-            raise ValueError(f"depth {depth}: a WideResNet's depth is 6 n + 4")
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.convgroup1 = ConvGroup(blocks, 16, 16 * widen, 1)

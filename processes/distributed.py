@@ -124,10 +124,7 @@ class World(NamedTuple):
 
     def from_first_only(self, work: Callable[[], T], elsewhere: U) -> T | U:
         """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
-
-        def one() -> T | U:
-            return work() if self.is_first else elsewhere
-
+        one: Callable[[], T | U] = work if self.is_first else lambda: elsewhere
         return self.together(one)
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from utils import batchnorms
+
 
 class SumOverProcesses(torch.autograd.Function):
     """The sum over the processes; its gradient is the sum of theirs. (torch's own is deprecated without a successor.)"""
@@ -69,23 +71,12 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def with_global_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with each BatchNorm replaced by one over all processes: SyncBatchNorm on GPUs; same state-dict keys."""
+    """`model` with each BatchNorm over all processes, SyncBatchNorm on GPUs; the same state-dict keys. Changes `model`."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
-    if isinstance(model, _BatchNorm):
-        return _converted(model)
-    for name, child in model.named_children():
-        setattr(model, name, with_global_statistics(child, device))
+    for batchnorm in batchnorms(model):
+        batchnorm.__class__ = (
+            GlobalBatchNorm  # as torch's lazy layers do: it has the same attributes, and another forward
+        )
     return model
-
-
-def _converted(batchnorm: _BatchNorm) -> GlobalBatchNorm:
-    new = GlobalBatchNorm(
-        batchnorm.num_features, batchnorm.eps, batchnorm.momentum, batchnorm.affine, batchnorm.track_running_stats
-    )
-    new.weight, new.bias = batchnorm.weight, batchnorm.bias
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        setattr(new, name, getattr(batchnorm, name))
-    new.training = batchnorm.training
-    return new

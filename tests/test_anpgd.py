@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anpgd import AnPgd, Search, bisection, secant, step_to_boundary
-from linear import MAX_EPS, SEARCH_STEPS, problem
+from linear import MAX_EPS, SEARCH_STEPS, boxed_margin, problem, with_corners
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd
 
@@ -143,24 +143,6 @@ class Dense(torch.nn.Module):
         self.forwards += 1
         x = self.norm(x.flatten(1) @ self.weights[0]).relu() if len(self.weights) == 2 else x.flatten(1)
         return x @ self.weights[-1]
-
-
-def with_corners(batch, shape, seed=1):
-    """Images of which a third of the pixels is 0 and a third is 1."""
-    g = torch.Generator().manual_seed(seed)
-    return (3 * torch.rand(batch, *shape, generator=g, dtype=torch.float64) - 1).clamp(0, 1)
-
-
-def boxed_margin(norm, x, gradient, rise):
-    """(B,): the length of the shortest d with gradient . d = rise and x + d in [0, 1], by halving its multiplier."""
-    gradient, room = gradient.flatten(1), torch.where(gradient > 0, 1 - x, x).flatten(1)
-    low, high = torch.zeros(len(x), 1, dtype=x.dtype), torch.full((len(x), 1), 1e6, dtype=x.dtype)
-    for _ in range(100):
-        middle = (low + high) / 2
-        d = torch.minimum(middle * (gradient.abs() if norm == "L2" else 1), room)
-        short = (gradient.abs() * d).sum(1, keepdim=True) < rise[:, None]
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return d.norm(dim=1) if norm == "L2" else d.amax(1)
 
 
 @pytest.mark.parametrize(("extra", "classes"), [({"projections": 1}, 2), ({"targets": "all"}, 5), ({"targets": 9}, 5)])

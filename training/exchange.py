@@ -25,7 +25,12 @@ def merged(world: World, own: StepResult, directions: Stored | None, total: int)
     clean_loss, correct, adv_loss, passes = values[:SHARES]
     eps, finite = values[SHARES:].view(-1, 2).unbind(1)
     if directions is not None:
-        directions = _gathered(world, directions, total)
+        parts = []
+        for part in directions:
+            everyone = part.new_zeros(total, *part.shape[1:])  # each process adds its own rows to zeros
+            everyone[world.rows(total)] = part
+            parts.append(world.total(everyone))
+        directions = Stored(*parts)
     return StepResult(
         clean_loss.to(own.clean_loss),
         correct.to(own.correct),
@@ -34,13 +39,3 @@ def merged(world: World, own: StepResult, directions: Stored | None, total: int)
         eps.to(own.eps),
         finite > 0,
     ), directions
-
-
-def _gathered(world: World, own: Stored, total: int) -> Stored:
-    """The rows of all processes, in order; each adds its own to zeros."""
-    parts = []
-    for part in own:
-        everyone = part.new_zeros(total, *part.shape[1:])
-        everyone[world.rows(total)] = part
-        parts.append(world.total(everyone))
-    return Stored(*parts)

@@ -92,21 +92,14 @@ class WarmStarts:
     def state_dict(self) -> dict[str, Tensor]:
         return self.table._asdict()
 
-    def why_unfit(self, state: dict[str, Tensor]) -> str | None:
-        """What is wrong with a table, if it is not one of this training set."""
-        for name, own in self.table._asdict().items():
-            if state[name].shape != own.shape or state[name].dtype != own.dtype:
-                there, here = (
-                    f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} pixels"
-                    for pixels in (state["pixels"], self.table.pixels)
-                )
-                return f"has warm starts of {there}, and the training set is {here}"
-        return None
-
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """:raises ValueError: if the table is of another training set."""
-        if wrong := self.why_unfit(state):
-            raise ValueError(wrong)
+        there, here = (
+            f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} pixels"
+            for pixels in (state["pixels"], self.table.pixels)
+        )
+        if there != here:
+            raise ValueError(f"has warm starts of {there}, and the training set is {here}")
         for name, own in self.table._asdict().items():
             own.copy_(state[name])
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from errors import UserError
-from hardware.cuda_graph import NOTHING, Captured, recorded_parts
+from hardware.cuda_graph import Captured, recorded_parts
 from hardware.fast_pgd import FastPgd
-from hardware.layout import PLAIN, layout_for, tuned
+from hardware.layout import layout_for, tuned
 from launches import Launches, replayed
 from losses import cross_entropy, cw_loss, soft_logit_margin
 from objectives import divergence
@@ -16,7 +16,7 @@ from tiny_runs import batch_for, network, rand, tiny_trainer
 
 def test_built_in_networks_are_recorded_on_cuda_and_the_whole_gradient_without_batchnorm():
     cuda = torch.device("cuda")
-    assert recorded_parts(network(), torch.device("cpu"), 6, 9, True) == NOTHING
+    assert recorded_parts(network(), torch.device("cpu"), 6, 9, True) == (False, None, None)
     assert recorded_parts(network(batchnorm=False), cuda, 6, 9, True) == (True, None, 9)
     assert recorded_parts(network(batchnorm=False), cuda, 3, 9, False) == (False, 3, 9)
     assert recorded_parts(network(), cuda, 6, 9, True) == (False, 6, 9)
@@ -27,7 +27,7 @@ def test_the_rule_of_layouts():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert layout_for(cuda, "fp32", False) == (False, True)
     assert all(layout_for(cuda, precision, False) == (True, True) for precision in ("tf32", "bf16", "bf16_all"))
-    assert all(layout_for(cuda, precision, True) == PLAIN for precision in ("fp32", "tf32", "bf16"))
+    assert all(layout_for(cuda, precision, True) == (False, False) for precision in ("fp32", "tf32", "bf16"))
     assert layout_for(cpu, "fp32", False) == layout_for(cpu, "bf16", True) == (True, False)
 
 

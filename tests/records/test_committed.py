@@ -56,9 +56,7 @@ def test_its_network_is_the_same_to_the_hub_and_to_an_evaluator(folder, monkeypa
         0, 256, (2, *SHAPES[config.dataset]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     split = Split(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    monkeypatch.setattr(
-        subject, "load_test", lambda *_, **__: datasets.TestSplit(split, 10)
-    )  # the data may not be here
+    monkeypatch.setattr(subject, "load_test", lambda *_, **__: datasets.Part(split, 10))  # the data may not be here
     found = subject.load_subject(PgdFlags(model=str(folder)), torch.device("cpu"))
     assert (found.dataset, found.norm) == (config.dataset, config.norm)
     x = split.everything().x
