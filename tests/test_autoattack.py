@@ -12,7 +12,7 @@ import evaluate_on_autoattack
 import linear
 from command_lines import fails
 from evaluate_on_autoattack import build_autoattack, main, run_ensemble
-from evaluations.autoattack import STANDARD
+from evaluations.autoattack import STANDARD, package_log
 from evaluations.external_attacks import verified
 from folders import images
 from linear import CPU, Linear, arguments, result, worst_margins
@@ -137,7 +137,7 @@ def test_the_network_is_as_before(norm):
 def test_package_log():
     """Silent, with one warning of each kind."""
     logger = logging.getLogger("auto-attack")
-    with evaluate_on_autoattack.package_log() as warnings:
+    with package_log() as warnings:
         logger.debug("initial accuracy: 12%")
         for count in (3, 14):
             logger.warning(f"there are {count} points with zero gradient!")
