@@ -93,9 +93,8 @@ def evaluate(
         robust, invalid = torch.cat([part["robust"] for part in found]), sum(part["invalid"] for part in found)
         # AutoAttack should be as strong as plain PGD, the others need not be.
         checks = sanity.battery(subject, eps, batch_size, robust.to(x.device) if name == "autoattack" else None)
-        checks["perturbations within eps"] = sanity.Finding(
-            invalid == 0, f"{invalid} too long or outside [0, 1], which count as not broken"
-        )
+        said = f"{invalid} too long or outside [0, 1]" + (", which count as not broken" if invalid else "")
+        checks["perturbations within eps"] = sanity.Finding(invalid == 0, said)
         where = {"device": str(subject.device), "batch_size": batch_size}
         new = finished(row, right, robust, sum(part["seconds"] for part in found), **where) | {
             "invalid": invalid,

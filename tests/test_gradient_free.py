@@ -51,6 +51,7 @@ def test_under_l2_square_only(network, capsys):
     assert main(arguments(network, "L2", test_size=20, **FEW)) == 0
     assert [path.name for path in network.parent.glob("*.json")] == ["eval_square_L2.json"]
     fails(capsys, main, arguments(network, "L2", attacks="square,spsa"), "SPSA is for Linf only")
+    fails(capsys, main, arguments(network, attacks="cube"), "no attack 'cube'")
 
 
 def test_another_seed_gives_other_draws():
@@ -74,17 +75,3 @@ def test_what_square_can_start_on():
         assert square_starts("L2", size, size)
     for size in (4, 14, 19, 24):
         assert not square_starts("L2", size, size)
-
-
-@pytest.mark.parametrize(
-    ("flags", "part"),
-    [
-        ("--attacks cube", "no attack 'cube'"),
-        ("--square_queries 0", "--square_queries 0"),
-        ("--spsa_iter 0", "--spsa_iter 0"),
-        ("--eps 0.1 0.2", "0.2"),
-    ],
-)
-def test_bad_flags(network, capsys, flags, part):
-    fails(capsys, main, [*arguments(network), *flags.split()], part)
-    assert {path.name for path in network.parent.iterdir()} == {"net.pt"}

@@ -17,7 +17,7 @@ from command_lines import fails
 from config import PRESETS
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
-from evaluations.minimum_norm import L2ProjectedFMN, best_known, summary
+from evaluations.minimum_norm import best_known, summary
 from evaluations.subject import load_subject
 from loading.datasets import load_test
 from records import checkpoint
@@ -185,24 +185,6 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert best_known(subject, weaker)[0] == best_known(subject, {})[0]
 
 
-def test_fmn_of_foolbox_does_not_project_and_ours_does(here):
-    from foolbox import PyTorchModel
-    from foolbox.attacks import L2FMNAttack
-
-    exact = closed_form(here / "L2", "L2")
-    split = load_test("imagefolder", "pictures", test_size=None, device=CPU).split
-    x, y, _ = split.batch((exact > 0).nonzero().squeeze(1))
-    model = Linear(1, SIDE, SIDE, CLASSES).eval().requires_grad_(False)
-    model.load_state_dict(checkpoint.load(here / "L2" / "model_best.pt")["model"])
-    theirs, ours = (
-        (attack(steps=100)(PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=None)[0] - x)
-        .flatten(1)
-        .norm(dim=1)
-        for attack in (L2FMNAttack, L2ProjectedFMN)
-    )
-    assert (ours / exact[exact > 0]).max() < 1.01 < 1.1 < (theirs / exact[exact > 0]).median()
-
-
 def test_summary():
     assert summary([4.0, 1.0, 2.0, 3.0, 5.0]) == {"mean": 3.0, "quartiles": [2.0, 3.0, 4.0]}
     assert summary([0.0, 1.0, math.inf, math.inf]) == {"mean": None, "quartiles": [0.75, None, None]}
@@ -211,16 +193,12 @@ def test_summary():
 
 
 def test_mistakes(here, capsys):
-    def refused(*argv, parts):
-        fails(capsys, evaluate_on_minimum_norm.main, ["--device", "cpu", *argv], *parts)
-
-    linear = ["--network", f"{__name__}:Linear"]
-    refused(parts=["--model is missing"])
-    refused("--model", "L2", *linear, "--attacks", "cw,pgd", parts=["--attacks", "pgd", "cw,ddn,fmn"])
-    refused("--model", "Linf", *linear, "--attacks", "ddn", parts=["--attacks ddn", "not under Linf", "--norm L2"])
-    refused("--model", "L2", *linear, "--steps", "0", parts=["--steps 0"])
-    refused("--model", "L2", *linear, "--test_size", "25", parts=["--test_size 25"])
-    refused("--model", "L2", parts=[f"--network {__name__}:Linear", "if you trust it"])
+    main, linear = evaluate_on_minimum_norm.main, ["--device", "cpu", "--network", f"{__name__}:Linear"]
+    fails(capsys, main, ["--model", "L2", *linear, "--attacks", "cw,pgd"], "--attacks", "pgd", "cw,ddn,fmn")
+    fails(
+        capsys, main, ["--model", "Linf", *linear, "--attacks", "ddn"], "--attacks ddn", "not under Linf", "--norm L2"
+    )
+    fails(capsys, main, ["--model", "L2", "--device", "cpu"], f"--network {__name__}:Linear", "if you trust it")
 
 
 def test_what_is_done_is_not_done_again_and_the_rest_stands_beside(here, capsys, monkeypatch):
