@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pgd import InnerPgd, LossFn, as_rows
-from utils import has_batchnorm, per_row
+from pgd import GEOMETRY, InnerPgd, LossFn, as_rows, class_weights, linearised, weighted_logits
+from utils import eval_mode, frozen, has_batchnorm, per_row
 
 LossAt = Callable[[Tensor], Tensor]  # (B,) radii along the direction -> (B,) losses there
 SEARCHES = ("bisection", "secant")
@@ -124,22 +125,55 @@ def _updates_statistics(model: nn.Module) -> bool:
     return model.training and has_batchnorm(model)
 
 
+def step_to_boundary(norm: str, x: Tensor, gradient: Tensor, rise: Tensor) -> Tensor:
+    """(B, ...), (B, ...), (B,) -> (B, ...): the shortest d with gradient . d = rise and x + d in [0, 1].
+
+    The step of DeepFool (Moosavi-Dezfooli et al. 2016) with the bounds of FAB (Croce & Hein 2020). With g the gradient and
+    room_i how far pixel i may move in the direction of sign(g_i):
+    Linf: d_i = sign(g_i) min(r, room_i), where sum_i |g_i| min(r, room_i) = rise;
+    L2: d_i = sign(g_i) min(r |g_i|, room_i), where sum_i |g_i| min(r |g_i|, room_i) = rise.
+    The sum is piecewise linear in r and bends where a pixel has no room left; with the bends sorted, r is exact. Where all
+    the room does not suffice it is all used; a rise below 0 is 0. A gradient that is not a number gives such a step.
+    """
+    pull = gradient.flatten(1).abs()
+    room = torch.where(gradient > 0, 1 - x, torch.where(gradient < 0, x, 0)).flatten(1).clamp(min=0)
+    speed = pull if norm == "L2" else torch.ones_like(pull)  # |d_i| = min(r speed_i, room_i)
+    bends, order = (room / speed.clamp(min=torch.finfo(x.dtype).tiny)).sort(dim=1)
+    used_up = (pull * room).gather(1, order).cumsum(dim=1)  # what the pixels up to each bend give, without room left
+    slope = (pull * speed).gather(1, order).flip(1).cumsum(dim=1).flip(1)  # of the sum up to each bend
+    before = used_up - (pull * room).gather(1, order)
+    piece = (before + bends * slope < rise[:, None]).sum(dim=1, keepdim=True).clamp(max=pull.shape[1] - 1)
+    before, slope, end = (values.gather(1, piece) for values in (before, slope, bends))
+    r = torch.minimum(((rise[:, None] - before) / slope).clamp(min=0), end)
+    return gradient.sign() * torch.minimum(r * speed, room).reshape(x.shape)
+
+
 class Shortest(NamedTuple):
     """The shortest perturbation found in each row."""
 
     x_adv: Tensor  # (B, ...) on the boundary; as in the reference, not clipped to [0, 1] again
     eps: Tensor  # (B,) its radius, the estimate of the margin d(x, y)
-    direction: Tensor  # (B, ...) PGD's perturbation over its radius; x_adv = x + eps direction
+    direction: Tensor  # (B, ...) the perturbation over its radius, PGD's in the paper; x_adv = x + eps direction
     beyond: Tensor  # (B,) bool: the search met no misclassified point up to its end
-    passes: int  # forward/backward passes of each image
+    passes: int  # forward or forward/backward passes of each image
 
 
 @dataclass(frozen=True)
 class AnPgd:
-    """AN-PGD with its hyper-parameters: PGD in each row's own ball, then the search along the direction found."""
+    """AN-PGD with its hyper-parameters: PGD in each row's own ball, then the search along the direction found.
+
+    Beyond the paper: `targets` and `projections` give further directions to search along, and the shortest perturbation
+    of all counts. Each direction is that of the shortest step onto the boundary linearised at a point.
+    """
 
     attack: InnerPgd
     search: Search
+    projections: int = (
+        0  # times, one after the other, that the boundary is linearised at the shortest perturbation so far
+    )
+    targets: int | Literal["all"] = (
+        0  # classes, those of the largest wrong logits, to which it is linearised at the image
+    )
 
     def __call__(
         self,
@@ -157,4 +191,43 @@ class AnPgd:
         x_pgd = self.attack(model, x, y, start_eps, noise, odi_weights)
         direction = (x_pgd - x) / per_row(start_eps + 1e-12, x)
         eps, beyond, passes = self.search(model, x, y, direction, start_eps, clean_loss)
-        return Shortest(x + per_row(eps, x) * direction, eps, direction, beyond, self.attack.steps + passes)
+        found = Shortest(x + per_row(eps, x) * direction, eps, direction, beyond, self.attack.steps + passes)
+        if self.targets:
+            with eval_mode(model), torch.no_grad():
+                logits = model(x)
+            found = found._replace(passes=found.passes + 1)
+            wrong_classes = logits.shape[1] - 1
+            for rank in range(wrong_classes if self.targets == "all" else min(self.targets, wrong_classes)):
+                weights = class_weights(logits, y, rank)
+                found = self._shorter(model, x, y, found, x, partial(weighted_logits, weights=weights), clean_loss)
+        for _ in range(self.projections):
+            point = found.x_adv.clamp(0, 1)
+            found = self._shorter(model, x, y, found, point, lambda z: self.search.loss_fn(z, y), clean_loss)
+        return found
+
+    def _shorter(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        found: Shortest,
+        point: Tensor,
+        loss_of: Callable[[Tensor], Tensor],
+        clean_loss: Tensor | None,
+    ) -> Shortest:
+        """`found`, or where it is shorter what lies towards the zeros of a loss linearised at point (B, ...).
+
+        loss_of: (B, C) logits -> (B,).
+        """
+        with eval_mode(model), frozen(model):
+            loss, gradient = linearised(lambda point: loss_of(model(point)), point)
+        step = step_to_boundary(self.attack.norm, x, gradient, -loss - (gradient * (x - point)).flatten(1).sum(dim=1))
+        length = GEOMETRY[self.attack.norm].length(step)
+        usable = length.isfinite() & (length > 0)
+        direction = torch.where(per_row(usable, x), step / per_row(length, x), 0)
+        eps, beyond, passes = self.search(model, x, y, direction, torch.where(usable, length, 0), clean_loss)
+        shorter = usable & ~beyond & (found.beyond | (eps < found.eps))
+        direction = torch.where(per_row(shorter, x), direction, found.direction)
+        eps, beyond = torch.where(shorter, eps, found.eps), found.beyond & ~shorter
+        x_adv = torch.where(per_row(shorter, x), x + per_row(eps, x) * direction, found.x_adv)
+        return Shortest(x_adv, eps, direction, beyond, found.passes + 1 + passes)

@@ -7,8 +7,7 @@ if one of them breaks what attacks by gradients do not, the gradients mislead. B
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -21,14 +20,14 @@ from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations import external_attacks
 from evaluations.advertorch_compat import advertorch
-from evaluations.external_attacks import ExternalAttack, settled_eps, square_starts
+from evaluations.external_attacks import settled_eps, square_starts
 from evaluations.flags import EvaluationFlags, choose, parse_flags
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
 from records.progress import Teller
 
-ATTACKS = {"square": ("Square", 50, 50), "spsa": ("SPSA", 10, 2)}  # title, images a shard, steps that time it
+IMAGES_A_SHARD = {"square": 50, "spsa": 10}
 DEFAULT_IMAGES = {"cpu": 100, "cuda": 1000}
 SPSA = {"delta": 0.01, "lr": 0.01}  # advertorch's own
 SPSA_IMAGES_A_PASS = 2000  # bounds memory
@@ -36,7 +35,7 @@ SPSA_IMAGES_A_PASS = 2000  # bounds memory
 
 @dataclass(frozen=True)
 class GradientFreeFlags(EvaluationFlags):
-    """One evaluation by attacks that do not use gradients."""
+    """Attack a network without its gradients."""
 
     eps: float | None = opt(None, "radius (default: the training's test radius)")
     attacks: str | None = opt(None, "square, spsa or square,spsa (default: both; under L2 square)")
@@ -50,26 +49,29 @@ class GradientFreeFlags(EvaluationFlags):
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the results. Returns the exit status."""
-    return run_evaluation(parse(argv), evaluate, default_size=lambda subject: DEFAULT_IMAGES[subject.device.type])
-
-
-def parse(argv: Sequence[str] | None = None) -> GradientFreeFlags:
-    """The command line."""
-    return parse_flags(GradientFreeFlags, "Attack a network without its gradients.", list(ATTACKS), argv)
+    flags = parse_flags(GradientFreeFlags, argv)
+    return run_evaluation(flags, evaluate, default_size=lambda subject: DEFAULT_IMAGES[subject.device.type])
 
 
 def evaluate(flags: GradientFreeFlags, subject: Subject, teller: Teller, world: World) -> None:
     """Each attack of `--attacks`, or all that exist for this norm."""
     eps = settled_eps(flags.eps, subject, teller, world)
     for name in world.together(lambda: attacks_asked(flags, subject)):
-        size = flags.batch_size or ATTACKS[name][1]
-        attack = attack_of(name, flags, subject, eps, min(size, len(subject.test)))
-        external_attacks.evaluate(attack, flags, size, subject, teller, world)
+        size = flags.batch_size or IMAGES_A_SHARD[name]
+        external_attacks.evaluate(
+            flags,
+            subject,
+            teller,
+            world,
+            eps=eps,
+            batch_size=size,
+            **attack_of(name, flags, subject, eps, min(size, len(subject.test))),
+        )
 
 
 def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     """:raises UserError: if one of the attacks cannot run on these images or in this norm."""
-    names = choose(flags.attacks or ("square,spsa" if subject.norm == "Linf" else "square"), list(ATTACKS))
+    names = choose(flags.attacks or ("square,spsa" if subject.norm == "Linf" else "square"), list(IMAGES_A_SHARD))
     if "spsa" in names and subject.norm != "Linf":
         raise UserError(f"--attacks {flags.attacks}: SPSA is for Linf only, and this is {subject.norm}: leave it out")
     size = "x".join(map(str, subject.test.shape[1:]))
@@ -78,44 +80,28 @@ def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     return names
 
 
-def attack_of(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, together: int) -> ExternalAttack:
-    """Square with AutoAttack's settings, or SPSA with advertorch's but for the number of steps; on so many images together."""
+def attack_of(name: str, flags: GradientFreeFlags, subject: Subject, eps: float, together: int) -> dict[str, Any]:
+    """Square with AutoAttack's settings, or SPSA with advertorch's but for the number of steps; on so many images together.
+    As `external_attacks.evaluate` takes it."""
 
-    def square(x: Tensor, y: Tensor, seed: int, queries: int) -> Tensor:
-        how = {"norm": subject.norm, "eps": eps, "n_queries": queries, "seed": seed, "device": x.device}
+    def square(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
+        how = {"norm": subject.norm, "eps": eps, "n_queries": flags.square_queries, "seed": seed, "device": x.device}
         attack = SquareAttack(subject.model, p_init=0.8, n_restarts=1, resc_schedule=False, **how)
         with torch.no_grad():
-            x_adv: Tensor = attack.perturb(x, y)
-        return x_adv
+            return attack.perturb(x, y), []
 
-    def spsa(x: Tensor, y: Tensor, seed: int, steps: int) -> Tensor:
+    def spsa(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
         torch.manual_seed(seed)
         at_once = min(flags.spsa_samples, -(-SPSA_IMAGES_A_PASS // together))
-        how = {**SPSA, "nb_iter": steps, "nb_sample": flags.spsa_samples, "max_batch_size": at_once}
-        x_adv: Tensor = advertorch.attacks.LinfSPSAAttack(subject.model, eps, **how).perturb(x, y)
-        return x_adv
+        how = {**SPSA, "nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples, "max_batch_size": at_once}
+        return advertorch.attacks.LinfSPSAAttack(subject.model, eps, **how).perturb(x, y), []
 
-    kinds: dict[str, tuple[Callable[..., Tensor], int, dict[str, Any]]] = {
-        "square": (square, flags.square_queries, {"queries": flags.square_queries}),
-        "spsa": (spsa, flags.spsa_iter, {"nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples, **SPSA}),
-    }
-    perturb, steps, settings = kinds[name]
-    title, _, trial_steps = ATTACKS[name]
-    package = "pyautoattack" if name == "square" else "advertorch"
-
-    def longest(x: Tensor, y: Tensor) -> float:
-        started = time.monotonic()
-        perturb(x, y, 0, min(trial_steps, steps))
-        return (time.monotonic() - started) * steps / min(trial_steps, steps)
-
-    return ExternalAttack(
-        name,
-        title,
-        eps,
-        {**settings, "package": f"{package} {version(package)}", "attacks": [name]},
-        lambda x, y, seed: (perturb(x, y, seed, steps), []),
-        longest,
-    )
+    if name == "square":
+        settings = {"queries": flags.square_queries, "package": f"pyautoattack {version('pyautoattack')}"}
+        return {"name": name, "title": "Square", "settings": {**settings, "attacks": [name]}, "attack": square}
+    settings = {"nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples, **SPSA}
+    settings |= {"package": f"advertorch {version('advertorch')}", "attacks": [name]}
+    return {"name": name, "title": "SPSA", "settings": settings, "attack": spsa}
 
 
 if __name__ == "__main__":

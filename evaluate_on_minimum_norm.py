@@ -7,31 +7,37 @@ same images, as training measures them. A distance is 0 for a misclassified imag
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 
-from torch import Tensor
+import torch
 
 from check import checker_of
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations import minimum_norm
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import EvaluationFlags, choose, parse_flags
-from evaluations.minimum_norm import NAMES, attacks_under, default_steps
-from evaluations.shards import run_evaluation
+from evaluations.minimum_norm import ATTACKS, SEARCHES, attacks_under, compared, figures_of, shortest_distances, table
+from evaluations.repeated_pgd import clean_logits
+from evaluations.results import Row, clean_accuracy, require_writable
+from evaluations.shards import Keep, Parts, already_done, run_evaluation, run_shards
 from evaluations.subject import Subject
+from losses import logit_margin
 from processes.distributed import World, main_of_process
 from records.progress import Teller
+from utils import EVALUATE, mixed_seed
 
 PAPER_SIZE, CW_SIZE_ON_CPU = 1000, 100
+STEPS, CW_STEPS = 1000, 10_000  # on a CPU cw takes as many as the others
 CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test split, at step 0
 
 
 @dataclass(frozen=True)
 class MinimumNormFlags(EvaluationFlags):
-    """One evaluation by attacks that look for the nearest adversarial image."""
+    """Look for the nearest adversarial images."""
 
     attacks: str | None = opt(None, "some of cw,ddn,fmn (default: all of them under L2, fmn under Linf)")
     test_size: int | None = opt(
@@ -48,13 +54,8 @@ class MinimumNormFlags(EvaluationFlags):
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Attack, print and write a JSON for each attack. Returns the exit status."""
-    flags = parse(argv)
+    flags = parse_flags(MinimumNormFlags, argv)
     return run_evaluation(flags, evaluate, default_size=partial(default_size, flags))
-
-
-def parse(argv: Sequence[str] | None = None) -> MinimumNormFlags:
-    """The command line."""
-    return parse_flags(MinimumNormFlags, "Look for the nearest adversarial images.", NAMES, argv)
 
 
 def attacks_asked(flags: MinimumNormFlags, subject: Subject) -> list[str]:
@@ -63,7 +64,7 @@ def attacks_asked(flags: MinimumNormFlags, subject: Subject) -> list[str]:
     :raises UserError: for an attack that the norm does not have.
     """
     possible = attacks_under(subject.norm)
-    attacks = possible if flags.attacks is None else choose(flags.attacks, NAMES)
+    attacks = possible if flags.attacks is None else choose(flags.attacks, list(SEARCHES))
     if wrong := [attack for attack in attacks if attack not in possible]:
         raise UserError(
             f"--attacks {wrong[0]}: not under {subject.norm}: name some of {','.join(possible)}, or add --norm L2"
@@ -78,37 +79,70 @@ def default_size(flags: MinimumNormFlags, subject: Subject) -> int:
 
 
 def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: World) -> None:
-    """Every attack that is not done yet, and what their distances say of PGD's figure."""
-    steps = {attack: flags.steps or default_steps(attack, subject) for attack in attacks_asked(flags, subject)}
+    """Every attack that is not done yet; the JSON of each, a table, and what their distances say of PGD's figure.
+
+    :raises UserError: if the folder cannot be written.
+    """
+    attacks, on_cpu = attacks_asked(flags, subject), subject.device.type == "cpu"
+    steps = {name: flags.steps or (CW_STEPS if name == "cw" and not on_cpu else STEPS) for name in attacks}
     if flags.test_size is None:
-        why = (
-            "the paper's 1000 would take cw long on a CPU"
-            if default_size(flags, subject) < PAPER_SIZE
-            else "as in the paper"
-        )
+        few = default_size(flags, subject) < PAPER_SIZE
+        why = "the paper's 1000 would take cw long on a CPU" if few else "as in the paper"
         teller.note(f"--test_size not given: {len(subject.test)} images ({why})")
     if flags.steps is None:
-        slow = " (10000 on a GPU)" if steps.get("cw") == 1000 else ""
+        slow = f" ({CW_STEPS} on a GPU)" if "cw" in steps and on_cpu else ""
         teller.note(f"--steps not given: {', '.join(f'{attack} {number}' for attack, number in steps.items())}{slow}")
-    minimum_norm.evaluate(
-        subject,
-        steps,
-        lambda: anpgd_margins(subject, world),
-        seed=flags.seed,
-        batch_size=flags.batch_size or (200 if subject.device.type == "cuda" else 25),
-        overwrite=flags.overwrite,
-        teller=teller,
-        world=world,
-    )
+    batch_size = flags.batch_size or (25 if on_cpu else 200)
+    rows = {}
+    for attack in attacks:
+        settings = {"steps": steps[attack], "searches": SEARCHES[attack], **ATTACKS[attack, subject.norm][1]}
+        row = subject.row(flags.seed, {**settings, "batch_size": batch_size, "foolbox": version("foolbox")})
+        if not already_done(subject, attack, row, flags.overwrite, teller, world):
+            rows[attack] = row
+    if rows:
+        search(subject, rows, batch_size, teller, world)
     for line in overestimates(subject):
         teller.say(line)
 
 
-def anpgd_margins(subject: Subject, world: World) -> Tensor:
-    """(N,) float64 on the CPU: AN-PGD's margins, by the training's own check."""
-    found = checker_of(subject.training)(subject.model, subject.test, *CHECK_KEY, world=world)
-    assert found is not None  # nothing stops it
-    return found.margins.cpu().double()
+def search(subject: Subject, rows: dict[str, Row], batch_size: int, teller: Teller, world: World) -> None:
+    """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table."""
+    world.together(lambda: require_writable(subject.path.parent))
+    x, y, _ = subject.test.everything()
+    logits = clean_logits(subject.model, x, min(batch_size, len(x)))
+    right = logit_margin(logits, y) < 0
+    batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
+    teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
+    checked = checker_of(subject.training)(subject.model, subject.test, *CHECK_KEY, world=world)
+    assert checked is not None  # nothing stops it
+    margins = checked.margins.cpu().double()
+    done, found, seconds = [], dict[str, list[float]](), dict[str, float]()  # found: distances
+    for attack, row in rows.items():
+        parts = Parts(subject, attack, len(batches), world, row["settings"], row["seed"])
+
+        def attack_batch(number: int, keep: Keep, attack: str = attack, row: Row = row) -> None:
+            started, seed = time.monotonic(), mixed_seed(row["seed"], EVALUATE, number)
+            steps = row["settings"]["steps"]
+            distances = shortest_distances(subject, attack, steps, batches[number], logits, seed)
+            keep({"distances": distances, "seconds": time.monotonic() - started})
+
+        shards = run_shards(parts, attack_batch, attack, teller, world)
+        if world.is_first:
+            distances = torch.zeros(len(x), dtype=torch.float64)
+            distances[right.cpu()] = torch.cat([distances[:0], *(part["distances"] for part in shards)])
+            found[attack], seconds[attack] = distances.tolist(), round(sum(part["seconds"] for part in shards), 1)
+        done.append(parts)
+    if world.is_first:
+        anpgd = compared(subject, right, margins, found)
+        for attack, distances_found in found.items():
+            settings = {**rows[attack]["settings"], "device": str(subject.device)}
+            figures = {**clean_accuracy(right), **figures_of(distances_found), "anpgd": anpgd}
+            subject.add_rows(attack, [{**rows[attack], **figures, "settings": settings, "seconds": seconds[attack]}])
+        for line in table(subject, right, found, anpgd, seconds):
+            teller.say(line)
+    for parts in done:
+        parts.close()
+    teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from errors import exits_on_user_error
-from evaluations.flags import parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from evaluations.pgd_attacks import evaluate
 from evaluations.shards import run_evaluation
 from processes.distributed import main_of_process
@@ -19,7 +19,7 @@ from processes.distributed import main_of_process
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print and write the result. Returns the exit status."""
-    flags = parse_pgd(argv)
+    flags = parse_flags(PgdFlags, argv)
     return run_evaluation(flags, evaluate, precision=flags.precision)
 
 

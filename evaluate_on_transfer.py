@@ -121,7 +121,8 @@ def compare(
         require_writable(subject.path.parent)
     seeds = []
     for run, subject in zip(runs, subjects, strict=True):
-        best = hardest_row(subject)
+        same = (row for row in subject.rows("pgd") if (row["n"], row["split"]) == (len(subject.test), subject.split))
+        best: Row = max(same, key=effort, default={"settings": {}})  # its steps, restarts and seed make further images
         seeds.append(best.get("seed") or 0)
         missing = [eps for eps in radii if eps not in transfer.saved_images(subject, radii)]
         if len(missing) < len(radii) and (flags.nb_iter or flags.nb_restart):
@@ -141,12 +142,6 @@ def compare(
         teller.say(f"eval_transfer_{subjects[0].norm}.json beside each of them: already done")
         return
     transfer.replay(subjects, images, rows, flags.batch_size or len(subjects[0].test), teller)
-
-
-def hardest_row(subject: Subject) -> Row:
-    """The hardest PGD evaluation that is stored for the same images, whose steps, restarts and seed make further ones."""
-    rows = [row for row in subject.rows("pgd") if (row["n"], row["split"]) == (len(subject.test), subject.split)]
-    return max(rows, key=effort, default={"settings": {}})
 
 
 if __name__ == "__main__":

@@ -118,6 +118,15 @@ def step_sizes(step_size: Tensor, steps: int, decays: bool) -> Iterator[Tensor]:
     return (step_size * (1 - step / steps) if decays else step_size for step in range(steps))
 
 
+def linearised(losses_at: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, ...) images -> (B,) losses there, (B, ...) their gradient. losses_at: (B, ...) -> (B,)."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = losses_at(x)
+        (gradient,) = torch.autograd.grad(losses.sum(), x)
+    return losses.detach(), gradient
+
+
 def ascend(
     losses_at: Callable[[Tensor], Tensor], norm: str, x_adv: Tensor, x: Tensor, eps: Tensor, step: Tensor
 ) -> Tensor:
@@ -126,9 +135,7 @@ def ascend(
     losses_at: (B, ...) images -> (B,) losses, of a model in eval mode.
     """
     geometry = GEOMETRY[norm]
-    x_adv = x_adv.detach().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(losses_at(x_adv).sum(), x_adv)
+    _, gradient = linearised(losses_at, x_adv)
     x_adv = x_adv.detach() + per_row(step, x) * _finite(geometry.ascent(gradient))
     return geometry.constrain(x_adv, x, eps)
 
@@ -161,8 +168,16 @@ def pgd(
     return x_adv.detach()
 
 
+def class_weights(logits: Tensor, y: Tensor, rank: int) -> Tensor:
+    """(B, C), (B,) -> (B, C): weights of z_t - z_y, t the class of the rank-th largest wrong logit, counted round."""
+    order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    target = order[:, rank % (logits.shape[1] - 1)]
+    weights = torch.zeros_like(logits).scatter(1, target[:, None], 1)
+    return weights.scatter(1, y[:, None], -1)
+
+
 def weighted_logits(logits: Tensor, weights: Tensor) -> Tensor:
-    """(B, C), (B, C) -> (B,): the combination of logits that ODI climbs."""
+    """(B, C), (B, C) -> (B,): a combination of logits, such as ODI climbs."""
     return (logits * weights).sum(dim=1)
 
 

@@ -144,7 +144,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
-        self.seen.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.seen.copy_(torch.tensor(state["sums"], dtype=torch.float64).reshape(len(self.seen)))
         passes, self.check_passes = state["passes"]
         self.passes.fill_(passes)
         in_a_row, since_row = state["skipped"]

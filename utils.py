@@ -68,6 +68,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The network frozen in eval mode inside; it and torch's generators are as before after."""
+    with eval_mode(model), frozen(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, …, 1) with as many dimensions as `like`."""
     return values.reshape(-1, *[1] * (like.dim() - 1))

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from config import DATASETS, NORMS, PRECISIONS, QUIET, SPLITS, opt
 from errors import UserError
 from flags import Radii, build_parser
-from presets import GRIDS
 from validation import require_positive
 
 PROTOCOLS = ("paper", "strong")
@@ -48,7 +47,7 @@ class EvaluationFlags(SharedFlags):
 
 @dataclass(frozen=True)
 class PgdFlags(EvaluationFlags):
-    """One evaluation by repeated PGD."""
+    """Attack a network with repeated white-box PGD."""
 
     precision: str = opt("fp32", "of the passes that give gradients; success is always judged in fp32", PRECISIONS[:3])
     cuda_graphs: bool = opt(True, "record a step of the attack on a GPU and replay it (docs/speed.md)")
@@ -69,26 +68,16 @@ Shared = TypeVar("Shared", bound=SharedFlags)
 Flags = TypeVar("Flags", bound=EvaluationFlags)
 
 
-def parse_flags(
-    cls: type[Flags], description: str, attacks: Sequence[str] = (), argv: Sequence[str] | None = None
-) -> Flags:
-    """Command line -> flags of one network. What depends on the checkpoint stays None until it is read.
-
-    attacks: what `--attacks` may name.
+def parse_flags(cls: type[Flags], argv: Sequence[str] | None = None) -> Flags:
+    """Command line -> flags of one network; `--help` begins with the docstring of `cls`. What depends on the checkpoint
+    stays None until it is read.
 
     :raises UserError: for a wrong flag or value.
     """
-    flags = checked_flags(cls, build_parser(cls, description, "default: ").parse_with_file(argv))
+    flags = checked_flags(cls, build_parser(cls, str(cls.__doc__), "default: ").parse_with_file(argv))
     if not flags.model:
         raise UserError("--model is missing: name a checkpoint file or a run folder")
-    if attacks and (asked := getattr(flags, "attacks", None)) is not None:
-        choose(asked, attacks)
     return flags
-
-
-def parse_pgd(argv: Sequence[str] | None = None) -> PgdFlags:
-    """The flags of `evaluate_on_pgd_attacks.py`."""
-    return parse_flags(PgdFlags, "Attack a network with repeated white-box PGD.", argv=argv)
 
 
 def checked_flags(cls: type[Shared], given: dict[str, Any]) -> Shared:
@@ -115,13 +104,3 @@ def choose(text: str, known: Sequence[str]) -> list[str]:
     if wrong := [name for name in names if name not in known]:
         raise UserError(f"--attacks {text or 'is empty'}: no attack {wrong[0]!r}: name some of {','.join(known)}")
     return list(dict.fromkeys(names))
-
-
-def eval_grid(dataset: str, norm: str, max_eps: float) -> tuple[float, ...]:
-    """The paper's radii; for digits and image folders six up to `max_eps`, the training's d_max."""
-    return GRIDS.get((dataset, norm)) or tuple(round(max_eps * k / 6, 12) for k in range(1, 7))
-
-
-def eval_step_size(dataset: str, norm: str, eps: float) -> float:
-    """Step of the reference's evaluation: eps/4, on MNIST under Linf eps/40."""
-    return eps / 40 if (dataset, norm) == ("mnist", "Linf") else eps / 4

@@ -1,4 +1,4 @@
-"""Attacks that look for the nearest adversarial image, through foolbox, batch by batch.
+"""Attacks that look for the nearest adversarial image, through foolbox.
 
 A distance is 0 for a misclassified image and inf where nothing was found; None says so in a JSON. B batch, N images,
 C classes, ... any image shape; images in [0, 1]; distances in the same unit.
@@ -7,12 +7,9 @@ C classes, ... any image shape; images in [0, 1]; distances in the same unit.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import eagerpy
 import torch
@@ -21,19 +18,13 @@ from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfF
 from foolbox.attacks.base import MinimizationAttack
 from torch import Tensor
 
-from evaluations.external_attacks import untouched
-from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, clean_accuracy, interval, require_writable
-from evaluations.shards import Part, Parts, already_done, attack_batches
+from evaluations.results import Row, clean_accuracy, interval
 from evaluations.subject import Subject
 from losses import logit_margin
 from pgd import GEOMETRY, project_l2
-from processes.distributed import World
-from records.progress import Teller
-from utils import EVALUATE, mixed_seed, per_row
+from utils import per_row, untouched
 
 Figures = dict[str, Any]
-TRIAL_STEPS = 5
 
 
 class L2ProjectedFMN(L2FMNAttack):
@@ -44,125 +35,36 @@ class L2ProjectedFMN(L2FMNAttack):
         return x0 + eagerpy.astensor(project_l2((x - x0).raw, epsilon.raw))
 
 
-class Method(NamedTuple):
-    """An attack of foolbox and everything that fixes it but the number of steps."""
-
-    attack: type[MinimizationAttack]
-    steps: int  # by default
-    cpu_steps: int  # by default on a CPU
-    searches: int  # runs of so many steps for each image, at most
-    options: dict[str, Any]
-
-
-# FMN runs twice and the shorter counts: from the image, where [0, 1] may hold it up for good, and from another class's.
-METHODS = {
-    ("cw", "L2"): Method(
+# Everything that fixes an attack but the number of steps.
+ATTACKS: dict[tuple[str, str], tuple[type[MinimizationAttack], dict[str, Any]]] = {
+    ("cw", "L2"): (
         L2CarliniWagnerAttack,
-        10_000,
-        1000,
-        9,
         {"binary_search_steps": 9, "stepsize": 0.01, "confidence": 0, "initial_const": 1e-3, "abort_early": True},
     ),
-    ("ddn", "L2"): Method(DDNAttack, 1000, 1000, 1, {"init_epsilon": 1.0, "gamma": 0.05}),
-    ("fmn", "L2"): Method(L2ProjectedFMN, 1000, 1000, 2, {"max_stepsize": 1.0, "gamma": 0.05}),
-    ("fmn", "Linf"): Method(LInfFMNAttack, 1000, 1000, 2, {"max_stepsize": 10.0, "gamma": 0.05}),
+    ("ddn", "L2"): (DDNAttack, {"init_epsilon": 1.0, "gamma": 0.05}),
+    ("fmn", "L2"): (L2ProjectedFMN, {"max_stepsize": 1.0, "gamma": 0.05}),
+    ("fmn", "Linf"): (LInfFMNAttack, {"max_stepsize": 10.0, "gamma": 0.05}),
 }
-NAMES = tuple(dict.fromkeys(attack for attack, _ in METHODS))
+# How often an image is searched from the start, at most. FMN runs twice and the shorter distance counts: from the image, where
+# [0, 1] may hold it up for good, and from another class's.
+SEARCHES = {"cw": 9, "ddn": 1, "fmn": 2}
 
 
 def attacks_under(norm: str) -> list[str]:
     """Those that there are for a norm."""
-    return [attack for attack, its_norm in METHODS if its_norm == norm]
-
-
-def default_steps(attack: str, subject: Subject) -> int:
-    """Steps of a search where the flags do not say."""
-    method = METHODS[attack, subject.norm]
-    return method.cpu_steps if subject.device.type == "cpu" else method.steps
+    return [attack for attack, its_norm in ATTACKS if its_norm == norm]
 
 
 # --- the attacks ---------------------------------------------------------------------------------------------------
 
 
-def evaluate(
-    subject: Subject,
-    steps: Mapping[str, int],
-    margins_of: Callable[[], Tensor],
-    *,
-    seed: int,
-    batch_size: int,
-    overwrite: bool,
-    teller: Teller,
-    world: World,
-) -> None:
-    """Each attack that is not done yet, with its steps; then the JSON of each, and a table.
-
-    margins_of: gives AN-PGD's margins, (N,) float64 on the CPU.
-
-    :raises UserError: if the folder cannot be written.
-    """
-    rows = {}
-    for attack in steps:
-        method = METHODS[attack, subject.norm]
-        settings = {"steps": steps[attack], "searches": method.searches, **method.options, "batch_size": batch_size}
-        row = subject.row(seed, {**settings, "foolbox": version("foolbox")})
-        if not already_done(subject, attack, row, overwrite, teller, world):
-            rows[attack] = row
-    if not rows:
-        return
-    world.together(lambda: require_writable(subject.path.parent))
-    x, y, _ = subject.test.everything()
-    logits = clean_logits(subject.model, x, min(batch_size, len(x)))
-    right = logit_margin(logits, y) < 0
-    batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
-    teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
-    margins = margins_of()
-    found: dict[str, list[float]] = {}  # distances, by attack
-
-    def attack_rows(attack: str, number: int) -> Part:
-        its_seed = mixed_seed(seed, EVALUATE, number)
-        return {"distances": attack_batch(subject, attack, steps[attack], batches[number], logits, its_seed)}
-
-    for attack, row in rows.items():
-        parts = Parts(subject, attack, len(batches), world, row["settings"], seed)
-        its_longest = partial(longest, subject, attack, steps[attack])
-        done = attack_batches(parts, batches, partial(attack_rows, attack), its_longest, attack, teller, world)
-        if world.is_first:
-            distances = torch.zeros(len(x), dtype=torch.float64)
-            distances[right.cpu()] = torch.cat([distances[:0], *(part["distances"] for part in done)])
-            found[attack] = distances.tolist()
-            row["seconds"] = round(sum(part["seconds"] for part in done), 1)
-            anpgd = compared(subject, right, margins, found)
-            for name, its_distances in found.items():  # again, as the best known distance may have become shorter
-                whole = {**rows[name], **clean_accuracy(right), **figures_of(its_distances), "anpgd": anpgd}
-                whole["settings"] = {**rows[name]["settings"], "device": str(subject.device)}
-                subject.add_rows(name, [whole])
-        parts.close()
-    if world.is_first:
-        for line in table(subject, right, margins, found, {attack: row["seconds"] for attack, row in rows.items()}):
-            teller.say(line)
-    teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
-
-
-def longest(subject: Subject, attack: str, steps: int, rows: Tensor) -> float:
-    """Seconds that the attack takes on (B,) rows if no search ends early, by a few steps of one search."""
-    method = METHODS[attack, subject.norm]
-    short = {name: 1 for name in method.options if name == "binary_search_steps"}
-    x, y, _ = subject.test.batch(rows)
-    started = time.monotonic()
-    with untouched(subject.model, x.device):
-        run = method.attack(**{**method.options, **short, "steps": TRIAL_STEPS})
-        run(PyTorchModel(subject.model, bounds=(0, 1), device=x.device), x, y, epsilons=None)
-    return (time.monotonic() - started) * steps / TRIAL_STEPS * method.searches
-
-
-def attack_batch(subject: Subject, attack: str, steps: int, rows: Tensor, logits: Tensor, seed: int) -> Tensor:
+def shortest_distances(subject: Subject, attack: str, steps: int, rows: Tensor, logits: Tensor, seed: int) -> Tensor:
     """(B,) rows -> (B,) float64 on the CPU: the shortest confirmed distances; logits (N, C): of all images."""
-    method = METHODS[attack, subject.norm]
+    method, options = ATTACKS[attack, subject.norm]
     x, y, _ = subject.test.batch(rows)
     with untouched(subject.model, x.device):
         torch.manual_seed(seed)  # DDN draws a direction where there is no gradient
-        run = method.attack(**{"steps": steps, **method.options})
+        run = method(**{"steps": steps, **options})
         model = PyTorchModel(subject.model, bounds=(0, 1), device=x.device)
         x_adv = run(model, x, y, epsilons=None)[0]
         if attack == "cw":  # foolbox gives an all-black image for one that it did not break
@@ -277,13 +179,12 @@ def compared(subject: Subject, right: Tensor, margins: Tensor, found: Mapping[st
 def table(
     subject: Subject,
     right: Tensor,
-    margins: Tensor,
     found: Mapping[str, Sequence[float]],
+    anpgd: Figures,
     seconds: Mapping[str, float],
 ) -> list[str]:
-    """What to print at the end; seconds: by attack."""
-    anpgd, (best, attacks) = compared(subject, right, margins, found), best_known(subject, found)
-    ratio = anpgd["ratio"]
+    """What to print at the end; anpgd: what `compared` gives, seconds: by attack."""
+    ratio, (best, attacks) = anpgd["ratio"], best_known(subject, found)
 
     def line(name: str, figures: Figures, *rest: str) -> str:
         values = [

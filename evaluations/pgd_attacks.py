@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor
 from errors import UserError
 from evaluations import sanity
 from evaluations.compare_attacks import NAMES, overestimates
-from evaluations.flags import PgdFlags, eval_grid, eval_step_size
+from evaluations.flags import PgdFlags
 from evaluations.repeated_pgd import ODI_STEPS, RESTARTS, AttackState, clean_logits, loss_names, repeated_pgd
 from evaluations.results import (
     Row,
@@ -27,20 +26,20 @@ from evaluations.results import (
     same_kind,
     stored_row,
 )
-from evaluations.shards import Part, Parts, run_shards
+from evaluations.shards import Keep, Part, Parts, run_shards
 from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
 from hardware.precision import remark
 from losses import cross_entropy, logit_margin
+from presets import GRIDS
 from processes.distributed import ALONE, World
-from records.progress import Bar, Teller
+from records.progress import Teller
 from validation import radius
 
 ATTACKS = {"paper": "pgd", "strong": "strong"}  # how a protocol's JSON is named
 SHARD = 2000  # images at most
-TRIAL_STEPS = 2
 OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ
 
 
@@ -105,7 +104,6 @@ def attacked(
     At each radius the images are attacked in shards. What is kept is a shard after each restart, until the end of the
     context.
     """
-    name, restarts_of = ATTACKS[flags.protocol], RESTARTS[flags.protocol]
     recorded = subject.device.type == "cuda" and flags.cuda_graphs
     tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
     attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
@@ -114,60 +112,45 @@ def attacked(
     rounds = -(-len(x) // (SHARD * world.size))
     shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
     identity = [*asked], batch_size, flags.save_adv, flags.deterministic
+    name = ATTACKS[flags.protocol]
     parts = Parts(subject, name, len(shards), world, *identity, rounds=len(asked))  # a piece is a shard at a radius
 
-    def attacks_left(piece: int) -> int:
-        """How often an image will be attacked if none falls."""
-        part = parts.known.get(piece) or {"margin": clean[shards[piece % len(shards)]], "restart": 0}
-        return int((part["margin"] < 0).sum()) * (flags.nb_restart - int(part["restart"]))
-
-    def attack_piece(piece: int, bar: Bar) -> Part:
-        number, rows = piece // len(shards), shards[piece % len(shards)]
-        counted = attacks_left(piece)
-        if begun := parts.known.get(piece):
+    def attack_piece(piece: int, keep: Keep) -> None:
+        row, rows = asked[piece // len(shards)], shards[piece % len(shards)]
+        begun, smaller = parts.known.get(piece), parts.known.get(piece - len(shards))
+        if begun:
             state = _as_state(begun, x.device)
         else:
-            smaller = parts.known.get(piece - len(shards))
             state = AttackState(x[rows], clean[rows]) if smaller is None else _as_state(smaller, x.device)
-            state = state.larger_radius(fallen[number].to(x.device)[rows])
+            state = state.larger_radius(fallen[piece // len(shards)].to(x.device)[rows])
 
-        def show_and_keep(state: AttackState) -> None:
-            nonlocal counted
-            parts.save(piece, _as_part(state))
-            standing = int(state.robust.sum())
-            bar.set_postfix_str(
-                f"eps {asked[number]['eps']:.4g}, {standing} of {len(rows)} images stand", refresh=False
+        def keep_state(state: AttackState) -> None:
+            standing = f"eps {row['eps']:.4g}, {int(state.robust.sum())} of {len(rows)} images stand"
+            keep({**vars(state), "x_adv": state.x_adv.cpu(), "margin": state.margin.cpu()}, standing)
+
+        try:
+            repeated_pgd(
+                subject.model,
+                x[rows],
+                y[rows],
+                subject.test.numbers[rows],
+                restarts=RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm)),
+                eps=row["eps"],
+                seed=flags.seed,
+                batch_size=batch_size,
+                state=state,
+                after_restart=keep_state,
             )
-            bar.update(counted - attacks_left(piece))  # an image that has fallen is done with
-            counted = attacks_left(piece)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UserError(
+                f"{subject.path}: no gradient reaches the images through this network: attack it with "
+                "evaluate_on_gradient_free_attacks.py"
+            ) from None
 
-        repeated_pgd(
-            subject.model,
-            x[rows],
-            y[rows],
-            subject.test.numbers[rows],
-            restarts=restarts_of(attack, flags.nb_restart, **how(asked[number], subject.norm)),
-            eps=asked[number]["eps"],
-            seed=flags.seed,
-            batch_size=batch_size,
-            state=state,
-            after_restart=show_and_keep,
-        )
-        return parts.known[piece]
-
-    def seconds_an_attack() -> float:
-        """By two short restarts on a batch, of which the first warms up."""
-        rows = torch.arange(batch_size, device=x.device)
-        for _ in range(2):
-            started = time.monotonic()
-            with says_without_gradient(subject):
-                settings = {**how(asked[0], subject.norm), "steps": TRIAL_STEPS, "loss_fn": cross_entropy}
-                attack(subject.model, x[rows], y[rows], **settings).sum().item()
-        return (time.monotonic() - started) * flags.nb_iter / TRIAL_STEPS / batch_size
-
-    found = run_shards(
-        parts, attack_piece, attacks_left, seconds_an_attack, f"{subject.norm} PGD", "attack", teller, world
-    )
+    title = f"{subject.norm} PGD"
+    found = run_shards(parts, attack_piece, title, teller, world, unit="restart", times=flags.nb_restart)
     states = []
     for first in range(0, len(found) if world.is_first else 0, len(shards)):
         own = [_as_state(part, x.device) for part in found[first : first + len(shards)]]
@@ -179,24 +162,6 @@ def attacked(
 
 def _as_state(part: Part, device: torch.device) -> AttackState:
     return AttackState(**{**part, "x_adv": part["x_adv"].to(device), "margin": part["margin"].to(device)})
-
-
-def _as_part(state: AttackState) -> Part:
-    return {**vars(state), "x_adv": state.x_adv.cpu(), "margin": state.margin.cpu()}
-
-
-@contextmanager
-def says_without_gradient(subject: Subject) -> Iterator[None]:
-    """:raises UserError: if the network inside has no gradient."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        raise UserError(
-            f"{subject.path}: no gradient reaches the images through this network: attack it with "
-            "evaluate_on_gradient_free_attacks.py"
-        ) from None
 
 
 # --- what is asked for, and what is stored of it -------------------------------------------------------------------
@@ -228,7 +193,8 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
         if flags.protocol == "paper":
             settings["losses"] = dict(Counter(loss_names(flags.nb_restart)))
-            settings["eps_iter"] = step_size or eval_step_size(subject.dataset, subject.norm, eps)
+            usual = eps / 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else eps / 4  # the reference's
+            settings["eps_iter"] = step_size or usual
         else:
             settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
@@ -237,7 +203,8 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         radii = [subject.training.test_eps]
         notes.append(f"--eps not given: {radii[0]:.5g}, the test radius of its training")
     elif flags.eps == ("grid",):  # type: ignore[comparison-overlap]  # a word that the flag lets through
-        radii = list(eval_grid(subject.dataset, subject.norm, subject.training.check_maxeps))
+        six = [round(subject.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
+        radii = list(GRIDS.get((subject.dataset, subject.norm), six))  # the paper's, for other data sets up to d_max
     else:
         radii = [settle(eps, "eps") for eps in flags.eps]
     rows: list[Row] = []

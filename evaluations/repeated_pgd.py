@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import LOSSES, logit_margin
-from pgd import PgdFn, as_rows, odi_start, weighted_logits
+from pgd import PgdFn, as_rows, class_weights, odi_start, weighted_logits
 from utils import EVALUATE, ODI, eval_mode, row_noise
 
 ODI_STEPS = 10  # of the steps of a restart that starts by ODI
@@ -136,19 +136,11 @@ def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_si
                 noise = odi_start(attack, model, x, norm, radius, noise, weights, ODI_STEPS)
             if rank < 0:
                 return attack(model, x, y, **how, loss_fn=logit_margin, noise=noise)
-            return attack(model, x, _towards(logits, y, rank), **how, loss_fn=weighted_logits, noise=noise)
+            return attack(model, x, class_weights(logits, y, rank), **how, loss_fn=weighted_logits, noise=noise)
 
         return run
 
     return [restart(number) for number in range(count)]
-
-
-def _towards(logits: Tensor, y: Tensor, rank: int) -> Tensor:
-    """(B, C), (B,) -> (B, C): weights of z_t - z_y, t the class of the rank-th largest wrong logit, counted round."""
-    order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
-    target = order[:, rank % (logits.shape[1] - 1)]
-    weights = torch.zeros_like(logits).scatter(1, target[:, None], 1)
-    return weights.scatter(1, y[:, None], -1)
 
 
 RESTARTS = {"paper": paper_restarts, "strong": strong_restarts}

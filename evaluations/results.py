@@ -98,20 +98,17 @@ def same_kind(row: Row, like: Row, apart_from: Sequence[str] = ()) -> bool:
 
     apart_from: settings that may differ. A row may lack the digest of its images.
     """
-    settings = {name: value for name, value in like["settings"].items() if name not in (*PORTIONS, *apart_from)}
+
+    def agrees(name: str) -> bool:
+        found, value = row["settings"].get(name), like["settings"][name]
+        # Those of a radius may differ by rounding.
+        return same_eps(found, value) if isinstance(found, float) and isinstance(value, float) else found == value
+
     return (
         all(row.get(key) == like.get(key) for key in ("n", "split", "seed", "sources"))
         and row.get("images") in (None, like["images"])
-        and all(_agrees(row["settings"].get(name), value) for name, value in settings.items())
+        and all(map(agrees, like["settings"].keys() - {*PORTIONS, *apart_from}))
     )
-
-
-def _agrees(found: object, value: object) -> bool:
-    if isinstance(value, Mapping):
-        return isinstance(found, Mapping) and all(_agrees(found.get(key), value.get(key)) for key in {*found, *value})
-    if isinstance(found, float) and isinstance(value, float):  # of a radius that differs by rounding only
-        return same_eps(found, value)
-    return found == value
 
 
 def stored_row(rows: Iterable[Row], like: Row) -> Row | None:
@@ -205,25 +202,19 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     """
     try:
         content = parse_json(path.read_text())
+        contents = [content, *content.pop("others", [])]
+        for part in contents:
+            if part["format"] != FORMAT or not part["attack"]:
+                raise ValueError(f"not a result of ours in format {FORMAT}")
+            for row in part["results"]:
+                figures = {"distances", "mean", "quartiles"} if "distances" in row else {"eps", "robust_acc", "flags"}
+                if missing := {"n", "split", "seed", "clean_acc", "settings", *figures} - row.keys():
+                    raise ValueError(f"a row of results lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
         return []
-    of_other_checkpoints = content.pop("others", []) if isinstance(content, dict) else None
-    if not isinstance(of_other_checkpoints, list):
-        raise ValueError("not a result of ours")
-    for part in (content, *of_other_checkpoints):
-        if not isinstance(part, dict) or part.get("format") != FORMAT or not isinstance(part.get("attack"), str):
-            raise ValueError(f"not a result of ours in format {FORMAT}")
-        if not isinstance(part.get("results"), list) or not all(map(_is_row, part["results"])):
-            raise ValueError("results is not a list of rows, or one lacks something")
-    return [content, *of_other_checkpoints]
-
-
-def _is_row(row: object) -> bool:
-    """Whether it has what every reader relies on."""
-    if not isinstance(row, dict) or not isinstance(row.get("settings"), dict):
-        return False
-    figures = {"distances", "mean", "quartiles"} if "distances" in row else {"eps", "robust_acc", "flags"}
-    return row.keys() >= {"n", "split", "seed", "clean_acc", *figures}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("not a result of ours") from None
+    return contents
 
 
 def checkpoint_rows(path: Path, head: Mapping[str, str]) -> list[Row]:
@@ -243,7 +234,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return read_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): mend it, or move it away first") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: damaged ({error}): move it away first") from None
 
 
@@ -261,19 +252,18 @@ def add_rows(
         contents = _read(path)
         stored = checkpoint_rows(path, head)
         remaining = [row for row in stored if not any(stored_row([row], one) for one in new)]
-        rows = [_stronger(row, stored_row(stored, row)) for row in settle([*remaining, *new])]
-        rows = [{key: row[key] for key in (*ORDER, *row) if key in row} for row in sorted(rows, key=_order)]
+        rows = []
+        for row in settle([*remaining, *new]):
+            before = stored_row(stored, row)
+            row = row if before is None or _left(row) <= _left(before) else before
+            rows.append({key: row[key] for key in (*ORDER, *row) if key in row})
+        rows.sort(key=_order)
         content = {"format": FORMAT, **head, "results": rows}
         if of_other_checkpoints := [part for part in contents if not _is_of(part, head)]:
             content["others"] = of_other_checkpoints
         with says_where(path):
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return rows
-
-
-def _stronger(row: Row, stored: Row | None) -> Row:
-    """Nothing is replaced by a result in which fewer images fell."""
-    return row if stored is None or _left(row) <= _left(stored) else stored
 
 
 def _left(row: Row) -> tuple[float, ...]:

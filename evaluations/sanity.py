@@ -68,7 +68,7 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     """
     model, batch_size = subject.model, min(batch_size, COUNT)
     everything = subject.test.everything().x
-    x, y, index = everything[:COUNT], subject.test.labels[:COUNT], subject.test.numbers[:COUNT]
+    x, y, index = (part[:COUNT] for part in subject.test.everything())
     found = {
         "inputs in [0, 1]": _in_range(everything),
         "network": _network(model, x, batch_size),
@@ -212,66 +212,59 @@ def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> F
     return Finding(None, "not run on these images, at this eps, on this checkpoint")
 
 
-class _Ends(NamedTuple):
-    """Where N perturbed images lie, and what the network says there."""
-
-    x_adv: Tensor  # (N, ...)
-    loss: Tensor  # (N,) what the attack maximises
-    broken: Tensor  # (N,) bool; NaN is broken
-
-
 def _attack_checks(
     subject: Subject, attack: PgdFn, how: dict[str, Any], seed: int, batch_size: int, state: AttackState
 ) -> Findings:
     """One start of the attack under test and of plain PGD on the same images, compared in every way that can go wrong."""
     model, geometry = subject.model, GEOMETRY[how["norm"]]
-    x, y, index = (part[:COUNT] for part in (subject.test.everything().x, subject.test.labels, subject.test.numbers))
+    x, y, index = (part[:COUNT] for part in subject.test.everything())
     # In two batches at least, so that an answer to another batch is seen.
-    size = max(1, min(batch_size, (len(x) + 1) // 2))
-    ends: list[list[Tensor]] = [[], [], []]
-    for rows in torch.arange(len(x), device=x.device).split(size):
+    batches = torch.arange(len(x), device=x.device).split(max(1, min(batch_size, (len(x) + 1) // 2)))
+    starts, answers, plain_answers = list[Tensor](), list[Tensor](), list[Tensor]()
+    for rows in batches:
         noise = row_noise(index[rows], x.shape[1:], seed, SANITY).to(x)
-        ends[0].append(geometry.start(x[rows], as_rows(how["eps"], x[rows]), noise))
-        for run, found in ((attack, ends[1]), (pgd, ends[2])):
+        starts.append(geometry.start(x[rows], as_rows(how["eps"], x[rows]), noise))
+        for run, found in ((attack, answers), (pgd, plain_answers)):
             found.append(run(model, x[rows], y[rows], **how, noise=noise).clone())  # a graph's holds for a while
+    start, made, plain = (torch.cat(parts) for parts in (starts, answers, plain_answers))
 
-    def judged(x_adv: Tensor, rows: int = size) -> _Ends:
+    def judged(x_adv: Tensor, rows: int = len(batches[0])) -> tuple[Tensor, Tensor]:
+        """(N, ...) -> (N,) what the attack maximises, (N,) bool broken; NaN is broken."""
         with eval_mode(model), torch.no_grad():
             logits = _logits(model, x_adv, rows)
-        return _Ends(x_adv, how["loss_fn"](logits, y), ~(logit_margin(logits, y) < 0))
+        return how["loss_fn"](logits, y), ~(logit_margin(logits, y) < 0)
 
-    start, made, plain = (judged(torch.cat(parts)) for parts in ends)
+    def as_many(ours: Tensor, theirs: Tensor, verb: str) -> Finding:
+        """(N,) bool both: at least half as many images as plain PGD."""
+        count, count_of_plain = int(ours.sum()), int(theirs.sum())
+        return Finding(count >= count_of_plain / 2, f"{count} of {len(x)} images {verb}, by plain PGD {count_of_plain}")
 
-    def as_many(which: Callable[[_Ends], Tensor], verb: str) -> Finding:
-        """At least half as many images as plain PGD."""
-        ours, theirs = int(which(made).sum()), int(which(plain).sum())
-        return Finding(ours >= theirs / 2, f"{ours} of {len(x)} images {verb}, by plain PGD {theirs}")
+    def moved(away_from: Tensor, least: float) -> Finding:
+        ours, theirs = (geometry.length(x_adv - away_from) > least * how["eps"] for x_adv in (made, plain))
+        return as_many(ours, theirs, "moved")
 
-    ours, theirs = (float(row_norms(one.x_adv - start.x_adv).double().mean()) for one in (made, plain))
-    stays_broken = judged(state.x_adv[:COUNT], batch_size).broken | made.broken
+    (loss, broken), (plain_loss, plain_broken) = judged(made), judged(plain)
+    start_loss, _ = judged(start)
+    way, plain_way = (float(row_norms(x_adv - start).double().mean()) for x_adv in (made, plain))
+    # The same answer to two batches that began elsewhere is an answer to neither.
+    wrong = sum(
+        torch.equal(answers[0][: len(answer)], answer) and not torch.equal(starts[0][: len(answer)], begun)
+        for answer, begun in zip(answers[1:], starts[1:], strict=True)
+    )
     return {
-        "the attack moves the images": as_many(lambda one: geometry.length(one.x_adv - x) > 0.01 * how["eps"], "moved"),
-        "the attack leaves its start": as_many(
-            lambda one: geometry.length(one.x_adv - start.x_adv) > 1e-4 * how["eps"], "moved"
-        ),
+        "the attack moves the images": moved(x, 0.01),
+        "the attack leaves its start": moved(start, 1e-4),
         "the attack takes whole steps": Finding(
-            ours >= theirs / 2, f"{ours:.3g} from its start in the mean, plain PGD {theirs:.3g} (Euclidean)"
+            way >= plain_way / 2, f"{way:.3g} from its start in the mean, plain PGD {plain_way:.3g} (Euclidean)"
         ),
-        "the attack raises its loss": as_many(lambda one: one.loss > start.loss, "raised"),
-        "the attack answers for its own batch": _own_batch(ends[1], ends[0]),
-        "the attack breaks what plain PGD breaks": _no_more(made.broken, plain.broken, ("it", "plain PGD")),
+        "the attack raises its loss": as_many(loss > start_loss, plain_loss > start_loss, "raised"),
+        "the attack answers for its own batch": Finding(not wrong, f"{wrong} later batches got the first one's answer")
+        if len(batches) > 1
+        else Finding(None, "one image only"),
+        "the attack breaks what plain PGD breaks": _no_more(broken, plain_broken, ("it", "plain PGD")),
         "judged on the perturbed images": _no_more(
-            ~state.robust[:COUNT], stays_broken, ("the evaluation", "its attack, judged again,")
+            ~state.robust[:COUNT],
+            judged(state.x_adv[:COUNT], batch_size)[1] | broken,
+            ("the evaluation", "its attack, judged again,"),
         ),
     }
-
-
-def _own_batch(made: list[Tensor], starts: list[Tensor]) -> Finding:
-    """The same answer to two batches that began elsewhere is an answer to neither."""
-    if len(made) == 1:
-        return Finding(None, "one image only")
-    same = sum(
-        torch.equal(made[0][: len(answer)], answer) and not torch.equal(starts[0][: len(answer)], start)
-        for answer, start in zip(made[1:], starts[1:], strict=True)
-    )
-    return Finding(not same, f"{same} later batches got the first one's answer")

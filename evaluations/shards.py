@@ -7,13 +7,13 @@ have found. What is done lies beside the model, piece by piece, until the result
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from errors import UserError
 from evaluations.flags import EvaluationFlags
@@ -22,9 +22,10 @@ from evaluations.subject import Subject, load_subject
 from processes.distributed import World, device_of
 from records import checkpoint
 from records.commands import command
-from records.progress import Bar, Teller, duration
+from records.progress import Teller, duration
 
 Part = dict[str, Any]  # what was found in a piece of work: tensors and plain values
+Keep = Callable[..., None]  # what was found, what to show beside the bar
 Flags = TypeVar("Flags", bound=EvaluationFlags)
 
 
@@ -54,7 +55,15 @@ def run_evaluation(
         for name, what in subject.overrides.items():
             teller.note(f"--{name}: {what}")
         evaluate(flags, subject, teller, world)
-        teller.say(_what_next(flags, subject))
+        # The attack whose figure should stand beside is run next, else the page of all figures.
+        named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "data_root"))
+        given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
+        for attack in ("pgd_attacks", "autoattack"):
+            if not subject.result_file(attack.removesuffix("_attacks")).exists():
+                teller.say(f"next: {command(f'evaluate_on_{attack}.py', '--model', flags.model, *given)}")
+                break
+        else:
+            teller.say(f"look at it with: {command('reports/make_report.py', str(subject.path.parent))}")
     return 0
 
 
@@ -109,73 +118,39 @@ class Parts:
 
 def run_shards(
     parts: Parts,
-    attack: Callable[[int, Bar], Part],
-    left: Callable[[int], int],
-    trial: Callable[[], float],
+    attack: Callable[[int, Keep], None],
     title: str,
-    unit: str,
     teller: Teller,
     world: World,
+    *,
+    unit: str = "shard",
+    times: int = 1,
 ) -> list[Part]:
     """Work through this process's pieces and keep each. On the first process: every piece in order; elsewhere some.
 
-    attack: the number of a piece that is missing, or of which something is left -> the whole of it, which is kept; it may
-    keep what it has on the way. left: how many units of work are left of a piece; the attack moves the bar by them. trial:
-    seconds that one takes at most, by a short trial of the attack itself.
+    attack: the number of a piece of which something is left, and what keeps it, to be called after each of the times that
+    the piece is attacked, with what to show beside the bar. times: how often; of a piece that was attacked less often
+    `restart` says how often.
     """
+
+    def left(piece: int) -> int:
+        return times - int(parts.known.get(piece, {"restart": 0}).get("restart", times))
+
     if parts.known:
         begun = f"{len(parts.known)} of {len(parts.pieces)} shards are begun"
         teller.note(f"{title}: going on with an evaluation that was stopped; {begun}")
-    total = sum(map(left, parts.pieces))
-    seconds = world.together(lambda: trial() if total else 0.0)
-    if total:
-        least = f"at most about {duration(seconds * total)} for {total} {unit}s"
-        teller.note(f"{title}: {least}; if stopped, the same command goes on")
+    total, started = sum(map(left, parts.pieces)), time.monotonic()
     with teller.bar(total, unit) as bar:
-        for piece in parts.pieces:
-            if piece not in parts.known or left(piece):
-                part = attack(piece, bar)
-                if part is not parts.known.get(piece):
-                    parts.save(piece, part)
+
+        def keep(piece: int, part: Part, said: str = "") -> None:
+            parts.save(piece, part)
+            bar.set_postfix_str(said, refresh=False)
+            bar.update(1)
+            if (remaining := sum(map(left, parts.pieces))) and remaining == total - 1:
+                seconds = (time.monotonic() - started) * remaining
+                teller.note(f"{title}: at most about {duration(seconds)} for the {remaining} {unit}s left")
+
+        for piece in filter(left, parts.pieces):
+            attack(piece, partial(keep, piece))
     found = parts.collect(parts.known)
     return [found[piece] for piece in sorted(found)]
-
-
-def attack_batches(
-    parts: Parts,
-    batches: Sequence[Tensor],
-    attack: Callable[[int], Part],
-    longest: Callable[[Tensor], float],
-    title: str,
-    teller: Teller,
-    world: World,
-) -> list[Part]:
-    """`run_shards` where a piece is a batch of images, (B,) rows, all attacked at once.
-
-    attack: the number of a batch -> what was found. longest: the seconds that a batch takes at most, by a short trial.
-    """
-
-    def attack_piece(number: int, bar: Bar) -> Part:
-        started = time.monotonic()
-        part = attack(number)
-        bar.update(len(batches[number]))
-        return {**part, "seconds": time.monotonic() - started}
-
-    def left(number: int) -> int:
-        return 0 if number in parts.known else len(batches[number])
-
-    def trial() -> float:
-        rows = batches[next(filter(left, parts.pieces))]
-        return longest(rows) / len(rows)
-
-    return run_shards(parts, attack_piece, left, trial, title, "image", teller, world)
-
-
-def _what_next(flags: EvaluationFlags, subject: Subject) -> str:
-    """The command to run next: the attack whose figure should stand beside, else the page of all figures."""
-    named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "data_root"))
-    given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
-    for attack, program in (("pgd", "evaluate_on_pgd_attacks.py"), ("autoattack", "evaluate_on_autoattack.py")):
-        if not subject.result_file(attack).exists():
-            return f"next: {command(program, '--model', flags.model, *given)}"
-    return f"look at it with: {command('reports/make_report.py', str(subject.path.parent))}"

@@ -39,6 +39,11 @@ class Subject:
     overrides: dict[str, str]  # what the flags changed of the checkpoint's own words
     split: str = "test"
 
+    @property
+    def run(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().parent.name
+
     def result_file(self, attack: str) -> Path:
         """The JSON beside the checkpoint."""
         return self.path.parent / f"eval_{attack}_{self.norm}.json"
@@ -98,7 +103,13 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     """
     file = load_model_file(flags.model)
     stored = stored_config(file.config, f"checkpoint {file.path}") if file.config else None
-    dataset, norm = (_named(name, getattr(flags, name), stored, file.path) for name in ("dataset", "norm"))
+    named = {name: getattr(flags, name) or getattr(stored, name, None) for name in ("dataset", "norm")}
+    for name, value in named.items():
+        if value is None:
+            raise UserError(
+                f"--{name} is missing: {file.path} does not say it, as a checkpoint of the reference or a bare state dict"
+            )
+    dataset, norm = str(named["dataset"]), str(named["norm"])
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network
     if is_own(network) and flags.network is None:
@@ -106,7 +117,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
             f"checkpoint {file.path}: names the network {network}, which is code: "
             f"add --network {network} if you trust it"
         )
-    own_root = stored.data_root if stored and stored.dataset == dataset and _is_folder(stored.data_root) else "data"
+    own_root = stored.data_root if stored and stored.dataset == dataset and Path(stored.data_root).is_dir() else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
     model = build_model(network, *images.shape, images.num_classes)
     weights, said = our_keys(file.weights, model.state_dict())
@@ -123,16 +134,6 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     if said:
         overrides["model"] = said
     return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
-
-
-def _named(name: str, given: str | None, stored: Config | None, path: Path) -> str:
-    """Data set or norm: what the flag says, else the checkpoint."""
-    value = given or (getattr(stored, name) if stored else None)
-    if value is None:
-        raise UserError(
-            f"--{name} is missing: {path} does not say it, as a checkpoint of the reference or a bare state dict"
-        )
-    return str(value)
 
 
 def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> Part:
@@ -165,10 +166,3 @@ def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_ro
         raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
     # In the order in which the check after an epoch takes them: with `check_size` it sees the first so many alone.
     return images._replace(split=first_images(images.split, flags.test_size or training.check_size))
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).is_dir()
-    except OSError:  # a name that is too long
-        return False

@@ -6,39 +6,33 @@ N images of the split, ... any image shape; images in [0, 1]; eps in the same un
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from errors import UserError
+from evaluations.repeated_pgd import clean_logits
 from evaluations.results import Row, alone_in, finished, same_eps, says_where
 from evaluations.subject import Subject
 from losses import logit_margin
-from pgd import GEOMETRY
 from records import checkpoint
 from records.progress import Teller
 from utils import per_row
 
 KEYS = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
-EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
 
 
 # --- the images beside a network -----------------------------------------------------------------------------------
 
 
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor]:
-    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, whole, and of this checkpoint and these
-    images."""
+    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, of this checkpoint and these images."""
     found: dict[float, Tensor] = {}
     for path in sorted(subject.path.parent.glob(f"adv_pgd_{subject.norm}*.pt")):
-        for own, x_adv in _fitting(_of_checkpoint(path, subject), subject).items():
-            for eps in radii:
-                if same_eps(own, eps) and _within(subject, x_adv, eps):
-                    found[eps] = x_adv
+        for own, x_adv in _stored(path, subject)[0].items():
+            found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
     return found
 
 
@@ -52,17 +46,16 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
     """
     path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
     with alone_in(path.parent):
-        stored = _of_checkpoint(path, subject)
-        if stored is not None and not _same_images(stored, subject):
+        stored, of_other_images = _stored(path, subject)
+        if of_other_images:
             path = path.with_name(f"adv_pgd_{subject.norm}_{subject.split}{len(subject.test)}.pt")
-            stored = _of_checkpoint(path, subject)
+            stored, _ = _stored(path, subject)
         before = saved_images(subject, list(images))
-        new = {eps: _stronger(subject, before.get(eps), x_adv.cpu(), batch_size) for eps, x_adv in images.items()}
-        remaining = {
-            eps: x_adv
-            for eps, x_adv in _fitting(stored, subject).items()
-            if not any(same_eps(eps, other) for other in new)
-        }
+        new = {eps: x_adv.cpu().contiguous() for eps, x_adv in images.items()}
+        for eps, strong in before.items():
+            better = right_on(subject, new[eps], batch_size) & ~right_on(subject, strong, batch_size)
+            new[eps] = torch.where(per_row(better, strong), strong, new[eps])
+        remaining = {eps: x_adv for eps, x_adv in stored.items() if not any(same_eps(eps, other) for other in new)}
         content = {
             "x_adv": remaining | new,
             "labels": subject.test.labels.cpu(),
@@ -76,42 +69,20 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
     return path
 
 
-def _stronger(subject: Subject, before: Tensor | None, new: Tensor, batch_size: int) -> Tensor:
-    """(N, ...): the new images, but those before where they break the network and the new ones do not."""
-    if before is None:
-        return new.contiguous()
-    better = right_on(subject, new, batch_size) & ~right_on(subject, before, batch_size)
-    return torch.where(per_row(better, new), before, new)
-
-
-def _of_checkpoint(path: Path, subject: Subject) -> dict[str, Any] | None:
-    """The file's content; None if it is missing, damaged or of another checkpoint or network code."""
+def _stored(path: Path, subject: Subject) -> tuple[dict[float, Tensor], bool]:
+    """The file's (N, ...) images by radius, and whether it holds other images of this checkpoint; none if it is missing,
+    damaged or of another checkpoint or network code."""
     try:
         saved = checkpoint.load(path, needed=KEYS)
     except UserError:
-        return None
-    same_code = saved.get("network") == subject.overrides.get("network")
-    return saved if same_code and saved["model_sha256"] == subject.sha256 else None
-
-
-def _same_images(saved: Mapping[str, Any], subject: Subject) -> bool:
-    return (
-        saved.get("split") == subject.split
-        and torch.equal(saved["numbers"], subject.test.numbers.cpu())
-        and torch.equal(saved["labels"], subject.test.labels.cpu())
+        return {}, False
+    code = subject.overrides.get("network")
+    if (saved["model_sha256"], saved.get("network")) != (subject.sha256, code):
+        return {}, False
+    same = saved.get("split") == subject.split and all(
+        torch.equal(saved[name], getattr(subject.test, name).cpu()) for name in ("numbers", "labels")
     )
-
-
-def _fitting(saved: Mapping[str, Any] | None, subject: Subject) -> dict[float, Tensor]:
-    return {} if saved is None or not _same_images(saved, subject) else dict(saved["x_adv"])
-
-
-def _within(subject: Subject, x_adv: Tensor, eps: float) -> bool:
-    """Whether every perturbation (N, ...) is at most eps long."""
-    x = subject.test.everything().x.cpu()
-    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-        return False
-    return bool((GEOMETRY[subject.norm].length(x_adv - x) <= eps + EPS_TOLERANCE).all())
+    return (dict(saved["x_adv"]), False) if same else ({}, True)
 
 
 # --- replayed ------------------------------------------------------------------------------------------------------
@@ -120,17 +91,8 @@ def _within(subject: Subject, x_adv: Tensor, eps: float) -> bool:
 def right_on(subject: Subject, images: Tensor, batch_size: int) -> Tensor:
     """(N, ...) -> (N,) bool, on the CPU: classified right."""
     y = subject.test.labels
-    parts = torch.arange(len(y)).split(batch_size)
-    with torch.no_grad():
-        margins = [logit_margin(subject.model(images[rows].to(y.device)), y[rows]) for rows in parts]
-    return (torch.cat(margins) < 0).cpu()
-
-
-def names_of(subjects: Sequence[Subject]) -> list[str]:
-    """The folders' names, numbered where two are alike."""
-    names = [subject.path.resolve().parent.name for subject in subjects]
-    counts = Counter(names)
-    return [f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names, 1)]
+    logits = clean_logits(subject.model, images.to(y.device), min(batch_size, len(y)))
+    return (logit_margin(logits, y) < 0).cpu()
 
 
 def rows_asked(
@@ -138,8 +100,8 @@ def rows_asked(
 ) -> list[Row]:
     """For each network what its row says before the replay; seeds: of the white-box attacks that made the images."""
     sources = [
-        {"run": name, "model_sha256": subject.sha256, "images": checkpoint.digest(own[eps])[:16]}
-        for name, subject, own in zip(names_of(subjects), subjects, images, strict=True)
+        {"run": subject.run, "model_sha256": subject.sha256, "images": checkpoint.digest(own[eps])[:16]}
+        for subject, own in zip(subjects, images, strict=True)
     ]
     settings = {"sources": len(subjects)}
     return [subject.row(seed, settings, eps, sources=sources) for subject, seed in zip(subjects, seeds, strict=True)]
@@ -191,7 +153,7 @@ def _share(flags: Tensor) -> float:
 
 def _matrix(subjects: Sequence[Subject], eps: float, figures: Sequence[Sequence[float]]) -> list[str]:
     """What to print for one radius; figures: of each network, fractions."""
-    subject, names = subjects[0], names_of(subjects)
+    subject, names = subjects[0], [subject.run for subject in subjects]
     width = max(map(len, names)) + 4
     heads = ["clean", *(f"[{number}]" for number in range(1, len(names) + 1)), "white-box", "transferred", "strongest"]
     return [

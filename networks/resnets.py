@@ -100,9 +100,11 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W), padded to even sizes -> logits (B, classes)."""
         x = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        _, channels, height, width = x.shape
-        # pixel_unshuffle leaves an empty batch as it is, which a process's share may be.
-        x = F.pixel_unshuffle(x, 2) if len(x) else x.reshape(0, 4 * channels, height // 2, width // 2)
+        count, channels, height, width = x.shape
+        # Not F.pixel_unshuffle: it leaves an empty batch as it is, which a process's share may be, and its export to ONNX
+        # takes batches of one size alone.
+        blocks = x.reshape(count, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        x = blocks.reshape(count, 4 * channels, height // 2, width // 2)
         logits: Tensor = self.fc(F.relu(self.bn1(self.blocks(self.stem(x)))).mean(dim=(2, 3)))
         return logits
 

@@ -126,7 +126,7 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
 def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
     images, norm = rows["images"].iloc[0], rows["norm"].iloc[0]
-    figure, (scale, unit) = go.Figure(), radius_axis(images, norm)
+    figure, (scale, _) = go.Figure(), radius_axis(images, norm)
     for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
         eps, accuracy, low, high = curve(of_run)
         bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
@@ -136,7 +136,7 @@ def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
             eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
             look = {"name": in_legend(f"{published.name(said, images, norm)}, published"), "visible": "legendonly"}
             figure.add_scatter(x=eps, y=accuracies, line={"color": COLOURS[-1], "dash": "dot", "width": 1}, **look)
-    return as_html(figure, f"ε: {NORMS[norm]} radius of the attack ({unit})", "accuracy [%]")
+    return as_html(figure, f"ε, {NORMS[norm]} radius" + " [1/255]" * (scale == 255), "accuracy [%]")
 
 
 def training(runs: Sequence[Run], drawn: dict[Run, Look], kind: str, names: Sequence[str], scale: float) -> go.Figure:
@@ -223,7 +223,8 @@ def png(image: Tensor) -> str:
 def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
     """What the page shows of one data set and norm; runs: those that were trained so."""
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
-    notes, (scale, unit) = Footnotes(), radius_axis(images, norm)
+    notes, (scale, _) = Footnotes(), radius_axis(images, norm)
+    margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
     tables = []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
@@ -231,13 +232,11 @@ def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) ->
     members = list(dict.fromkeys([*runs, *rows["run"]]))
     drawn = looks(members)
     figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
-    figures.append(
-        ("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", f"margin ({unit})"))
-    )
+    figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),
-        ("Mean margin of the check", "eval", ["mean_margin"], scale, f"margin ({unit})"),
+        ("Mean margin of the check", "eval", ["mean_margin"], scale, margin),
         ("Training loss", "train", LOSSES, 1, "loss"),
     ):
         figures.append((name, as_html(training(runs, drawn, kind, keys, factor), "optimizer step", y)))

@@ -11,11 +11,12 @@ from torch import nn
 import evaluate_on_autoattack
 import linear
 from command_lines import fails
-from evaluate_on_autoattack import STANDARD, build_autoattack, main, run_ensemble
-from evaluations.external_attacks import untouched, verified
+from evaluate_on_autoattack import build_autoattack, main, run_ensemble
+from evaluations.autoattack import STANDARD
+from evaluations.external_attacks import verified
 from folders import images
 from linear import CPU, Linear, arguments, result, worst_margins
-from utils import eval_mode
+from utils import eval_mode, untouched
 
 digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 
@@ -63,7 +64,6 @@ def stub(monkeypatch):
         return (x + built.epsilon * torch.randn_like(x).sign()).clamp(0, 1), []
 
     monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", run_ensemble)
-    monkeypatch.setattr(evaluate_on_autoattack, "longest", lambda *_: 1.0)
 
 
 def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, stub, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_perturbation_beyond_eps_breaks_nothing_and_is_said(network, stub, cap
     assert main(arguments(network, test_size=30, eps=0.1)) == 0
     found, out = row_of(network), capsys.readouterr().out
     assert found["robust_acc"] == found["clean_acc"] and found["invalid"] > 0
-    assert "WARNING: it went too far" in out and "beyond eps or outside [0, 1]" in out
+    assert "WARNING: it went too far" in out and "perturbations within eps: " in out
 
 
 def test_verified():

@@ -15,7 +15,7 @@ import evaluate_on_pgd_attacks
 import train
 from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
-from evaluations.flags import parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
 from folders import images
 from loading.datasets import load_test
@@ -264,7 +264,7 @@ def test_attack(run, capsys):
     assert found[0]["robust_acc"] > found[1]["robust_acc"]
     saved = checkpoint.load(run / "adv_pgd_Linf.pt")
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()
-    model = load_subject(parse_pgd(["--model", str(run), *ATTACK]), torch.device("cpu")).model
+    model = load_subject(parse_flags(PgdFlags, ["--model", str(run), *ATTACK]), torch.device("cpu")).model
     for row in found:
         assert len(row["flags"]) == 60 and row["robust_acc"] == row["flags"].count("1") / 60
         assert row["ci95"][0] <= row["robust_acc"] <= row["ci95"][1] and f"{row['robust_acc']:.2%}" in out

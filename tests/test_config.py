@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict, fields, replace
+from functools import partial
 
 import pytest
 
 from config import PRESETS, Config
 from errors import UserError
-from evaluations.flags import PgdFlags, eval_step_size, parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from flags import GROUPS, parse_train
 from validation import radius, stored_config
 
@@ -40,12 +41,6 @@ def test_published_settings():
     cifar = PRESETS["cifar10", "Linf"]
     assert [cifar.lr_at(s) for s in (0, 19_999, 20_000, 30_000, 39_999, 40_000)] == [0.3, 0.3, 0.09, 0.03, 0.03, 0.009]
     assert (cifar.momentum, cifar.weight_decay) == (0.9, 2e-4)
-
-
-def test_evaluation_steps():
-    assert eval_step_size("mnist", "Linf", 0.3) == 0.3 / 40
-    assert eval_step_size("mnist", "L2", 2.0) == 0.5
-    assert eval_step_size("cifar10", "Linf", 8 / 255) == 2 / 255
 
 
 @pytest.mark.parametrize(
@@ -125,11 +120,11 @@ def test_wrong_flags_are_one_line(flags, parts):
 @pytest.mark.parametrize("flags", ["", "--model x --eps a", "--model x --nb_iter 0", "--model", "--modle x"])
 def test_wrong_evaluation_flags(flags):
     with pytest.raises(UserError):
-        parse_pgd(flags.split())
+        parse_flags(PgdFlags, flags.split())
 
 
 def test_radii():
-    assert parse_pgd(["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
+    assert parse_flags(PgdFlags, ["--model", "x", "--eps", "0.1", "8/255"]).eps == (0.1, 8 / 255)
     value, notes = radius(8, "cifar10", "Linf", "eps")
     assert value == 8 / 255 and "8/255" in notes[0]
     assert radius(8, "cifar10", "L2", "eps") == (8, []) and radius(1.0, "mnist", "Linf", "eps") == (1.0, [])
@@ -251,6 +246,6 @@ def test_help_shows_groups_and_the_presets_values(capsys):
 
     text = shown("--dataset", "cifar10", "--norm=Linf")
     assert "(cifar10 Linf: 0:0.3,20000:0.09,30000:0.03,40000:0.009)" in text and "(cifar10 Linf: wrn28_4)" in text
-    assert "(MNIST Linf: 0:0.0001)" in shown() and "--norm" in shown(parse=parse_pgd)
+    assert "(MNIST Linf: 0:0.0001)" in shown() and "--norm" in shown(parse=partial(parse_flags, PgdFlags))
     where = [text.index(f" {group}: --") for group in ("data", "method", "attack", "optimisation", "check", "run")]
     assert where == sorted(where)

@@ -58,9 +58,10 @@ def test_another_seed_gives_other_draws():
     y = model(x).argmax(1)
     subject = type("Subject", (), {"model": model, "norm": "Linf", "test": x})()
     flags = GradientFreeFlags(square_queries=3, spsa_iter=3)
-    for attack in (attack_of(name, flags, subject, 0.01, 2) for name in ("square", "spsa")):
-        a, b, c = (attack.run(x, y, seed)[0] for seed in (1, 1, 2))
-        if attack.name == "spsa":
+    for name in ("square", "spsa"):
+        attack = attack_of(name, flags, subject, 0.01, 2)["attack"]
+        a, b, c = (attack(x, y, seed)[0] for seed in (1, 1, 2))
+        if name == "spsa":
             assert torch.equal(a, b) and not torch.equal(a, c)
         assert (a - x).abs().max() <= 0.01 + 1e-6
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Trained networks, AN-PGD and MMA in people's own code: whichever `utils` was imported first, and whoever pickles."""
+"""Trained networks, margins and MMA in people's own code: whichever `utils` was imported first, and whoever pickles."""
 
 import copy
 import json
@@ -13,6 +13,7 @@ import hubconf
 from support import ROOT
 
 RUN = "digits-Linf-MMA-0.3-sd0"
+ENTRIES = ("mma", "mma_objective", "margins", "robust_accuracy")
 TAKEN = ("config", "utils", "errors", "losses")
 
 with hubconf._ours.in_place():  # as the hub sees it
@@ -37,10 +38,13 @@ network = load("mma", name=RUN)
 mine_alone()
 torch.save({"network": copy.deepcopy(network), "logits": network(x)}, "network.pt")
 objective = load("mma_objective", count=2, norm="Linf", d_max=0.3, eps_min=0.05)
-attack = load("anpgd", norm="Linf", max_eps=0.3, steps=5)
+margins = load("margins", norm="Linf", max_eps=0.3, steps=5)
+robust_accuracy = load("robust_accuracy", norm="Linf", eps=0.1, steps=5, restarts=1)
+ensemble = load("robust_accuracy", norm="Linf", eps=0.001, attack="autoattack")
 mine_alone()
 y = network(x).argmax(1)
-assert objective(network, x, y, torch.arange(2)).eps.shape == attack(network, x, y, torch.full((2,), 0.1)).eps.shape
+assert objective(network, x, y, torch.arange(2)).eps.shape == margins(network, x, y).eps.shape == (2,)
+assert robust_accuracy(network, x, y).flags.shape == ensemble(network, x, y).flags.shape == (2,)
 mine_alone()
 """
 AGAIN = """
@@ -125,27 +129,3 @@ def test_a_network_of_ones_own_is_given_the_weights(tmp_path):
     given = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     assert hubconf.load_pretrained(str(tmp_path), given) is given
     assert torch.equal(given[1].weight, own[1].weight)
-
-
-def test_anpgd_finds_the_distance_to_a_line():
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
-    x = 0.5 + 0.01 * torch.rand(20, 1, 3, 3)
-    logits = network(x)
-    difference = network[1].weight[0] - network[1].weight[1]
-    margin = (logits[:, 0] - logits[:, 1]).abs() / difference.abs().sum()
-    attack = hubconf.anpgd("Linf", max_eps=0.4)
-    with torch.no_grad():
-        found = attack(network, x, logits.argmax(1), torch.full((20,), 0.1))
-        same = attack(network, x, logits.argmax(1), 0.1)
-    assert torch.equal(same.eps, found.eps) and torch.equal(same.x_adv, found.x_adv)
-    assert torch.allclose(found.eps, margin.clamp(max=0.4), atol=0.4 / 2**10 + 1e-5)
-
-
-WRONG = [("norm", "L1"), *(("max_eps", value) for value in (-0.3, 0, float("nan"), float("inf")))]
-
-
-@pytest.mark.parametrize(("name", "value"), [*WRONG, ("steps", 0), ("search_steps", 0)])
-def test_settings_of_anpgd_that_mean_nothing_are_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        torch.hub.load(ROOT, "anpgd", source="local", **{"norm": "Linf", "max_eps": 0.3, name: value})

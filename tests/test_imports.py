@@ -27,7 +27,7 @@ MAY_IMPORT = {  # rows of names share what they may import
     "trainer": "check config hardware loading networks objectives pgd processes training utils",
     "records": f"config presets processes validation {LOW}",
     "evaluations": f"anpgd check hardware loading losses networks pgd {BELOW}",  # beside the trainer, not above it
-    "hubconf": "anpgd errors losses pgd records training",
+    "hubconf": "errors evaluations records training",
     COMMANDS: f"check evaluations hardware loading networks trainer training {BELOW}",
     "reports": f"anpgd check evaluations loading losses pgd {BELOW}",
     "benchmarks": f"anpgd evaluations hardware loading losses networks pgd trainer {BELOW}",

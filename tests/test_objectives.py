@@ -113,7 +113,7 @@ def test_the_radius_of_pgdls_rises_over_half_the_steps():
         (["--method", "std", "--eps_iter_scale", "1"], "only with mma, omma, pgd, pgdls, trades"),
         (["--hinge_maxeps", "2", "--momentum", "0.5"], "only with sgd"),
         (["--method", "omma"], "--hinge_maxeps is missing"),
-        (["--hinge_maxeps", "2", "--streaming"], "--streaming: mnist is small and lives in memory"),
+        (["--hinge_maxeps", "2", "--streaming"], "lives in memory, only image folders stay on disk"),
         (["--method", "pgd", "--search_mode", "eval"], "--search_mode: has no meaning with --method pgd"),
         (["--method", "pgd", "--rest_interval", "3"], "--rest_interval: has no meaning with --method pgd"),
         (["--method", "pgd", "--keep_directions"], "--keep_directions: has no meaning with --method pgd"),

@@ -193,7 +193,7 @@ OTHER = {"train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
         *((7, {**WARM, "augment": augment, **more}) for augment in (False, True) for more in ({}, L2)),
         *((5, {"search_mode": "eval", "search": search}) for search in ("bisection", "secant")),
     ],
-    ids=str,
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
 def test_stopped_and_resumed_equals_uninterrupted(stop_at, changes):
     """Bit for bit, the whole state and every row but for its speed; in mid-epoch, with dropout and BatchNorm."""
@@ -206,7 +206,7 @@ def test_stopped_and_resumed_equals_uninterrupted(stop_at, changes):
     assert second.step == stop_at and second.run(memory, lambda: False)
     for key, value in whole.state().items():
         assert checkpoint.digest(value) == checkpoint.digest(second.state()[key]), key
-    assert whole.eps.any() == (first.directions.known(torch.arange(23)).any() if first.directions else whole.eps.any())
+    assert first.directions is None or first.directions.known(torch.arange(23)).any()
 
     def without_speed(rows):
         return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]

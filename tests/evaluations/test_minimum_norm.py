@@ -15,6 +15,8 @@ import evaluate_on_minimum_norm
 from check import check_split
 from command_lines import fails
 from config import PRESETS
+from evaluate_on_minimum_norm import MinimumNormFlags
+from evaluations.flags import parse_flags
 from evaluations.minimum_norm import L2ProjectedFMN, best_known, summary
 from evaluations.subject import load_subject
 from loading.datasets import load_test
@@ -125,7 +127,7 @@ def test_distances_equal_the_closed_form(here, norm, attack, steps, above, capsy
     assert found["clean_acc"] == 21 / 24 and found["settings"]["steps"] == steps
     assert found["mean"] == pytest.approx(distances.mean().item())
     assert found["quartiles"] == pytest.approx(np.quantile(distances, [0.25, 0.5, 0.75]))
-    assert f"{found['mean']:.4f}" in out and f"{found['quartiles'][1]:.4f}" in out and "at most about" in out
+    assert f"{found['mean']:.4f}" in out and f"{found['quartiles'][1]:.4f}" in out
     assert not list((here / norm).glob("partial_*"))
 
 
@@ -133,7 +135,7 @@ def test_distances_equal_the_closed_form(here, norm, attack, steps, above, capsy
 def test_the_anpgd_column_is_the_trainings_check(here, norm):
     attacks = ["ddn", "fmn"] if norm == "L2" else ["fmn"]
     assert evaluate(here / norm, "--attacks", ",".join(attacks), "--steps", 60) == 0
-    flags = evaluate_on_minimum_norm.parse(["--model", str(here / norm), "--network", f"{__name__}:Linear"])
+    flags = parse_flags(MinimumNormFlags, ["--model", str(here / norm), "--network", f"{__name__}:Linear"])
     subject = load_subject(flags, CPU)
     margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins.double()
     best = torch.tensor([result(here / norm, a, norm)["distances"] for a in attacks]).amin(0)
@@ -176,7 +178,7 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert evaluate(here / "L2", "--attacks", "fmn", "--steps", 2) == 0
     fmn, ddn = (result(here / "L2", attack, "L2") for attack in ("fmn", "ddn"))
     assert fmn["anpgd"]["ratio"]["best_of"] == ["ddn", "fmn"]
-    subject = load_subject(evaluate_on_minimum_norm.parse(["--model", "L2", "--network", f"{__name__}:Linear"]), CPU)
+    subject = load_subject(parse_flags(MinimumNormFlags, ["--model", "L2", "--network", f"{__name__}:Linear"]), CPU)
     nearest = [math.inf if a is None else min(a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)]
     assert best_known(subject, {})[0] == [min(a, b) for a, b in zip(nearest, ddn["distances"], strict=True)]
     weaker = {"ddn": [distance + 1 for distance in ddn["distances"]]}

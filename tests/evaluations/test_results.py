@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
 from evaluations import pgd_attacks
-from evaluations.flags import eval_grid, parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from evaluations.results import (
     add_rows,
     average_accuracies,
@@ -123,8 +124,8 @@ def test_a_radius_that_is_stored_but_for_rounding_is_the_stored_one(tmp_path, ca
     argv = ["--model", str(run), "--device", "cpu"]
     assert evaluate_on_pgd_attacks.main([*argv, "--eps", "0.2"]) == 0
     assert "already done" in capsys.readouterr().out
-    subject = load_subject(parse_pgd(argv), CPU)
-    (row,), _ = pgd_attacks.rows_asked(parse_pgd([*argv, "--eps", "0.2"]), subject, subject.rows("pgd"))
+    subject = load_subject(parse_flags(PgdFlags, argv), CPU)
+    (row,), _ = pgd_attacks.rows_asked(parse_flags(PgdFlags, [*argv, "--eps", "0.2"]), subject, subject.rows("pgd"))
     assert row["eps"] in stored and (run / "eval_pgd_Linf.json").read_bytes() == before
 
 
@@ -182,7 +183,7 @@ def test_images_are_those_of_the_training_run(tmp_path, changes, split):
     stored = stored_config(checkpoint.load(folder / "model_best.pt")["config"])
     sizes = {"train_size": stored.train_size, "val_size": stored.val_size, "test_size": 0}
     data = load_dataset("digits", **sizes, seed=stored.seed, device=CPU)
-    subject = load_subject(parse_pgd(["--model", str(folder), *ATTACK, "--split", split]), CPU)
+    subject = load_subject(parse_flags(PgdFlags, ["--model", str(folder), *ATTACK, "--split", split]), CPU)
     assert torch.equal(subject.test.images, getattr(data, split).images)
     assert torch.equal(subject.test.numbers, getattr(data, split).numbers)
     assert attack(folder, "--eps", 0.1) == attack(folder, "--eps", 0.1, "--split", split) == 0
@@ -208,7 +209,7 @@ def test_validation_images_are_those_of_the_check(dataset, tmp_path):
     checkpoint.save(run / "model_best.pt", {**saved, "config": config.to_dict()})
     val = load_dataset(dataset, "pictures", val_size=12, test_size=0, seed=config.seed, device=CPU).val
     for flags, count in (([], 5), (["--test_size", "3"], 3), (["--test_size", "9"], 9)):
-        subject = load_subject(parse_pgd(["--model", "run", *ATTACK, "--split", "val", *flags]), CPU)
+        subject = load_subject(parse_flags(PgdFlags, ["--model", "run", *ATTACK, "--split", "val", *flags]), CPU)
         assert torch.equal(subject.test.numbers, val.numbers[:count])
         assert torch.equal(subject.test.images, val.images[:count])
 
@@ -247,11 +248,26 @@ def test_the_row_to_quote():
     assert way(row(eps_iter=0.025)) == way(row(eps=0.2, eps_iter=0.05, device="cuda"))
 
 
-def test_averages_grids_and_checks_of_several_rows():
+PAPER = [  # radii, and their step in units of the radius
+    ("mnist", "Linf", [0.1, 0.2, 0.3, 0.4], 1 / 40),
+    ("mnist", "L2", [1, 2, 3, 4], 1 / 4),
+    ("cifar10", "Linf", [4 * k / 255 for k in range(1, 9)], 1 / 4),
+    ("digits", "Linf", [0.05, 0.1, 0.15, 0.2, 0.25, 0.3], 1 / 4),
+]
+
+
+@pytest.mark.parametrize(("dataset", "norm", "radii", "step"), PAPER)
+def test_the_papers_radii_and_steps(run, dataset, norm, radii, step):
+    subject = subject_of(run)
+    there = replace(subject, dataset=dataset, norm=norm)
+    rows, _ = pgd_attacks.rows_asked(parse_flags(PgdFlags, ["--model", "run", "--eps", "grid"]), there, [])
+    assert [row["eps"] for row in rows] == pytest.approx(radii, abs=0 if dataset == "digits" else 1e-12)
+    assert [row["settings"]["eps_iter"] / row["eps"] for row in rows] == pytest.approx([step] * len(radii))
+    assert sum(rows[0]["settings"]["losses"].values()) == rows[0]["settings"]["nb_restart"] == 10
+
+
+def test_averages_and_checks_of_several_rows():
     assert average_accuracies(0.9, [0.6, 0.3]) == pytest.approx({"avg_acc": 0.6, "avg_rob_acc": 0.45})
-    assert eval_grid("cifar10", "Linf", 0.1) == pytest.approx([4 * k / 255 for k in range(1, 9)])
-    assert eval_grid("mnist", "L2", 6.0) == (1, 2, 3, 4)
-    assert eval_grid("digits", "Linf", 0.3) == (0.05, 0.1, 0.15, 0.2, 0.25, 0.3), "no tail of digits"
     good, bad = {"a": {"ok": True, "value": ""}}, {"a": {"ok": False, "value": "bad"}}
     assert joined_checks([row(), row() | {"sanity": good}, row() | {"sanity": bad}]) == bad
 

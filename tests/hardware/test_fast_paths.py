@@ -123,10 +123,11 @@ def test_success_is_judged_in_float32():
 
 def test_bfloat16_training_judges_in_float32():
     """Exact resume in bfloat16: see tests/test_trainer.py."""
-    trainer, plain = (tiny_trainer(precision=precision) for precision in ("bf16", "fp32"))
+    changes = {"norm": "L2", "attack_mineps": 0.1, "hinge_maxeps": 0.25}
+    trainer, plain = (tiny_trainer(precision=precision, **changes) for precision in ("bf16", "fp32"))
     dtypes = []
     trainer.model.register_forward_hook(lambda module, inputs, output: dtypes.append((output.dtype, module.training)))
-    for _ in range(3):
+    for _ in range(7):
         trainer.train_step(), plain.train_step()
     assert set(dtypes) == {(torch.float32, True)}, "the network itself runs in train mode and float32 only"
     assert not torch.equal(trainer.model[0].weight, plain.model[0].weight), "bfloat16 was not used"

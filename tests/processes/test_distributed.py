@@ -280,8 +280,8 @@ def test_local_batchnorm_ends_alike_everywhere(trained):
 
 EVALUATIONS = {
     "pgd": ("evaluate_on_pgd_attacks", "--nb_iter 5 --nb_restart 4 --eps 0.05 0.1 --test_size 100"),
-    "autoattack": ("evaluate_on_autoattack", "--attacks apgd-ce,square --test_size 30 --eps 0.05"),
-    "square": ("evaluate_on_gradient_free_attacks", "--attacks square --test_size 30 --eps 0.05 --square_queries 20"),
+    "autoattack": ("evaluate_on_autoattack", "--attacks apgd-ce --test_size 30 --eps 0.1"),
+    "square": ("evaluate_on_gradient_free_attacks", "--attacks square --test_size 30 --eps 0.3 --square_queries 20"),
     "ddn": ("evaluate_on_minimum_norm", "--norm L2 --attacks ddn --steps 20 --test_size 30"),
 }
 

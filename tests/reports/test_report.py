@@ -47,6 +47,8 @@ def report(tmp_path_factory):
     evaluate(runs[-1], "pgd", [row(0.1, 0.5, sanity=SANITY)])
     (runs[-1] / "config.json").unlink()
     runs.append(make_run(folder / "flat", norm="L2", dataset="mnist", hinge_maxeps=4.0))
+    runs.append(make_run(folder / "wide", {4 * k / 255: 0.5 for k in range(1, 9)}, dataset="cifar10", hinge_maxeps=0.1))
+    evaluate(runs[-1], "autoattack", [row(8 / 255, 0.5, n=50)])
     out = folder / "report.html"
     assert make_report.main([*map(str, (*runs, TRAINED)), "--examples", "12", "--out", str(out)]) == 0
     return out
@@ -156,6 +158,8 @@ def test_in_a_browser(browser, report, width, dark):
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     right = "return Math.max(...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"
     assert js("return document.documentElement.scrollWidth") <= width and js(right) <= width
+    beyond = "e => e.getBoundingClientRect().right - e.closest('figure, section').getBoundingClientRect().right"
+    assert js(f"return Math.max(...[...document.querySelectorAll('.main-svg, table')].map({beyond}))") <= 0
     plots = js(
         "return [...document.querySelectorAll('.js-plotly-plot')].map(p => "
         "[p.querySelectorAll('.scatterlayer .trace').length, p.layout.font.color.trim()])"

@@ -9,7 +9,7 @@ from torch import nn
 
 import evaluate_on_pgd_attacks
 from config import PRESETS
-from evaluations.flags import parse_pgd
+from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
 from loading.datasets import load_dataset, load_test
 from records import checkpoint
@@ -62,6 +62,24 @@ def problem(shape, batch, norm, seed=0):
 # --- the digits, and files that hold such a network -------------------------------------------------------------------
 
 
+def with_corners(batch, shape, seed=1):
+    """Images of which a third of the pixels is 0 and a third is 1."""
+    g = torch.Generator().manual_seed(seed)
+    return (3 * torch.rand(batch, *shape, generator=g, dtype=torch.float64) - 1).clamp(0, 1)
+
+
+def boxed_margin(norm, x, gradient, rise):
+    """(B,): the length of the shortest d with gradient . d = rise and x + d in [0, 1], by halving its multiplier."""
+    gradient, room = gradient.flatten(1), torch.where(gradient > 0, 1 - x, x).flatten(1)
+    low, high = torch.zeros(len(x), 1, dtype=x.dtype), torch.full((len(x), 1), 1e6, dtype=x.dtype)
+    for _ in range(100):
+        middle = (low + high) / 2
+        d = torch.minimum(middle * (gradient.abs() if norm == "L2" else 1), room)
+        short = (gradient.abs() * d).sum(1, keepdim=True) < rise[:, None]
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return d.norm(dim=1) if norm == "L2" else d.amax(1)
+
+
 class Linear(nn.Module):
     """Any weights."""
 
@@ -109,7 +127,7 @@ def attack(run, *flags):
 
 
 def subject_of(run, *flags):
-    return load_subject(parse_pgd(["--model", str(run), *SMALL, *map(str, flags)]), CPU)
+    return load_subject(parse_flags(PgdFlags, ["--model", str(run), *SMALL, *map(str, flags)]), CPU)
 
 
 # --- zeros against ones, whose worst case within a ball and [0, 1] is known ---------------------------------------------
@@ -136,15 +154,20 @@ def digits():
 
 @pytest.fixture
 def network(digits, tmp_path):
+    """See `save_zeros_against_ones`."""
+    return save_zeros_against_ones(digits, tmp_path / "net")
+
+
+def save_zeros_against_ones(digits, folder):
     """A bare state dict in a folder of its own: logits f, -f, and FAR, with f between the means of zeros and ones."""
     x, y = digits
     zeros, ones = (x[y == k].flatten(1).mean(0) for k in (0, 1))
     f = zeros - ones
     bias = -(f @ (zeros + ones)) / 2
     weights = torch.stack([f, -f, *[torch.zeros_like(f)] * 8])
-    (tmp_path / "net").mkdir()
-    torch.save(state_of(weights, torch.stack([bias, -bias, *(FAR - torch.arange(8.0))])), tmp_path / "net" / "net.pt")
-    return tmp_path / "net" / "net.pt"
+    folder.mkdir()
+    torch.save(state_of(weights, torch.stack([bias, -bias, *(FAR - torch.arange(8.0))])), folder / "net.pt")
+    return folder / "net.pt"
 
 
 def arguments(path, norm="Linf", **flags):

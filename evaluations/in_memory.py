@@ -1,0 +1,185 @@
+"""Margins and robust accuracy of any network in memory, as torch.hub hands them out.
+
+N images, B of them together, ... any image shape, C classes. Images in [0, 1]; eps is a radius in the same unit. The network
+is any module from images to logits (N, C). It runs in eval mode and is left as it was; so are images and torch's generators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anpgd import AnPgd, Search, Shortest
+from evaluations.repeated_pgd import RESTARTS, clean_logits, repeated_pgd
+from evaluations.results import wilson
+from losses import logit_margin, soft_logit_margin
+from pgd import GEOMETRY, InnerPgd, pgd
+from utils import per_row, untouched
+
+PRECISION = 1e-4  # of max_eps: how near the boundary an adversarial image is looked for
+HALVINGS = 16  # of [0, max_eps]: well below that
+SURELY = 1e-5  # of the largest logit: rounding in another batch does not turn a larger margin
+STEP_SHARES = {"paper": 1 / 4, "strong": 1 / 3}  # of eps: the step by default
+
+Standing = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, str]]  # model, x, y, logits -> (N,) bool, attack
+
+
+class Margins(NamedTuple):
+    """The nearest adversarial image that was found of each image; one that is misclassified already is its own."""
+
+    eps: Tensor  # (N,) its distance; infinite where none was found
+    x_adv: Tensor  # (N, ...) in [0, 1]; the image itself where none was found
+    found: Tensor  # (N,) bool: x_adv is misclassified; a tie and an output that is not a number count as that
+
+
+class RobustAccuracy(NamedTuple):
+    """How many of N images are classified right and stay so."""
+
+    accuracy: float  # their share, in [0, 1]
+    flags: Tensor  # (N,) bool: no attack broke it
+    interval: tuple[float, float]  # the 95 % Wilson interval of accuracy
+    attack: str  # what attacked
+
+
+def margins(
+    norm: str,
+    max_eps: float,
+    *,
+    steps: int,
+    projections: int,
+    targets: int | Literal["all"],
+    batch_size: int,
+) -> Callable[[nn.Module, Tensor, Tensor], Margins]:
+    """AN-PGD, its answers confirmed by a pass of the network: model, x (N, ...), y (N,) -> `Margins`.
+
+    steps: of PGD, in the ball of max_eps / 2. projections, targets: see `AnPgd`.
+
+    :raises ValueError: for a setting that means nothing, and when called for images outside [0, 1] or labels of no class.
+    """
+    _require_radius(norm, "max_eps", max_eps)
+    _require_whole(1, steps=steps, batch_size=batch_size)
+    _require_whole(0, projections=projections, targets=0 if targets == "all" else targets)
+    search = Search(logit_margin, max_eps, HALVINGS)
+    anpgd = AnPgd(InnerPgd(norm, steps, soft_logit_margin), search, projections, targets)
+
+    def measure(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
+        with _examined(model, x, y, batch_size) as (y, logits):
+            x_adv, found = x.clone(), _misclassified(logits, y)
+            right = (~found).nonzero().squeeze(1)
+            for rows in right.split(batch_size) if len(right) else ():
+                shortest = anpgd(model, x[rows], y[rows], max_eps / 2)
+                x_adv[rows], found[rows] = confirmed(model, x[rows], y[rows], shortest, max_eps)
+        return Margins(torch.where(found, GEOMETRY[norm].length(x_adv - x), math.inf), x_adv, found)
+
+    return measure
+
+
+def confirmed(model: nn.Module, x: Tensor, y: Tensor, shortest: Shortest, max_eps: float) -> tuple[Tensor, Tensor]:
+    """(B, ...), (B,), all right, and what AN-PGD found -> (B, ...) images just beyond the boundary, within [0, 1] and max_eps,
+    (B,) bool whether a pass of the network, which is in eval mode, says that they are misclassified; else the image itself."""
+    x_adv, found = x, torch.zeros_like(y, dtype=torch.bool)
+    for ahead in (1 / 4, 1 / 2, 1):  # on the boundary itself rounding decides
+        eps = (shortest.eps + ahead * PRECISION * max_eps).clamp(max=max_eps)
+        point = (x + per_row(eps, x) * shortest.direction).clamp(0, 1)
+        with torch.no_grad():
+            logits = model(point)
+        new = ~found & _misclassified(logits, y, least=0 if ahead == 1 else SURELY)
+        x_adv, found = torch.where(per_row(new, x), point, x_adv), found | new
+    return x_adv, found
+
+
+def robust_accuracy(
+    norm: str,
+    eps: float,
+    *,
+    protocol: str,
+    attack: str,
+    steps: int,
+    restarts: int,
+    step_size: float | None,
+    seed: int,
+    batch_size: int,
+) -> Callable[[nn.Module, Tensor, Tensor], RobustAccuracy]:
+    """Repeated PGD, or AutoAttack: model, x (N, ...), y (N,) -> `RobustAccuracy`.
+
+    :raises ValueError: for a setting that means nothing, and when called for images outside [0, 1] or labels of no class.
+    """
+    _require_radius(norm, "eps", eps)
+    _require_whole(1, steps=steps, restarts=restarts, batch_size=batch_size)
+    _require_whole(0, seed=seed)
+    _require_choice("protocol", protocol, RESTARTS)
+    _require_choice("attack", attack, ("pgd", "autoattack"))
+    if attack == "autoattack":
+        from evaluations.autoattack import stands
+
+        standing: Standing = partial(stands, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
+    else:
+        step_size = eps * STEP_SHARES[protocol] if step_size is None else step_size
+        _require_radius(norm, "step_size", step_size)
+        how = RESTARTS[protocol](pgd, restarts, norm=norm, eps=eps, step_size=step_size, steps=steps)
+
+        def standing(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> tuple[Tensor, str]:
+            together = min(batch_size, len(x))
+            state = repeated_pgd(
+                model, x, y, torch.arange(len(x)), restarts=how, eps=eps, seed=seed, batch_size=together
+            )
+            return state.robust, f"PGD, {protocol} protocol, {steps} steps, {restarts} restarts"
+
+    def measure(model: nn.Module, x: Tensor, y: Tensor) -> RobustAccuracy:
+        with _examined(model, x, y, batch_size) as (y, logits):
+            flags, name = standing(model, x, y, logits)
+        low, high = wilson(int(flags.sum()), len(flags))
+        return RobustAccuracy(int(flags.sum()) / len(flags), flags, (float(low), float(high)), name)
+
+    return measure
+
+
+@contextmanager
+def _examined(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Labels as whole numbers of 64 bits, and the (N, C) logits; inside, the network is frozen in eval mode.
+
+    :raises ValueError: if images, labels and network do not fit each other.
+    """
+    if not len(x) or not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
+        seen = f"{x.dtype}, from {x.min():.4g} to {x.max():.4g}" if x.numel() else "none"
+        raise ValueError(
+            f"images: {seen}: give floating-point numbers in [0, 1], and put any normalisation into the network"
+        )
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"labels: {y.dtype} {tuple(y.shape)}: give {len(x)} whole numbers, one an image")
+    with untouched(model, x.device):
+        logits = clean_logits(model, x, min(batch_size, len(x)))
+        classes = logits.shape[1] if logits.dim() == 2 else 0
+        if classes < 2:
+            raise ValueError(f"the network: gives {tuple(logits.shape)} for {len(x)} images: two or more logits each")
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(f"labels: from {y.min()} to {y.max()}, but the network has the classes 0 to {classes - 1}")
+        yield y.long(), logits
+
+
+def _misclassified(logits: Tensor, y: Tensor, least: float = 0) -> Tensor:
+    """(B, C), (B,) -> (B,) bool: a wrong logit reaches the true one, by `least` of the largest, or is not a number."""
+    return ~(logit_margin(logits, y) < least * logits.abs().amax(dim=1))
+
+
+def _require_radius(norm: str, name: str, value: float) -> None:
+    _require_choice("norm", norm, GEOMETRY)
+    if not 0 < value < math.inf or (norm == "Linf" and value > 1):
+        raise ValueError(f"{name} {value:g}: must be above 0 and {'at most 1' if norm == 'Linf' else 'finite'}")
+
+
+def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in tuple(choices):
+        raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _require_whole(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} {value!r}: must be a whole number, at least {least}")
