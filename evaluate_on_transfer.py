@@ -9,6 +9,7 @@ Images in [0, 1]; eps in the same unit.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,6 @@ from evaluations.flags import PgdFlags, SharedFlags, checked_flags
 from evaluations.results import Row, effort, require_writable, same_eps, stored_row
 from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
-from processes.distributed import one_process_only
 from records.commands import command
 from records.progress import Teller
 from utils import use_device
@@ -42,7 +42,8 @@ class TransferFlags(SharedFlags):
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay, print and write a JSON beside each network. Returns the exit status."""
     runs, flags = parse(argv)
-    one_process_only("evaluate_on_transfer.py")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("evaluate_on_transfer.py: works on one process: start it with python instead of torchrun")
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
     subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]

@@ -212,12 +212,6 @@ def device_name(name: str) -> str:
     return f"cuda:{local_rank()}"
 
 
-def one_process_only(program: str) -> None:
-    """:raises UserError: if torchrun started several processes of a program that is made for one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(f"{program}: works on one process: start it with python instead of torchrun")
-
-
 @contextmanager
 def device_of(flag: str, deterministic: bool) -> Iterator[tuple[World, torch.device]]:
     """The processes, and this one's device.

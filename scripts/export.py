@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,9 @@ ROBUSTBENCH_KEYS = (("convgroup", "block"), ("conv_shortcut", "convShortcut"))  
 ROBUSTBENCH_RADIUS = {"Linf": ("8/255", 8 / 255), "L2": ("0.5", 0.5)}
 
 
-class Written(NamedTuple):
-    """A network in some format."""
-
-    files: dict[str, bytes]  # by ending; the first holds the network
-    read: Callable[[Path], Callable[[Tensor], Tensor]]  # that file -> what it computes, images -> logits
+# A network in some format: its files by ending, of which the first holds the network, and what reads that one back as a
+# function, images -> logits.
+Written = tuple[dict[str, bytes], Callable[[Path], Callable[[Tensor], Tensor]]]
 
 
 def built(source: Pretrained, weights: dict[str, Tensor], size: int | None) -> nn.Module:
@@ -69,8 +67,7 @@ def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written
     package, size = extra("safetensors.torch"), images.shape[-1]
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
-    content = package.save(state, metadata)
-    return Written({".safetensors": content}, lambda file: built(source, package.load_file(file), size))
+    return {".safetensors": package.save(state, metadata)}, lambda file: built(source, package.load_file(file), size)
 
 
 def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
@@ -88,7 +85,7 @@ def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written
     def read(file: Path) -> nn.Module:
         return built(source, from_robustbench(torch.load(file, weights_only=True)), size)
 
-    return Written({".pt": buffer.getvalue(), ".json": info}, read)
+    return {".pt": buffer.getvalue(), ".json": info}, read
 
 
 def to_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +153,7 @@ def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
         session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
-    return Written({".onnx": buffer.getvalue()}, read)
+    return {".onnx": buffer.getvalue()}, read
 
 
 FORMATS = {"safetensors": safetensors, "robustbench": robustbench, "onnx": onnx}
@@ -169,13 +166,14 @@ def write(written: Written, model: nn.Module, images: Tensor, out: Path) -> list
     """
     endings = (".safetensors", ".pt", ".json", ".onnx")
     stem = out.stem if out.suffix in endings else out.name
-    files = {out.with_name(stem + ending): content for ending, content in written.files.items()}
+    contents, read = written
+    files = {out.with_name(stem + ending): content for ending, content in contents.items()}
     if there := [file for file in files if file.exists()]:
         raise UserError(f"--out {there[0]}: there already: remove it, or name another")
     for file, content in files.items():
         write_atomically(file, content)
     first = next(iter(files))
-    logits = written.read(first)
+    logits = read(first)
     for x in (images[:1], images):
         with torch.no_grad():
             difference = float((model(x) - logits(x)).abs().max())

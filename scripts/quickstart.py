@@ -54,9 +54,7 @@ def train_and_attack(name: str, folder: Path, flags: str) -> dict:
 
 
 def print_table(found: dict[str, dict]) -> None:
-    print(
-        f"\nDigits, 397 test images, Linf; robust against PGD (40 steps, 4 restarts) at each eps; measured in {OUT}\n"
-    )
+    print(f"\nDigits, 397 test images, Linf; robust against PGD (40 steps, 4 restarts) at each eps; see {OUT}\n")
     print(f"{'':18}{'clean':>10}" + "".join(f"{f'eps {eps:g}':>10}" for eps in RADII) + f"{'mean margin':>14}")
     for name, result in found.items():
         cells = "".join(f"{accuracy:>10.1%}" for accuracy in result["accuracy"])
