@@ -34,13 +34,13 @@ from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
 from errors import UserError, exits_on_user_error
-from evaluations import minimum_norm
-from evaluations.in_memory import confirmed
+from evaluations.in_memory import just_beyond
+from evaluations.minimum_norm import confirmed, shortest_distances
 from evaluations.repeated_pgd import clean_logits
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import logit_margin, soft_logit_margin
-from pgd import GEOMETRY, InnerPgd
+from pgd import InnerPgd
 from records.reading import parse_json
 from utils import generator, per_row, untouched, write_atomically
 from validation import require_positive
@@ -193,7 +193,7 @@ def _nearest_of_class(
 
 # --- what attacks find -----------------------------------------------------------------------------------------------
 
-STEPS, HALVINGS = 10, 14
+STEPS, HALVINGS, FMN_STEPS, APGD_STEPS = 10, 14, 1000, 100
 
 
 def distances(subject: Subject, x: Tensor, y: Tensor, rows: Tensor, max_eps: float) -> dict[str, Tensor]:
@@ -207,32 +207,30 @@ def distances(subject: Subject, x: Tensor, y: Tensor, rows: Tensor, max_eps: flo
             first = anpgd(model, x, y, start)
             second = anpgd(model, x, y, first.eps.clamp(min=subject.training.attack_mineps), noise)
             for visit, shortest in ((f"from {start:g}", first), ("from the last one", second)):
-                x_adv, is_one = confirmed(model, x, y, shortest, max_eps)
+                x_adv, _ = just_beyond(model, x, y, shortest, max_eps)
                 name = f"AN-PGD {visit}, projections {projections}, targets {targets}, {shortest.passes} passes"
-                found[name] = torch.where(is_one, GEOMETRY["Linf"].length(x_adv - x), math.inf)
-    steps = minimum_norm.METHODS["fmn", "Linf"].steps
+                found[name] = confirmed(subject, x, y, x_adv)
     logits = clean_logits(model, subject.test.everything().x, 200)
-    found[f"FMN, {steps} steps, twice"] = minimum_norm.attack_batch(subject, "fmn", steps, rows, logits, seed=0)
-    found[f"APGD, 100 steps, {STEPS} halvings"] = searched_apgd(model, x, y, max_eps)
+    found[f"FMN, {FMN_STEPS} steps, twice"] = shortest_distances(subject, "fmn", FMN_STEPS, rows, logits, seed=0)
+    found[f"APGD, {APGD_STEPS} steps, {STEPS} halvings"] = searched_apgd(subject, x, y, max_eps)
     return found
 
 
-def searched_apgd(model: nn.Module, x: Tensor, y: Tensor, max_eps: float) -> Tensor:
-    """(B, ...), (B,) -> (B,): the least radius at which APGD on the DLR loss succeeds, by halving [0, max_eps]."""
+def searched_apgd(subject: Subject, x: Tensor, y: Tensor, max_eps: float) -> Tensor:
+    """(B, ...), (B,) -> (B,): the shortest that APGD on the DLR loss finds, by halving [0, max_eps] after a try at its end."""
     low, high = torch.zeros(len(x)).to(x), torch.full((len(x),), max_eps).to(x)
-    nearest = torch.full_like(high, math.inf)
-    for step in range(STEPS + 1):
-        eps = high if step == 0 else (low + high) / 2
-        attack = APGDAttack(model, n_iter=100, norm="Linf", eps=per_row(eps, x), seed=0, loss="dlr", device=x.device)
+    nearest, eps = torch.full_like(high, math.inf), high
+    for _ in range(1 + STEPS):
+        settings = {"n_iter": APGD_STEPS, "norm": "Linf", "eps": per_row(eps, x), "seed": 0, "loss": "dlr"}
+        attack = APGDAttack(subject.model, **settings, device=x.device)
         attack.init_hyperparam(x)
         with warnings.catch_warnings(action="ignore"):  # of gradients that are zero
-            x_adv = attack.attack_single_run(x, y)[3].detach().clamp(0, 1)
-        with torch.no_grad():
-            broken = logit_margin(model(x_adv), y) >= 0
-        length = GEOMETRY["Linf"].length(x_adv - x)
-        nearest = torch.where(broken, length.minimum(nearest), nearest)
+            x_adv = attack.attack_single_run(x, y)[3].detach()
+        length = confirmed(subject, x, y, x_adv).to(x)
+        nearest = length.minimum(nearest)
         high = nearest.clamp(max=max_eps)
-        low = torch.where(broken, low, eps).minimum(high)
+        low = torch.where(length.isfinite(), low, eps).minimum(high)
+        eps = (low + high) / 2
     return nearest
 
 

@@ -74,13 +74,13 @@ def margins(
             right = (~found).nonzero().squeeze(1)
             for rows in right.split(batch_size) if len(right) else ():
                 shortest = anpgd(model, x[rows], y[rows], max_eps / 2)
-                x_adv[rows], found[rows] = confirmed(model, x[rows], y[rows], shortest, max_eps)
+                x_adv[rows], found[rows] = just_beyond(model, x[rows], y[rows], shortest, max_eps)
         return Margins(torch.where(found, GEOMETRY[norm].length(x_adv - x), math.inf), x_adv, found)
 
     return measure
 
 
-def confirmed(model: nn.Module, x: Tensor, y: Tensor, shortest: Shortest, max_eps: float) -> tuple[Tensor, Tensor]:
+def just_beyond(model: nn.Module, x: Tensor, y: Tensor, shortest: Shortest, max_eps: float) -> tuple[Tensor, Tensor]:
     """(B, ...), (B,), all right, and what AN-PGD found -> (B, ...) images just beyond the boundary, within [0, 1] and max_eps,
     (B,) bool whether a pass of the network, which is in eval mode, says that they are misclassified; else the image itself."""
     x_adv, found = x, torch.zeros_like(y, dtype=torch.bool)

@@ -176,13 +176,19 @@ def test_a_step_to_a_boundary_out_of_reach_uses_all_the_room():
         assert not step[1:].any()
 
 
-EXTRA = [{"projections": 1}, {"projections": 2}, {"targets": 2}, {"targets": "all"}, {"projections": 1, "targets": 3}]
+EXTRA = [  # and how many searches it is
+    ({"projections": 1}, 2),
+    ({"projections": 2}, 3),
+    ({"targets": 2}, 3),
+    ({"targets": "all"}, 4),
+    ({"projections": 1, "targets": 9}, 5),
+]
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("extra", EXTRA, ids=str)
+@pytest.mark.parametrize(("extra", "searches"), EXTRA, ids=str)
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_what_is_beyond_the_paper_only_shortens_and_counts_its_passes(norm, extra, train):
+def test_what_is_beyond_the_paper_only_shortens_and_counts_its_passes(norm, extra, searches, train):
     """In the caller's mode; flags, modes and gradients as before, and in eval mode the statistics."""
     x, model, top = with_corners(30, (3, 4)), Dense(12, hidden=20).eval(), 0.4 if norm == "Linf" else 1.2
     y = model(x).argmax(1)
@@ -201,6 +207,8 @@ def test_what_is_beyond_the_paper_only_shortens_and_counts_its_passes(norm, extr
     torch.testing.assert_close(found.x_adv, x + found.eps[:, None, None] * found.direction)
     assert [weight.requires_grad for weight in model.weights] == [False, True] and model.norm.training is train
     assert all(parameter.grad is None for parameter in model.parameters())
+    moved = int(model.norm.num_batches_tracked - state["norm.num_batches_tracked"])
+    assert moved == (searches * (search.steps + 1) if train else 0)  # gradients are of eval mode
     if not train:
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         just_before = (x + (found.eps - bracket).clamp(min=0)[:, None, None] * found.direction).clamp(0, 1)

@@ -15,7 +15,6 @@ from benchmarks.exact_margins import affine_layers, exact_margin
 from benchmarks.small_networks import dense, dense_20_20, dense_24
 from command_lines import fails
 from errors import UserError
-from evaluations import minimum_norm
 from linear import boxed_margin, with_corners
 from support import ROOT
 
@@ -137,8 +136,8 @@ def run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save({"model": dense_24(1, 8, 8, 10).state_dict(), "config": config}, folder / "model_best.pt")
-    key = "fmn", "Linf"
-    monkeypatch.setitem(minimum_norm.METHODS, key, minimum_norm.METHODS[key]._replace(steps=20))
+    monkeypatch.setattr(exact_margins, "FMN_STEPS", 20)
+    monkeypatch.setattr(exact_margins, "APGD_STEPS", 20)
     return folder
 
 
