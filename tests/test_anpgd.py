@@ -165,6 +165,10 @@ def test_linearised_boundaries_of_a_linear_classifier_are_exact(norm, shape, ext
     assert exact.isfinite().sum() >= 25
     torch.testing.assert_close(found.eps[exact < top], exact[exact < top], rtol=1e-6, atol=1e-6)
     assert found.beyond[exact == math.inf].all() and not found.beyond[exact < top - 1e-6].any()
+    nearer = float(exact.min()) / 2
+    assert AnPgd(InnerPgd(norm, 1, logit_margin), Search(logit_margin, nearer), **extra)(
+        model, x, y, nearer
+    ).beyond.all()
 
 
 def test_a_step_to_a_boundary_out_of_reach_uses_all_the_room():
