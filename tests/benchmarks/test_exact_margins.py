@@ -144,7 +144,7 @@ def run(tmp_path, monkeypatch):
 
 def test_images_are_kept_one_by_one_and_never_solved_twice(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "margins.json"
-    argv = [str(run), "--network", NETWORK, "--test_size", "60", "--out", str(out)]
+    argv = [str(run), "--network", NETWORK, "--test_size", "40", "--out", str(out)]
     solve, calls = exact_margins.exact_margin, []
 
     def stops(*args):

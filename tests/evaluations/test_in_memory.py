@@ -95,8 +95,10 @@ def test_the_network_the_images_and_the_generators_are_as_before(digits, entry):
     assert torch.equal(torch.get_rng_state(), draws) and torch.equal(x, images) and y.dtype == torch.int32
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("settings", [{}, {"protocol": "strong"}, {"attack": "autoattack"}], ids=str)
+ATTACKS = [(norm, {"protocol": protocol}) for norm in ("Linf", "L2") for protocol in ("paper", "strong")]
+
+
+@pytest.mark.parametrize(("norm", "settings"), [*ATTACKS, ("Linf", {"attack": "autoattack"})], ids=str)
 def test_robust_accuracy_of_a_line_equals_the_closed_form(zeros_and_ones, norm, settings):
     model, x, y, path = zeros_and_ones
     eps = 0.3 if norm == "Linf" else 1.5
