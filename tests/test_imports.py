@@ -28,7 +28,7 @@ MAY_IMPORT = {  # rows of names share what they may import
     "records": f"config presets processes validation {LOW}",
     "evaluations": f"anpgd check hardware loading losses networks pgd {BELOW}",  # beside the trainer, not above it
     "hubconf": "errors evaluations records training",
-    COMMANDS: f"check evaluations hardware loading networks trainer training {BELOW}",
+    COMMANDS: f"check evaluations hardware loading losses networks trainer training {BELOW}",
     "reports": f"anpgd check evaluations loading losses pgd {BELOW}",
     "benchmarks": f"anpgd evaluations hardware loading losses networks pgd trainer {BELOW}",
     "scripts": f"check evaluations networks reports {COMMANDS} {BELOW}",

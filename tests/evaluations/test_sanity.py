@@ -150,7 +150,7 @@ def test_honest_attacks_raise_no_warning(trained, norm, eps, precision, tmp_path
 
 def digits(tmp_path, norm, trained):
     """The first 150 test images before the network in trained_models/, or before one that is not trained."""
-    test, _ = load_test("digits", "none", test_size=150, device=torch.device("cpu"))
+    test = load_test("digits", "none", test_size=150, device=torch.device("cpu")).split
     torch.manual_seed(0)
     model = build_model("lenet5", 1, 8, 8, 10).eval().requires_grad_(False)
     if trained:
