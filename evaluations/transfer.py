@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from errors import UserError
+from evaluations.external_attacks import EPS_TOLERANCE, RANGE_TOLERANCE
 from evaluations.repeated_pgd import clean_logits
 from evaluations.results import Row, alone_in, finished, same_eps, says_where
 from evaluations.subject import Subject
 from losses import logit_margin
+from pgd import GEOMETRY
 from records import checkpoint
 from records.progress import Teller
 from utils import per_row
@@ -28,11 +30,17 @@ KEYS = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
 
 
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor]:
-    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, of this checkpoint and these images."""
+    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, of this checkpoint and these images.
+
+    Images beyond their radius or outside [0, 1], as of a changed file, are left out.
+    """
     found: dict[float, Tensor] = {}
+    x, length = subject.test.everything().x.cpu(), GEOMETRY[subject.norm].length
     for path in sorted(subject.path.parent.glob(f"adv_pgd_{subject.norm}*.pt")):
         for own, x_adv in _stored(path, subject)[0].items():
-            found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
+            fits = x_adv.shape == x.shape and bool((length(x_adv - x) <= own + EPS_TOLERANCE).all())
+            if fits and x_adv.min() >= -RANGE_TOLERANCE and x_adv.max() <= 1 + RANGE_TOLERANCE:
+                found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
     return found
 
 
