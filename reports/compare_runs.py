@@ -13,20 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
 from config import SPLITS
 from errors import UserError, exits_on_user_error
+from evaluations.compare_attacks import NAMES
 from evaluations.results import Row, quoted, same_eps
 from flags import Parser, number
 from reports.runs import Run, eps_text, labels, read_runs, spread
 from reports.tables import Table, cost_cells, show_or_write
 
 NORMAL = 1.959964  # standard deviations on each side of a 95 % interval
-SHORT = {"pgd": "PGD", "strong": "strong PGD", "autoattack": "AutoAttack"}
 EVALUATORS = {
     "pgd": "evaluate_on_pgd_attacks.py",
     "strong": "evaluate_on_pgd_attacks.py --protocol strong",
@@ -44,18 +43,13 @@ def rows_at(run: Run, attack: str, eps: float, split: str) -> dict[Images, Row]:
     every = run.evaluations.get(f"eval_{attack}_{run.norm}.json", [])
     counts = sorted({row["n"] for row in every}, reverse=True)
     of_all = [row for n in counts for row in quoted([row for row in every if row["n"] == n], split)]
-    found = [row for row in of_all if same_eps(row["eps"], eps) and len(row["flags"]) == row["n"]]
+    found = [row for row in of_all if same_eps(row["eps"], eps)]
     if not found:
         why = "; ".join(line for line in run.damaged if attack in line)
         radius = eps_text(eps, run.images, str(run.norm))
         command = f"{EVALUATORS[attack]} --model {run.folder} --eps {radius} --split {split}"
         raise UserError(why or f"{run.folder}: not attacked at {radius} on {split} images: run {command}")
     return {(row.get("images"), row["n"]): row for row in found}
-
-
-def stands(row: Row) -> np.ndarray:
-    """(N,) of 0 and 1: the images that no attack broke."""
-    return np.array(list(row["flags"]), dtype=int)
 
 
 def difference_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
@@ -76,7 +70,9 @@ def paired(first: Seeds, second: Seeds) -> tuple[float, float, float, int]:
         raise UserError("no seed in common with the baseline: train one of its seeds")
     if len({(one[seed].get("images"), one[seed]["n"]) for one in (first, second) for seed in common}) > 1:
         raise UserError("not attacked on the same images: attack all with the same --split and --test_size")
-    each = np.mean([stands(first[seed]) - stands(second[seed]) for seed in common], axis=0)
+    # (seeds, images) of 0 and 1: the images that no attack broke.
+    stand, baseline = (np.array([[*map(int, one[seed]["flags"])] for seed in common]) for one in (first, second))
+    each = (stand - baseline).mean(axis=0)
     mean = float(each.mean())
     if len(common) == 1:
         return mean, *difference_interval(int((each > 0).sum()), int((each < 0).sum()), len(each)), 1
@@ -90,11 +86,10 @@ def make_table(runs: Sequence[Run], attack: str, eps: float | None, split: str) 
     :raises UserError: if a run cannot be compared.
     """
     for run in runs:
-        if run.config is None:
-            raise UserError(f"{run.folder / 'config.json'}: missing or damaged: name folders that train.py made")
+        usual = run.trained.test_eps
+        eps = usual if eps is None else eps
         if (run.images, run.norm) != (runs[0].images, runs[0].norm):
             raise UserError(f"run folder {run.folder}: of another data set or norm than the first: leave it out")
-        eps = run.config.test_eps if eps is None else eps
     assert eps is not None
     found = [rows_at(run, attack, eps, split) for run in runs]
     shared = [images for images in found[0] if all(images in one for one in found)]
@@ -104,7 +99,7 @@ def make_table(runs: Sequence[Run], attack: str, eps: float | None, split: str) 
         members.append(run)
         seeds[run.seed] = one[shared[0]] if shared else next(iter(one.values()))
     _, baseline = next(iter(groups.values()))
-    at, lines = f"{SHORT[attack]} at {eps_text(eps, runs[0].images, str(runs[0].norm))}", []
+    at, lines = f"{NAMES[attack]} at {eps_text(eps, runs[0].images, str(runs[0].norm))}", []
     for label, (members, seeds) in groups.items():
         clean = spread([100 * row["clean_acc"] for row in seeds.values()])
         robust = spread([100 * row["robust_acc"] for row in seeds.values()])

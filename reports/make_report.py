@@ -18,46 +18,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reports
 
-reports.require("pandas", "plotly", "jinja2")
+reports.require("plotly")
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from errors import UserError, exits_on_user_error
-from evaluations.flags import EvaluationFlags
-from evaluations.subject import load_subject
 from flags import Parser, whole
 from records.reading import is_number
-from reports import published
-from reports.plots import COLOURS, Look, curve, find_examples, length_text, looks, radius_axis
-from reports.runs import NORMS, Run, frame, read_runs, title, training_command
-from reports.tables import ACCURACIES, NONE, Footnotes, Table, accuracy_table, distance_table, remarks
+from reports import published, writing
+from reports.plots import COLOURS, LINES, MARKERS, Look, curve, find_examples, length_text, looks, on_cpu, radius_axis
+from reports.runs import NORMS, Rows, Run, frame, kind_of, read_runs, title, training_command
+from reports.tables import ACCURACIES, NONE, Table, accuracy_table, distance_table, remarks, render
 from utils import write_atomically
 
 EXAMPLES, MOST_EXAMPLES, SHOWN = 60, 1000, 6  # images attacked, at most, and shown of each run
 MOST_POINTS = 120  # of a curve
-DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
-SYMBOLS = {
-    "o": "circle",
-    "s": "square",
-    "^": "triangle-up",
-    "D": "diamond",
-    "v": "triangle-down",
-    "P": "cross",
-    "X": "x",
-}
 LOSSES = ("mma_loss", "adv_loss", "clean_loss")  # in metrics.jsonl; a method's own comes first
 # Where a data set lies that would be downloaded if it were not there: a report downloads nothing.
 DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
@@ -97,8 +82,8 @@ def style(look: Look, shows_name: bool = True) -> dict[str, Any]:
         "name": in_legend(look.name),
         "legendgroup": look.method,
         "mode": "lines+markers",
-        "line": {"color": own["color"], "dash": DASHES[own["linestyle"]], "width": 2},
-        "marker": {"symbol": SYMBOLS[own["marker"]], "size": 7},
+        "line": {"color": own["color"], "dash": LINES[own["linestyle"]], "width": 2},
+        "marker": {"symbol": MARKERS[own["marker"]], "size": 7},
         "opacity": 1 if look.method < len(COLOURS) else 0.5,
         "showlegend": shows_name,
     }
@@ -123,9 +108,9 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
-def robustness(rows: pd.DataFrame, drawn: dict[Run, Look]) -> Markup | None:
+def robustness(rows: Rows, drawn: dict[Run, Look]) -> Markup | None:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
-    images, norm = rows["images"].iloc[0], rows["norm"].iloc[0]
+    images, norm = kind_of(rows)
     figure, (scale, _) = go.Figure(), radius_axis(images, norm)
     for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
         eps, accuracy, low, high = curve(of_run)
@@ -182,9 +167,7 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
     if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
         return [], f"the images are not in {root}; name their folder with --data_root"
     try:
-        subject = load_subject(
-            EvaluationFlags(model=str(run.folder), device="cpu", data_root=data_root), torch.device("cpu")
-        )
+        subject = on_cpu(str(run.folder), data_root=data_root)
     except UserError as error:
         return [], str(error)
     found = find_examples(subject, count)
@@ -202,11 +185,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
         margin = length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
         shown.append({"margin": f"margin {margin}", "parts": parts})
     wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
-    end = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
-    return (
-        shown,
-        f"{len(found.x)} test images attacked: {wrong} are misclassified as they are, {safe} withstand it up to {end}",
-    )
+    up_to = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
+    said = f"{wrong} are misclassified as they are, {safe} withstand it up to {up_to}"
+    return shown, f"{len(found.x)} test images attacked: {said}"
 
 
 def png(image: Tensor) -> str:
@@ -220,17 +201,17 @@ def png(image: Tensor) -> str:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
+def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[str, Any]:
     """What the page shows of one data set and norm; runs: those that were trained so."""
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
-    notes, (scale, _) = Footnotes(), radius_axis(images, norm)
+    notes: list[str] = []
+    scale, _ = radius_axis(images, norm)
     margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
     tables = []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
         tables = [{"title": name, "header": table.header, "lines": cells(table)} for name, table in made if table.lines]
-    members = list(dict.fromkeys([*runs, *rows["run"]]))
-    drawn = looks(members)
+    drawn = looks(list(dict.fromkeys([*runs, *rows["run"]])))
     figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
     figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
     for name, kind, keys, factor, y in (
@@ -244,7 +225,7 @@ def section(images: str, norm: str, found: pd.DataFrame, runs: Sequence[Run]) ->
         "key": re.sub(r"\W", "-", f"{images}-{norm}"),
         "title": f"{title(images)}, {NORMS[norm]}",
         "tables": tables,
-        "notes": notes.texts,
+        "notes": notes,
         "remarks": [line.removeprefix("- ") for line in remarks(rows)] if len(rows) else [],
         "figures": [(name, figure) for name, figure in figures if figure is not None],
     }
@@ -254,37 +235,20 @@ def page(runs: Sequence[Run], examples: int, data_root: str | None) -> str:
     """The whole page; it says on standard error which run's images it is attacking."""
     found = frame(runs)
     trained = [(run.images, run.norm) for run in runs if run.norm]
-    keys = sorted(
-        {*trained, *zip(found["images"], found["norm"], strict=True)}, key=lambda key: (-trained.count(key), key)
-    )
+    every = {*trained, *zip(found["images"], found["norm"], strict=True)}
+    keys = sorted(every, key=lambda key: (-trained.count(key), key))
     sections = [section(*key, found, [run for run in runs if (run.images, run.norm) == key]) for key in keys]
     described = []
     for number, (run, look) in enumerate(looks(runs).items(), 1):
         if examples:
             print(f"AN-PGD on {examples} images of {run.folder} ({number} of {len(runs)})", file=sys.stderr, flush=True)
         shown, said = pictures(run, examples, data_root) if examples else ([], "--examples 0")
-        described.append(
-            {
-                "name": look.name,
-                "place": f"{title(run.images)}, {NORMS.get(run.norm or '', '')}" if run.config else "",
-                "folder": str(run.shown),
-                "command": training_command(run.config, str(run.shown)) if run.config else "",
-                "machine": run.environment.get("device", ""),
-                "doubts": [f"{file}: {why}" for file in run.evaluations for why in run.doubts(file)] + run.damaged,
-                "pictures": shown,
-                "said": said,
-            }
-        )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        explained=ACCURACIES,
-        sections=sections,
-        runs=described,
-        plotly=Markup(get_plotlyjs()),
-    )
+        doubts = [f"{file}: {why}" for file in run.evaluations for why in run.doubts(file)] + run.damaged
+        command = training_command(run.config, str(run.shown)) if run.config else ""
+        place = f"{title(run.images)}, {NORMS[run.config.norm]}" if run.config else ""
+        described.append((run, look.name, place, command, doubts, shown, said))
+    made = {"made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "plotly": Markup(get_plotlyjs())}
+    return render("report.html.jinja", explained=ACCURACIES, sections=sections, runs=described, **made)
 
 
 @exits_on_user_error
@@ -293,27 +257,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="One page of run folders, to look at.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, e.g. trained_models/*")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="file to write (default: report.html)")
-    parser.add_argument(
-        "--examples",
-        type=whole,
-        default=EXAMPLES,
-        help=f"test images of each run that AN-PGD attacks, to show some (default: {EXAMPLES}; 0: none)",
-    )
+    attacked = f"test images of each run that AN-PGD attacks, to show some (default: {EXAMPLES}; 0: none)"
+    parser.add_argument("--examples", type=whole, default=EXAMPLES, help=attacked)
     parser.add_argument("--data_root", metavar="FOLDER", help="folder of the data set (default: the run's, else data)")
     given = parser.parse(argv)
     if given["examples"] > MOST_EXAMPLES:
-        raise UserError(
-            f"--examples {given['examples']}: they pass through the network together: at most {MOST_EXAMPLES}"
-        )
+        raise UserError(f"--examples {given['examples']}: at most {MOST_EXAMPLES} pass through the network together")
     runs = read_runs([Path(run) for run in given["runs"]])
     for line in [line for run in runs for line in run.damaged]:
         print(f"warning: {' '.join(line.split())}", file=sys.stderr)
     text, out = page(runs, given["examples"], given["data_root"]).encode(), Path(given["out"])
-    try:
+    with writing(f"--out {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another file") from None
     print(f"written: {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
     return 0
 

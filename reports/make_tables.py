@@ -11,29 +11,23 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import reports
-
-reports.require("pandas")
-
 import numpy as np
-import pandas as pd
 
 from errors import UserError, exits_on_user_error
+from evaluations.results import Row
 from flags import Parser
-from reports import published
-from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Run, eps_text, frame, read_runs, title
+from reports import published, writing
+from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, title
 from reports.tables import (
     ACCURACIES,
     NONE,
     WARNING,
-    Footnotes,
     Table,
     accuracy_table,
     code,
@@ -47,6 +41,7 @@ PAGES = ("README.md", "docs/results.md")
 NOT_RUN = "not run yet"
 SEARCHES = ("cw", "ddn", "fmn")
 FAR = 1e30  # stands for a distance that was not found; a mean or quartile with one in it is far, too
+Key = tuple[str, str]  # data set and norm
 
 
 def make_page(runs: Sequence[Run]) -> str:
@@ -54,15 +49,12 @@ def make_page(runs: Sequence[Run]) -> str:
     found = frame(runs)
     lines = []
     for (images, norm), rows in found.groupby(["images", "norm"]):
-        notes = Footnotes()
-        accuracies, distances = accuracy_table(rows, notes), distance_table(rows, notes)
+        notes: list[str] = []
+        distance = f"Smallest {NORMS[norm]} distance found (images in [0, 1]; 0 for a misclassified one)."
         lines += [f"## {title(images)}, {NORMS[norm]}", ""]
-        if accuracies.lines:
-            lines += [ACCURACIES, "", *accuracies.markdown(), ""]
-        if distances.lines:
-            unit = f"Smallest {NORMS[norm]} distance found (images in [0, 1]; 0 for a misclassified one)."
-            lines += [unit, "", *distances.markdown(), ""]
-        lines += [*remarks(rows), *(f"- [{number}] {text}" for number, text in enumerate(notes.texts, 1)), ""]
+        for said, table in ((ACCURACIES, accuracy_table(rows, notes)), (distance, distance_table(rows, notes))):
+            lines += [said, "", *table.markdown(), ""] if table.lines else []
+        lines += [*remarks(rows), *(f"- [{number}] {text}" for number, text in enumerate(notes, 1)), ""]
     evaluated = set(found["run"])
     if missing := [run for run in runs if run not in evaluated]:
         lines += ["## Not evaluated", "", *(f"- {code(run.shown)}" for run in missing), ""]
@@ -74,133 +66,114 @@ def make_page(runs: Sequence[Run]) -> str:
 # --- README.md and docs/results.md ---------------------------------------------------------------------------------
 
 
-def ours(found: pd.DataFrame, key: tuple[str, str], said: published.Accuracies | published.Distances) -> list[Any]:
-    """(run, its rows in the table of data set and norm `key`) of each run of ours of a published method."""
+Said = published.Accuracies | published.Distances
+
+
+def ours(found: Rows, key: Key, said: Said) -> list[tuple[Run, Rows]]:
+    """Each run of ours of a published method, with its rows in the table of data set and norm `key`."""
     rows = found[(found["images"] == key[0]) & (found["norm"] == key[1])]
     mine = [(run, of_run) for run, of_run in rows.groupby("run", sort=False) if published.is_of(said, run)]
     return sorted(mine, key=lambda one: (len(one[0].name), one[0].name))
 
 
-def figure(row: pd.Series, column: str, decimals: int) -> str:
-    """An accuracy; marked where it is doubted, with the number of images where not all were attacked."""
-    part = "" if row["n"] == TEST_IMAGES[row["images"]] else f" (n {row['n']})"
-    mark = f"{WARNING} " if column == "robust" and row["doubted"] else ""
-    return f"{mark}{row[column]:.{decimals}f}{part}"
+def place(key: Key) -> str:
+    """`MNIST ℓ∞`."""
+    return f"{title(key[0])} {NORMS[key[1]]}"
 
 
-def at(rows: pd.DataFrame, attack: str, eps: float, decimals: int) -> str:
-    """The accuracy under an attack at one radius."""
-    hit = rows[(rows["attack"] == attack) & np.isclose(rows["eps"], eps, atol=1e-6)]
-    return NOT_RUN if hit.empty else figure(hit.iloc[0], "robust", decimals)
-
-
-def clean(rows: pd.DataFrame, attack: str, decimals: int) -> str:
-    """On clean images, as many as this attack saw at most."""
+def figure(rows: Rows, attack: str, column: str, decimals: int, missing: str = NOT_RUN) -> str:
+    """The accuracy under an attack, of most images; marked where it is doubted, with their number where it is not all."""
     seen = rows[rows["attack"] == attack].sort_values("n")
-    return NOT_RUN if seen.empty else figure(seen.iloc[-1], "clean", decimals)
+    if seen.empty:
+        return missing
+    row = seen.iloc[-1]
+    part = "" if row["n"] == TEST_IMAGES[row["images"]] else f" (n {row['n']})"
+    warning = f"{WARNING} " if column == "robust" and row["doubted"] else ""
+    return f"{warning}{row[column]:.{decimals}f}{part}"
 
 
-def _said(attack: str) -> list[tuple[tuple[str, str], published.Accuracies]]:
-    return [(key, said) for key, of_key in published.ACCURACIES.items() for said in of_key if said.attack == attack]
+def at(rows: Rows, eps: float) -> Rows:
+    """Those of one radius."""
+    return rows[np.isclose(rows["eps"], eps, atol=1e-6)]
 
 
-def released(found: pd.DataFrame) -> list[str]:
+def released(found: Rows) -> list[Table]:
     """The authors' released networks, *published / ours*; a line for each run of ours."""
     lines = []
-    for key, said in _said(published.PGD):
+    for key, said in [(key, said) for key, of_key in published.ACCURACIES.items() for said in of_key]:
+        if said.autoattack is None:
+            continue
         (eps,) = said.robust
-        place = f"{title(key[0])} {NORMS[key[1]]}"
-        theirs = [f"{value:.2f}" for value in (said.clean, said.robust[eps], said.autoattack or 0.0)]
         made = [
             (
-                f"{place}: {run.words_and_settings}, {code(run.name)}",
-                [clean(rows, "pgd", 2), at(rows, "pgd", eps, 2), at(rows, "autoattack", eps, 2)],
-                run,
+                f"{run.words_and_settings}, {code(run.name)}",
+                [
+                    figure(rows, "pgd", "clean", 2),
+                    *(figure(at(rows, eps), attack, "robust", 2) for attack in ("pgd", "autoattack")),
+                ],
+                "fast" if run.trained.recipe == "fast" else "training",
             )
             for run, rows in ours(found, key, said)
         ]
-        for label, figures, run in made or [(f"{place}: {published.name(said, *key)}", [NOT_RUN] * 3, None)]:
-            both = [f"{a} / {b}" for a, b in zip(theirs, figures, strict=True)]
-            script = "fast" if run and run.config.recipe == "fast" else "training"
-            lines.append([label, eps_text(eps, *key), *both, f"`scripts/run_{key[0]}_{script}.sh`"])
-    return Table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], lines).markdown()
+        for name, figures, script in made or [(published.name(said, *key), [NOT_RUN] * 3, "training")]:
+            theirs = (said.clean, said.robust[eps], said.autoattack)
+            both = [f"{a:.2f} / {b}" for a, b in zip(theirs, figures, strict=True)]
+            lines.append([f"{place(key)}: {name}", eps_text(eps, *key), *both, f"`scripts/run_{key[0]}_{script}.sh`"])
+    return [Table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], lines)]
 
 
-def by_eps(found: pd.DataFrame) -> list[str]:
-    """Strongest of white-box and transferred PGD by radius, a table for each data set."""
-    pages: list[str] = []
-    for key in dict.fromkeys(key for key, _ in _said(published.STRONGEST)):
-        said = [one for other, one in _said(published.STRONGEST) if other == key]
-        radii, lines = sorted({eps for one in said for eps in one.robust}), []
-        for one in said:
-            name = published.name(one, *key)
-            theirs = [f"{one.robust[eps]:.1f}" if eps in one.robust else NONE for eps in radii]
-            lines.append([f"{name}, published", f"{one.clean:.1f}", *theirs])
-            mine = [line for run, rows in ours(found, key, one) for line in _by_eps_lines(run, rows, radii)]
-            lines += mine or [[f"{name.partition(' (')[0]}, ours", NOT_RUN, *[NONE] * len(radii)]]
-        pages += [
-            *Table(
-                [f"{title(key[0])} {NORMS[key[1]]}", "clean", *(eps_text(e, *key) for e in radii)], lines
-            ).markdown(),
-            "",
-        ]
-    return pages[:-1]
+def by_eps(found: Rows) -> list[Table]:
+    """Strongest of white-box and transferred PGD by radius, a table for each data set; white-box PGD alone if that is all
+    there is of a run, or is of more images."""
+    tables = []
+    for key, of_key in published.ACCURACIES.items():
+        strongest = [said for said in of_key if said.autoattack is None]
+        radii, lines = sorted({eps for said in strongest for eps in said.robust}), []
+        for said in strongest:
+            name = published.name(said, *key)
+            theirs = [f"{said.robust[eps]:.1f}" if eps in said.robust else NONE for eps in radii]
+            lines.append([f"{name}, published", f"{said.clean:.1f}", *theirs])
+            before = len(lines)
+            for run, rows in ours(found, key, said):
+                n = rows.groupby("attack")["n"].max()
+                used = [("transfer", "")] if "transfer" in n else []
+                used += [("pgd", ", white-box only")] if n.get("pgd", 0) > n.get("transfer", 0) else []
+                for attack, only in used:
+                    figures = [figure(at(rows, eps), attack, "robust", 1, NONE) for eps in radii]
+                    label = f"{run.words_and_settings}, ours, {code(run.name)}{only}"
+                    lines.append([label, figure(rows, attack, "clean", 1), *figures])
+            if len(lines) == before:
+                lines.append([f"{name.partition(' (')[0]}, ours", NOT_RUN, *[NONE] * len(radii)])
+        tables += [Table([place(key), "clean", *(eps_text(eps, *key) for eps in radii)], lines)] if lines else []
+    return tables
 
 
-def _by_eps_lines(run: Run, rows: pd.DataFrame, radii: Sequence[float]) -> list[list[str]]:
-    """White-box and transferred PGD together; white-box alone if that is all there is, or is of more images."""
-    n = rows.groupby("attack")["n"].max()
-    used = [("transfer", "")] if "transfer" in n else []
-    used += [("pgd", ", white-box only")] if "pgd" in n and n["pgd"] > n.get("transfer", 0) else []
-    cells = [(only, attack, [at(rows, attack, eps, 1) for eps in radii]) for attack, only in used]
-    return [
-        [
-            f"{run.words_and_settings}, ours, {code(run.name)}{only}",
-            clean(rows, attack, 1),
-            *(NONE if t == NOT_RUN else t for t in texts),
-        ]
-        for only, attack, texts in cells
-    ]
-
-
-def distances(found: pd.DataFrame) -> list[str]:
+def distances(found: Rows) -> list[Table]:
     """Smallest distances, published by Carlini-Wagner and ours, a table for each data set."""
-    pages: list[str] = []
+    tables = []
     for key, of_key in published.DISTANCES.items():
         lines = []
         for said in of_key:
-            name = published.name(said, *key)
             figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
-            lines.append([f"{name}, published", f"{said.clean:.1f}", *figures])
-            lines += [
-                line for run, rows in ours(found, key, said) if run.norm == key[1] and (line := _nearest(run, rows))
-            ]
-        pages += [
-            *Table([f"{title(key[0])} {NORMS[key[1]]}", "clean", "mean", "25 %", "median", "75 %"], lines).markdown(),
-            "",
-        ]
-    return pages[:-1]
+            lines.append([f"{published.name(said, *key)}, published", f"{said.clean:.1f}", *figures])
+            searched = [(run, rows[rows["attack"].isin(SEARCHES)]["row"]) for run, rows in ours(found, key, said)]
+            lines += [_nearest(run, list(rows)) for run, rows in searched if run.norm == key[1] and len(rows)]
+        tables.append(Table([place(key), "clean", "mean", "25 %", "median", "75 %"], lines))
+    return tables
 
 
-def _nearest(run: Run, rows: pd.DataFrame) -> list[str] | None:
-    """Of each image the nearest that the attacks found; None if there was none."""
-    stored = [row for attack in SEARCHES for row in rows[rows["attack"] == attack]["row"]]
-    if not stored:
-        return None
-    most = max(stored, key=lambda row: row["n"])
-    columns = ([FAR if d is None else d for d in row["distances"]] for row in stored)
+def _nearest(run: Run, rows: Sequence[Row]) -> list[str]:
+    """Of each image the nearest that the attacks found."""
+    columns = ([FAR if d is None else d for d in row["distances"]] for row in rows)
     best = [min(of_image) for of_image in itertools.zip_longest(*columns, fillvalue=FAR)]
     values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
-    names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in stored)
+    names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
     figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
-    return [f"{run.words_and_settings}, ours, {code(run.name)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures]
+    clean = max(rows, key=lambda row: row["n"])["clean_acc"]
+    return [f"{run.words_and_settings}, ours, {code(run.name)}, {names}", f"{100 * clean:.1f}", *figures]
 
 
-BLOCKS: dict[str, Callable[[pd.DataFrame], list[str]]] = {
-    "results": released,
-    "by-eps": by_eps,
-    "distances": distances,
-}
+BLOCKS = {"results": released, "by-eps": by_eps, "distances": distances}
 
 
 def filled(text: str, runs: Sequence[Run]) -> str:
@@ -209,7 +182,7 @@ def filled(text: str, runs: Sequence[Run]) -> str:
     for name, make in BLOCKS.items():
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if begin in text:
-            lines = "".join(f"{line}\n" for line in make(found))
+            lines = "\n\n".join("\n".join(table.markdown()) for table in make(found)) + "\n"
             text = (begin + lines + end).join(re.split(f"{begin}.*?{end}", text, flags=re.DOTALL))
     return text
 
@@ -232,10 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given["fill"]:
         return show_or_write(make_page(runs), given["out"])
     for path in (ROOT / page for page in PAGES):
-        try:
+        with writing(path):
             write_atomically(path, filled(path.read_text(), runs).encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}): make it writable") from None
         print(f"written: {path}")
     return 0
 

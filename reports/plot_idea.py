@@ -66,18 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         panel.contourf(side, side, score > 0, levels=[-0.5, 0.5, 1.5], colors=["0.93", "0.8"])
         panel.contour(side, side, score, levels=[0], colors="black", linewidths=2)
         for label, marker, colour in ((0, "o", "white"), (1, "^", "0.25")):
-            panel.scatter(
-                *x[y == label].T, s=9, marker=marker, facecolor=colour, edgecolor="black", linewidth=0.4, alpha=0.5
-            )
-            panel.scatter(
-                *x[shown][y[shown] == label].T, s=26, marker=marker, facecolor=colour, edgecolor="black", zorder=3
-            )
+            look = {"marker": marker, "facecolor": colour, "edgecolor": "black"}
+            panel.scatter(*x[y == label].T, s=9, linewidth=0.4, alpha=0.5, **look)
+            panel.scatter(*x[shown][y[shown] == label].T, s=26, zorder=3, **look)
         for point, radius in zip(x[shown], radii, strict=True):
             panel.add_patch(Circle(point, radius, fill=False, color="0.1", linewidth=0.8, linestyle="--"))
         if radii is margins.eps:
-            ends = margins.x_adv
-            panel.plot(*torch.stack([x[shown], ends], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)
-            panel.scatter(*ends.T, marker="x", s=18, color="0.1", linewidth=1, zorder=3)
+            panel.plot(*torch.stack([x[shown], margins.x_adv], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)
+            panel.scatter(*margins.x_adv.T, marker="x", s=18, color="0.1", linewidth=1, zorder=3)
         panel.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     (ROOT / "docs").mkdir(exist_ok=True)
     figure.savefig(ROOT / "docs" / "idea.png", dpi=110)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +20,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import reports
-
-reports.require("pandas")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,14 +37,18 @@ from evaluations.flags import EvaluationFlags
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import LOSSES, logit_margin
-from pgd import InnerPgd
-from reports.runs import NORMS, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
-from utils import CHECK, per_row, row_noise, row_norms
+from pgd import GEOMETRY, InnerPgd
+from reports import writing
+from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
+from utils import CHECK, per_row, row_noise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.")
+# Each as matplotlib calls it, and as plotly does.
+MARKERS = dict(
+    zip("os^DvPX", ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
+)
+LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 BINS = 40
 
 
@@ -69,8 +67,8 @@ class Look(NamedTuple):
         """Keyword arguments of matplotlib's `plot`; two methods that share a colour differ in their marker."""
         return {
             "color": COLOURS[self.method % len(COLOURS)],
-            "marker": MARKERS[(self.method + self.method // len(COLOURS)) % len(MARKERS)],
-            "linestyle": LINES[self.seed % len(LINES)],
+            "marker": list(MARKERS)[(self.method + self.method // len(COLOURS)) % len(MARKERS)],
+            "linestyle": list(LINES)[self.seed % len(LINES)],
         }
 
 
@@ -86,19 +84,16 @@ def looks(runs: Sequence[Run]) -> dict[Run, Look]:
     return found
 
 
-def common(what: str, values: dict[Run, str | None]) -> str:
-    """The one value that all runs have.
+def common(kinds: Iterable[tuple[Run, str, str]]) -> tuple[str, str]:
+    """The data set and norm of all; kinds: runs with theirs.
 
     :raises UserError: if they differ.
     """
-    (first, value), *others = values.items()
-    for run, other in others:
-        if other != value:
-            raise UserError(
-                f"run folder {run.folder}: its {what} is {other}, that of {first.folder} is {value}: draw them in two "
-                "pictures"
-            )
-    return str(value)
+    found = {(images, norm): run.folder for run, images, norm in kinds}
+    if len(found) > 1:
+        said = ", ".join(f"{folder} of {title(images)} and {NORMS[norm]}" for (images, norm), folder in found.items())
+        raise UserError(f"run folders {said}: of another data set or norm: draw them in two pictures")
+    return next(iter(found))
 
 
 def radius_axis(images: str, norm: str) -> tuple[int, str]:
@@ -106,15 +101,10 @@ def radius_axis(images: str, norm: str) -> tuple[int, str]:
     return (255, "in 1/255 of the range of pixel values") if in_255ths(images, norm) else (1, "images in [0, 1]")
 
 
-def default_name(kind: str, images: str, norm: str, runs: Sequence[Run]) -> str:
-    """`robustness-mnist-Linf-1a2b3c`."""
-    return f"{kind}-{images}-{norm}-{_end_of([run.folder for run in runs])}".replace(" ", "-")
-
-
-def _end_of(paths: Sequence[Path]) -> str:
-    """An end of a name that no picture of other runs has, so that none replaces it."""
+def default_name(said: str, paths: Iterable[Path]) -> str:
+    """`robustness-mnist-Linf-1a2b3c`; its end is that of no picture of other runs, so that none replaces it."""
     text = "\n".join(sorted(str(path.resolve()) for path in paths))
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{said}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".replace(" ", "-")
 
 
 def save(figure: Figure, out: str | None, default: str) -> list[Path]:
@@ -125,12 +115,10 @@ def save(figure: Figure, out: str | None, default: str) -> list[Path]:
     base = out or f"runs/{default}"
     base = base[:-4] if base.endswith((".png", ".pdf")) else base
     paths = [Path(base + ending) for ending in (".png", ".pdf")]
-    try:
+    with writing(f"--out {base}"):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
             figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"--out {base}: cannot be written ({error.strerror}): choose another place") from None
     plt.close(figure)
     return paths
 
@@ -138,59 +126,43 @@ def save(figure: Figure, out: str | None, default: str) -> list[Path]:
 # --- accuracy against eps ------------------------------------------------------------------------------------------
 
 
-def curve(rows: pd.DataFrame) -> np.ndarray:
+def curve(rows: Rows) -> np.ndarray:
     """(eps, accuracy, low, high) from the clean images on, accuracies in per cent: (4, 1 + radii)."""
     most = rows.loc[rows["n"].idxmax(), "row"]
-    clean = most["clean_acc"]
-    points = [(0.0, clean, *(most.get("clean_ci95") or (clean, clean)))]
-    points += [(row["eps"], row["robust_acc"], *row["ci95"]) for row in rows["row"]]
+    points = [(row["eps"], row["robust_acc"], *row["ci95"]) for row in rows["row"]]
+    points.insert(0, (0.0, most["clean_acc"], *most["clean_ci95"]))
     return np.array(points).T * [[1], [100], [100], [100]]
-
-
-def pgd_rows(runs: Sequence[Run], norm: str | None) -> pd.DataFrame:
-    """The figures of repeated PGD under `norm`, by default that of each run's training.
-
-    :raises UserError: if a run has none, or they do not go together.
-    """
-    found = frame(runs)
-    keys = zip(found["run"], found["attack"], found["norm"], strict=True)
-    found = found[np.array([attack == "pgd" and own == (norm or run.norm or own) for run, attack, own in keys], bool)]
-    for run in runs:
-        if run not in set(found["run"]):
-            file = f"eval_pgd_{norm or run.norm or '*'}.json"
-            why = "; ".join(line for line in run.damaged if file in line) or "not there"
-            raise UserError(f"{run.folder / file}: {why}: run evaluate_on_pgd_attacks.py --model {run.folder}")
-    common("data set", dict(zip(found["run"], found["images"], strict=True)))
-    common("norm", dict(zip(found["run"], found["norm"], strict=True)))
-    return found
 
 
 def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figure, str]:
     """Accuracy under repeated PGD against eps, with the 95 % intervals as error bars; and what to call the picture.
 
+    norm: of the attack; None: that of each run's training.
+
     :raises UserError: if a run has no such evaluation, or they do not go together.
     """
-    found = pgd_rows(runs, norm)
-    images, norm = found["images"].iloc[0], found["norm"].iloc[0]
+    found = frame(runs)
+    wanted = [norm or run.norm or own for run, own in zip(found["run"], found["norm"], strict=True)]
+    found = found[(found["attack"] == "pgd") & (found["norm"] == np.array(wanted, object))]
+    for run in runs:
+        if run not in set(found["run"]):
+            file = f"eval_pgd_{norm or run.norm or '*'}.json"
+            why = "; ".join(line for line in run.damaged if file in line) or "not there"
+            raise UserError(f"{run.folder / file}: {why}: run evaluate_on_pgd_attacks.py --model {run.folder}")
+    images, norm = common(zip(found["run"], found["images"], found["norm"], strict=True))
     scale, unit = radius_axis(images, norm)
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     for place, (run, look) in enumerate(looks(runs).items()):
-        rows = found[[other is run for other in found["run"]]]
+        rows = found[found["run"] == run]
         eps, accuracy, low, high = curve(rows)
-        doubted = "".join("\n" + textwrap.fill(f"⚠ {doubt}", 48) for doubt in run.doubts(rows["row"].iloc[0]["file"]))
+        label = f"{look.name} (n {', '.join(map(str, sorted(set(rows['n']))))})"
+        for doubt in run.doubts(rows["row"].iloc[0]["file"]):
+            label += "\n" + textwrap.fill(f"⚠ {doubt}", 48)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
         aside = 0.02 * found["eps"].max() * (place - (len(runs) - 1) / 2) / len(runs)
-        axes.errorbar(
-            scale * (eps + aside),
-            accuracy,
-            np.maximum([accuracy - low, high - accuracy], 0),
-            capsize=3,
-            elinewidth=1,
-            linewidth=1.6,
-            markersize=5,
-            label=f"{look.name} (n {', '.join(map(str, sorted(set(rows['n']))))}){doubted}",
-            **look.style,
-        )
+        bars = np.maximum([accuracy - low, high - accuracy], 0)
+        style = look.style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}
+        axes.errorbar(scale * (eps + aside), accuracy, bars, label=label, **style)
     axes.set(
         xlabel=f"ε: {NORMS[norm]} radius of the attack ({unit})",
         ylabel="accuracy [%]",
@@ -200,7 +172,7 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
     axes.grid(alpha=0.3)
     columns = 1 if len(runs) < 5 else 2
     figure.legend(loc="outside lower center", fontsize="small", ncols=columns, handlelength=3, columnspacing=1)
-    return figure, default_name("robustness", images, norm, runs)
+    return figure, default_name(f"robustness-{images}-{norm}", [run.folder for run in runs])
 
 
 # --- margins -------------------------------------------------------------------------------------------------------
@@ -223,10 +195,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
         raise reasons[0]
     for reason in reasons:
         print(f"warning: left out: {reason}", file=sys.stderr)
-    images, norm = (
-        common("data set", {run: run.images for run in found}),
-        common("norm", {run: run.norm for run in found}),
-    )
+    images, norm = common((run, run.images, run.trained.norm) for run in found)
     scale, unit = radius_axis(images, norm)
     figure = plt.figure(figsize=(11, max(4.8, 1.5 + 1.5 * len(found))), layout="constrained")
     halves: Any = figure.subfigures(1, 2)
@@ -256,7 +225,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
     right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")
     figure.suptitle(f"{title(images)}: margins of the training images, as AN-PGD found them in training")
-    return figure, default_name("margins", images, norm, list(found))
+    return figure, default_name(f"margins-{images}-{norm}", [run.folder for run in found])
 
 
 # --- images and their shortest perturbation ------------------------------------------------------------------------
@@ -271,6 +240,14 @@ class Examples(NamedTuple):
     predicted: Tensor  # (K,) of x_adv
     length: Tensor  # (K,) in the run's norm
     max_eps: float  # where the search ended, in input units
+
+
+def on_cpu(model: str, **flags: Any) -> Subject:
+    """The network of a run folder with its test images; flags: of the evaluation.
+
+    :raises UserError: if they are not there, or do not fit each other.
+    """
+    return load_subject(EvaluationFlags(model=model, device="cpu", **flags), torch.device("cpu"))
 
 
 def find_examples(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
@@ -291,20 +268,15 @@ def find_examples(subject: Subject, count: int, max_eps: float | None = None) ->
     noise = row_noise(test.numbers[rows], x.shape[1:], config.seed, CHECK).to(x)
     search = Search(logit_margin, max_eps, config.check_search_steps)
     shortest = AnPgd(inner, search)(subject.model, x, labels, min(config.test_eps, max_eps), noise)
-    bracket = max_eps / 2**config.check_search_steps
+    bracket, as_is = max_eps / 2**config.check_search_steps, torch.zeros_like(shortest.eps)
     x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     with torch.no_grad():
-        for factor in (
-            torch.zeros_like(shortest.eps),
-            torch.ones_like(shortest.eps),
-            1 + 1.01 * bracket / shortest.eps,
-        ):
+        for factor in (as_is, as_is + 1, 1 + 1.01 * bracket / shortest.eps):
             candidate = (x + per_row(factor, x) * (shortest.x_adv - x)).clamp(0, 1)
             new = (logit_margin(subject.model(candidate), labels) >= 0) & ~found
             x_adv, found = torch.where(per_row(new, x), candidate, x_adv), found | new
         predicted = subject.model(x_adv).argmax(1)
-    delta = x_adv - x
-    length = delta.flatten(1).abs().amax(1) if subject.norm == "Linf" else row_norms(delta)
+    length = GEOMETRY[subject.norm].length(x_adv - x)
     return Examples(x, labels, x_adv, predicted, torch.where(found, length, torch.inf), max_eps)
 
 
@@ -363,16 +335,16 @@ def examples(given: dict[str, Any]) -> tuple[Figure, str]:
         raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
     if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
         raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
-    named = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
-    subject = load_subject(EvaluationFlags(model=given["run"], device="cpu", **named), torch.device("cpu"))
+    subject = on_cpu(given["run"], **{flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")})
     folder = subject.path.resolve().parent
     run = read_run(folder) if (folder / "config.json").is_file() else None
     figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)
-    return figure, f"examples-{folder.name}-{_end_of([subject.path])}"
+    return figure, default_name(f"examples-{folder.name}", [subject.path])
 
 
-def parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """:raises UserError: for a wrong flag or value."""
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw and write. Returns the exit status."""
     parser = Parser(description="Pictures of run folders, PATH.png and PATH.pdf.", allow_abbrev=False)
     kinds = parser.add_subparsers(dest="picture", required=True, metavar="robustness | margins | examples")
     for kind, text in (
@@ -394,19 +366,10 @@ def parse(argv: Sequence[str] | None) -> dict[str, Any]:
             flags.add_argument("--dataset", choices=DATASETS, help="data set (default: the checkpoint's)")
             for flag in ("data_root", "network"):
                 flags.add_argument(f"--{flag}", help="as in the evaluation (default: the checkpoint's)")
-    return parser.parse(argv)
-
-
-@exits_on_user_error
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw and write. Returns the exit status."""
-    given = parse(argv)
+    given = parser.parse(argv)
     if given["picture"] == "examples":
         figure, name = examples(given)
     else:
-        folders = [Path(run).resolve() for run in given["runs"]]
-        if twice := [folder for folder in folders if folders.count(folder) > 1]:
-            raise UserError(f"run folder {twice[0]}: named twice: leave one out")
         runs = read_runs([Path(run) for run in given["runs"]])
         figure, name = draw_margins(runs) if given["picture"] == "margins" else draw_robustness(runs, given["norm"])
     print("\n".join(str(path) for path in save(figure, given["out"], name)))

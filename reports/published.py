@@ -13,22 +13,16 @@ from reports.runs import Run, method_text
 LEADERBOARDS = "the authors' released model, on the leaderboards of AutoAttack and RobustBench"
 DISCUSSION = "the authors in the paper's discussion on OpenReview (forum HkeryxBtPB, November 2019)"
 PGD = "PGD, as its authors report it"
-STRONGEST = "strongest of white-box and transferred PGD"
 
 
 class Accuracies(NamedTuple):
-    """What one source says of one model."""
+    """What is said of one model: by LEADERBOARDS with a figure under AutoAttack, by DISCUSSION without."""
 
     method: str
     radius: float | None  # d_max, or ε in training; None: of any
-    attack: str
     clean: float
     robust: dict[float, float]  # by eps
-    source: str
-    n: int | None = None  # test images
     autoattack: float | None = None  # at the only eps in `robust`
-    decimals: int = 1
-    of: str = ""  # whose model, where not the paper's
 
 
 class Distances(NamedTuple):
@@ -45,29 +39,18 @@ def _by_255ths(*accuracies: float) -> dict[float, float]:
     return {4 * i / 255: accuracy for i, accuracy in enumerate(accuracies, 1)}
 
 
-THEIRS = "its authors' model"
 ACCURACIES = {
     ("mnist", "Linf"): (
-        Accuracies("mma", 0.45, PGD, 98.95, {0.3: 92.59}, LEADERBOARDS, autoattack=91.40, decimals=2),
-        Accuracies("mma", 0.45, STRONGEST, 98.9, {0.1: 97.9, 0.2: 96.0, 0.3: 92.6, 0.4: 85.2}, DISCUSSION, 10_000),
-        Accuracies(
-            *("trades", None, STRONGEST, 99.5, {0.1: 98.8, 0.2: 97.3, 0.3: 94.1, 0.4: 0.1}, DISCUSSION, 10_000),
-            of=THEIRS,
-        ),
+        Accuracies("mma", 0.45, 98.95, {0.3: 92.59}, autoattack=91.40),
+        Accuracies("mma", 0.45, 98.9, {0.1: 97.9, 0.2: 96.0, 0.3: 92.6, 0.4: 85.2}),
+        Accuracies("trades", None, 99.5, {0.1: 98.8, 0.2: 97.3, 0.3: 94.1, 0.4: 0.1}),
     ),
     ("cifar10", "Linf"): (
-        Accuracies("mma", 32 / 255, PGD, 84.36, {8 / 255: 47.18}, LEADERBOARDS, autoattack=41.44, decimals=2),
-        Accuracies(
-            *("mma", 32 / 255, STRONGEST, 84.4, _by_255ths(64.8, 47.2, 31.5, 18.9, 10.2, 4.8, 2.0, 0.8)),
-            *(DISCUSSION, 10_000),
-        ),
-        Accuracies(
-            *("trades", None, STRONGEST, 84.9, _by_255ths(71.0, 52.9, 33.0, 18.2, 8.3, 3.6, 1.4, 0.7)),
-            *(DISCUSSION, 10_000),
-            of=THEIRS,
-        ),
+        Accuracies("mma", 32 / 255, 84.36, {8 / 255: 47.18}, autoattack=41.44),
+        Accuracies("mma", 32 / 255, 84.4, _by_255ths(64.8, 47.2, 31.5, 18.9, 10.2, 4.8, 2.0, 0.8)),
+        Accuracies("trades", None, 84.9, _by_255ths(71.0, 52.9, 33.0, 18.2, 8.3, 3.6, 1.4, 0.7)),
     ),
-    ("cifar10", "L2"): (Accuracies("mma", 1.0, PGD, 88.02, {0.5: 66.18}, LEADERBOARDS, autoattack=66.09, decimals=2),),
+    ("cifar10", "L2"): (Accuracies("mma", 1.0, 88.02, {0.5: 66.18}, autoattack=66.09),),
 }
 
 # Networks trained under L2; source: DISCUSSION.
@@ -106,5 +89,5 @@ def is_of(said: Accuracies | Distances, run: Run) -> bool:
 
 def name(said: Accuracies | Distances, images: str, norm: str) -> str:
     """`MMA, d_max 0.45`, `TRADES (its authors' model)`."""
-    whose = f" ({said.of})" if isinstance(said, Accuracies) and said.of else ""
+    whose = " (its authors' model)" if said.method == "trades" else ""
     return method_text(said.method, said.radius, images, norm) + whose

@@ -9,51 +9,37 @@ import dataclasses
 import functools
 import hashlib
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from typing import Any, TypeAlias
 
 import reports
 
-reports.require("pandas")
+reports.require("pandas", "jinja2")
 
 import numpy as np
 import pandas as pd
 
 from config import SPLITS, Config
 from errors import UserError
+from evaluations.compare_attacks import NAMES
 from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
 from flags import parse_train
 from presets import USES
+from records.commands import ROOT
 from records.reading import is_number, parse_json
 from records.reading import read_margins as margins_in
 from validation import stored_config
 
-METHODS = {  # in words, in the order of a table's rows
-    "std": "standard training",
-    "pgd": "PGD",
-    "pgdls": "PGDLS",
-    "trades": "TRADES",
-    "omma": "OMMA",
-    "mma": "MMA",
-}
-ATTACKS = {  # in words, in the order of a table's lines
-    "pgd": "white-box PGD",
-    "strong": "strong PGD",
-    "autoattack": "AutoAttack",
-    "square": "Square",
-    "spsa": "SPSA",
-    "transfer": "strongest of white-box and transferred PGD",
-    "cw": "Carlini-Wagner ℓ2",
-    "ddn": "DDN",
-    "fmn": "FMN",
-}
+# In words, in the order of a table's rows; so are the attacks.
+METHODS = {"std": "standard training", "pgd": "PGD", "pgdls": "PGDLS", "trades": "TRADES", "omma": "OMMA", "mma": "MMA"}
+BOTH = "strongest of white-box and transferred PGD"
+ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": BOTH, "cw": "Carlini-Wagner ℓ2"}
+Rows: TypeAlias = pd.DataFrame  # what `frame` gives, or a part of it
 NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 TITLES = {
     "digits": "Digits",
@@ -136,14 +122,6 @@ def training_command(config: Config, savepath: str) -> str:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-class Cost(NamedTuple):
-    """Of training, the checks after each epoch not among it."""
-
-    passes: float | None  # an image once forward, or forward and backward
-    recorded: bool  # whether passes were counted; else they are what the settings ask for at most
-    minutes: float | None  # of optimizer steps
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
     """A folder that train.py made, or one with evaluations of another program's network: then `config` is None."""
@@ -164,6 +142,16 @@ class Run:
         """Inside this repository by its path there, else as it was given."""
         whole = self.folder.resolve()
         return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else self.folder
+
+    @property
+    def trained(self) -> Config:
+        """The settings of its training.
+
+        :raises UserError: if there are none.
+        """
+        if self.config is None:
+            raise UserError(f"{self.folder / 'config.json'}: missing or damaged: name a folder that train.py made")
+        return self.config
 
     @property
     def seed(self) -> int:
@@ -243,16 +231,23 @@ class Run:
         return found
 
     @cached_property
-    def cost(self) -> Cost:
-        """What training took, as far as its log tells."""
-        counted = [row["passes"] for row in self.log if is_number(row.get("passes"))]
-        seconds, before = 0.0, 0
-        for row in self.log:
-            if row.get("kind") == "train" and is_number(row.get("steps_per_second")) and row["steps_per_second"] > 0:
-                seconds += max(row["step"] - before, 0) / row["steps_per_second"]
-                before = row["step"]
-        at_most = self.steps * self.config.batch_size * passes_an_image(self.config) if self.config else 0
-        return Cost(max(counted, default=at_most) or None, bool(counted), seconds / 60 if seconds else None)
+    def passes(self) -> float | None:
+        """Of training, without the checks: how often an image went forward, or forward and backward, where it was counted."""
+        return max((row["passes"] for row in self.log if is_number(row.get("passes"))), default=None)
+
+    @property
+    def passes_at_most(self) -> float | None:
+        """Those counted, else what the settings ask for if every image is right in every step."""
+        asked = self.steps * self.config.batch_size * self.config.passes_an_image if self.config else 0
+        return self.passes or asked or None
+
+    @cached_property
+    def minutes(self) -> float | None:
+        """Of optimizer steps."""
+        rows = [row for row in self.log if row.get("kind") == "train" and is_number(row.get("steps_per_second"))]
+        speeds = [(row["step"], row["steps_per_second"]) for row in rows if row["steps_per_second"] > 0]
+        taken = (max(step - before, 0) / speed for (before, _), (step, speed) in pairwise([(0, 0), *speeds]))
+        return sum(taken) / 60 or None
 
     def margins(self) -> tuple[np.ndarray, np.ndarray]:
         """(E,) epochs done at each check, the last perhaps in part; (E, N) radii of N training images there, in input units,
@@ -260,32 +255,21 @@ class Run:
 
         :raises UserError: if the run has none, or the file is damaged.
         """
-        if self.config is None:
-            raise UserError(f"{self.folder / 'config.json'}: missing or damaged: name a folder that train.py made")
-        path, recorded = self.folder / "margins.npy", self.config.enlarges_margins
-        reason = "this copy of the run is without it" if recorded else "only MMA and OMMA training record margins"
+        path, recorded = self.folder / "margins.npy", self.trained.enlarges_margins
         try:
             eps = margins_in(path).astype(np.float32)
         except FileNotFoundError:
-            raise UserError(f"{path}: not there, {reason}: name another run, or train it anew") from None
+            why = "this copy of the run is without it" if recorded else "only MMA and OMMA training record margins"
+            raise UserError(f"{path}: not there, {why}: name another run, or train it anew") from None
         except ValueError as error:
             raise UserError(f"{path}: damaged ({error}): leave this run out") from None
         if not eps.any():
-            raise UserError(
-                f"{path}: every margin in it is 0, as no image was right when it was trained on: name another run, or "
-                "train it longer"
-            )
+            why = "every margin in it is 0, as no image was right when it was trained on"
+            raise UserError(f"{path}: {why}: name another run, or train it longer")
         checks = [row["step"] for row in self.log if row.get("kind") == "eval" and row.get("split") == "val"]
         if len(checks) != len(eps):
             return np.arange(1, len(eps) + 1), eps
-        return np.array(checks) / -(-eps.shape[1] // self.config.batch_size), eps
-
-
-def passes_an_image(config: Config) -> int:
-    """Passes that an image costs at most in a step: MMA attacks only those that are classified right."""
-    attack, search = config.nb_iter, config.nb_iter + config.num_search_steps + 3
-    each = {"mma": search, "omma": search, "std": 1, "pgd": attack + 1, "pgdls": attack + 1, "trades": attack + 3}
-    return each[config.method]
+        return np.array(checks) / -(-eps.shape[1] // self.trained.batch_size), eps
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -311,10 +295,9 @@ def read_run(folder: Path) -> Run:
                 config, environment = stored_config(content, path), content.get("environment") or {}
             else:
                 evaluations[path.name] = _rows_of(path)
-        except KeyError as error:
-            damaged.append(f"`{path}` is left out: it has no {error}")
-        except (UserError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
-            damaged.append(f"`{path}` is left out: {' '.join(str(error).split())}")
+        except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            damaged.append(f"`{path}` is left out: {why}")
     return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged)
 
 
@@ -333,13 +316,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl that have a step, in their order; the last line may be half written."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0:
-            rows.append(row)
-    return rows
+        with suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0]
 
 
 def _rows_of(path: Path) -> list[Row]:
@@ -349,10 +328,10 @@ def _rows_of(path: Path) -> list[Row]:
     """
     content = read_file(path)[0]
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
-    if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json") or head["norm"] not in NORMS:
+    if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")
     rows = [{**row, **head, "file": path.name} for row in content["results"]]
-    if not all(map(_is_sound, rows)):
+    if head["attack"] not in ATTACKS or head["norm"] not in NORMS or not all(map(_is_sound, rows)):
         raise ValueError("a row of results is not what an evaluation writes")
     return rows
 
@@ -362,25 +341,23 @@ KINDS = {"flags": str, "settings": dict, "sanity": dict, "warnings": list, "data
 
 def _is_sound(row: Row) -> bool:
     """Whether what tables and pictures show of a row is of the kind that an evaluation writes."""
-    shares = [row["clean_acc"], *row.get("clean_ci95", (0, 0))]
-    known: list[Any] = [row.get("invalid", 0)]
+    shares = [row["clean_acc"], *row["clean_ci95"]]
     if "eps" in row:
+        images, lengths = row["flags"], [row["eps"]]
         shares += [row["robust_acc"], *row["ci95"]]
-        known += [row["eps"]]
     else:
-        estimate = row.get("anpgd") or {**row, "search_end": 0}
-        for one in (row, estimate):
-            low, middle, high = one["quartiles"]
-            known += [value for value in (one["mean"], low, middle, high) if value is not None]
-        known += [estimate["search_end"]]
-        known += [value for value in row["distances"] if value is not None]
+        images, estimate = row["distances"], row["anpgd"]
+        figures = [figure for one in (row, estimate) for figure in (one["mean"], *one["quartiles"])]
+        lengths = [estimate["search_end"], *(length for length in (*figures, *images) if length is not None)]
+        if len(figures) != 8:
+            return False
     return (
         all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
         and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
         and all(is_number(value) and 0 <= value <= 1 for value in shares)
-        and all(map(is_number, known))
+        and all(map(is_number, [*lengths, row.get("invalid", 0)]))
         and row["split"] in SPLITS
-        and (len(row["flags"]) if "eps" in row else len(row["distances"])) == row["n"] > 0
+        and len(images) == row["n"] > 0
         and len(shares) == (6 if "eps" in row else 3)
     )
 
@@ -391,61 +368,47 @@ def _is_sound(row: Row) -> bool:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Of each run its method and radius, and the settings that not all runs of these words share. Runs that differ in
     their seed alone have one label; the same seed twice is told apart by its folder."""
-    found, words = [], [(run.words, run.images, run.norm) for run in runs]
+    keys = []
     for run in runs:
-        key = (run.words, run.images, run.norm)
-        like = [other.settings.items() for other, said in zip(runs, words, strict=True) if said == key]
-        own = [f"{name} {v}" for name, v in run.settings.items() if not all((name, v) in items for items in like)]
-        found.append(", ".join([run.words, *own]))
-    keys = [(label, *said, run.seed) for label, said, run in zip(found, words, runs, strict=True)]
-    twice = [keys.count(key) > 1 for key in keys]
-    return [f"{label} ({run.shown})" if many else label for label, run, many in zip(found, runs, twice, strict=True)]
+        like = [one.settings for one in runs if (one.words, one.images, one.norm) == (run.words, run.images, run.norm)]
+        own = [f"{name} {v}" for name, v in run.settings.items() if any(other.get(name) != v for other in like)]
+        keys.append((", ".join([run.words, *own]), run.images, run.norm, run.seed))
+    return [f"{key[0]} ({run.shown})" if keys.count(key) > 1 else key[0] for run, key in zip(runs, keys, strict=True)]
 
 
-def frame(runs: Sequence[Run], split: str = "test") -> pd.DataFrame:
+def frame(runs: Sequence[Run], split: str = "test") -> Rows:
     """A row for each figure to quote, in the order of tables. Columns: `run`, `label` (in words), `images`, `norm` and
     `attack`, `eps` (rounded; NaN of a search for the nearest image), `n`, `clean` and `robust` (per cent), `doubted`,
     and `row`, as it is stored; of transferred images less what PGD's own row breaks beyond it."""
     found = []
     for run, label in zip(runs, labels(runs), strict=True):
         doubted = {file for file in run.evaluations if run.doubts(file, split)}
-        for file, rows in run.evaluations.items():
-            white_box = quoted(run.evaluations.get(file.replace("transfer", "pgd"), []), split)
-            for row in quoted(rows, split):
-                images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
-                said = [label]
-                if run.norm not in (None, row["norm"]):
-                    said.append(f"trained under {NORMS[str(run.norm)]}")
-                if run.images not in ("", images):
-                    said.append(f"trained on {title(run.images)}")
-                transferred = row["attack"] == "transfer"
-                files = {file, *(own["file"] for own in white_box if transferred)}
-                row = with_white_box(row, white_box) if transferred else row
-                found.append(
-                    {
-                        "run": run,
-                        "label": ", ".join(said),
-                        "images": images,
-                        "norm": row["norm"],
-                        "attack": row["attack"],
-                        "eps": round(row["eps"], 6) if "eps" in row else np.nan,
-                        "n": row["n"],
-                        "clean": 100 * row["clean_acc"],
-                        "robust": 100 * row["robust_acc"] if "eps" in row else np.nan,
-                        "doubted": not doubted.isdisjoint(files),
-                        "row": row,
-                    }
-                )
-    attacks, methods = list(ATTACKS), list(METHODS)
+        for file, row in ((file, row) for file, rows in run.evaluations.items() for row in quoted(rows, split)):
+            images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
+            other_norm = [f"trained under {NORMS[str(run.norm)]}"] if run.norm not in (None, row["norm"]) else []
+            other_images = [f"trained on {title(run.images)}"] if run.images not in ("", images) else []
+            files = {file}
+            if row["attack"] == "transfer":
+                files.add(f"eval_pgd_{row['norm']}.json")
+                row = with_white_box(row, quoted(run.evaluations.get(f"eval_pgd_{row['norm']}.json", []), split))
+            label_here = ", ".join([label, *other_norm, *other_images])
+            found.append((run, label_here, images, not doubted.isdisjoint(files), row))
 
-    def order(one: dict[str, Any]) -> tuple[Any, ...]:
-        run, attack = one["run"], one["attack"]
-        method = methods.index(run.method) if run.method in methods else len(methods)
-        place = attacks.index(attack) if attack in attacks else len(attacks)
-        return one["images"], one["norm"], method, run.radius or 0, one["label"], run.seed, place, one["eps"]
+    def order(one: tuple[Run, str, str, bool, Row]) -> tuple[Any, ...]:
+        run, label, images, _, row = one
+        method, attack = [*METHODS, None].index(run.method), list(ATTACKS).index(row["attack"])
+        return images, row["norm"], method, run.radius or 0, label, run.seed, attack, row.get("eps", 0)
 
-    columns = ["run", "label", "images", "norm", "attack", "eps", "n", "clean", "robust", "doubted", "row"]
-    return pd.DataFrame(sorted(found, key=order), columns=columns)
+    found.sort(key=order)
+    stored = pd.DataFrame([row for *_, row in found], columns=["norm", "attack", "eps", "n", "clean_acc", "robust_acc"])
+    shares = {"clean": 100 * stored.pop("clean_acc"), "robust": 100 * stored.pop("robust_acc")}
+    table = pd.DataFrame(found, columns=["run", "label", "images", "doubted", "row"])
+    return table.join(stored.assign(eps=stored["eps"].astype(float).round(6), **shares))
+
+
+def kind_of(rows: Rows) -> tuple[str, str]:
+    """Data set and norm of rows that share them."""
+    return rows["images"].iloc[0], rows["norm"].iloc[0]
 
 
 def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
@@ -460,7 +423,9 @@ def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
     return row
 
 
-def spread(values: Sequence[float], decimals: int = 1) -> str:
-    """`mean`, or `mean ± standard deviation` of several."""
-    mean = f"{np.mean(values):.{decimals}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{decimals}f}"
+def spread(values: Sequence[float], decimals: int = 1, of: int = 0) -> str:
+    """`mean`, or `mean ± standard deviation` of several; with how many they are where that is less than `of`."""
+    deviation = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{decimals}f}{deviation}" + (
+        f" ({len(values)} of {of} seeds)" if len(values) < of else ""
+    )

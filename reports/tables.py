@@ -5,19 +5,17 @@ Markdown and the page of `make_report.py` show the same lines.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from errors import UserError
 from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
 from evaluations.results import Row, average_accuracies, effort, is_standard, way
-from reports import published
-from reports.runs import ATTACKS, TEST_IMAGES, Run, eps_text, spread
+from reports import published, writing
+from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, spread
 
 NONE, WARNING = "–", "⚠"
 ACCURACIES = (
@@ -25,6 +23,11 @@ ACCURACIES = (
     "all ε; AvgRobAcc: over all ε (of fewer where said). Passes of training: an image once through the network; ≤: what "
     "the settings ask for at most. Minutes: of its steps, without the checks."
 )
+
+
+def in_cell(text: str) -> str:
+    """Where `|` would begin the next cell, and a line break end the table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 class Table(NamedTuple):
@@ -39,26 +42,31 @@ class Table(NamedTuple):
         return cls(used, [[line.get(name, NONE) for name in used] for line in lines])
 
     def markdown(self) -> list[str]:
-        """In a cell `|` would begin the next, a line break end the table."""
-        lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in self.lines]
+        lines = [list(map(in_cell, line)) for line in self.lines]
         return ["| " + " | ".join(line) + " |" for line in (self.header, ["---"] * len(self.header), *lines)]
 
 
-class Footnotes:
-    """Numbered lines under a table; the same text twice is one of them."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def mark(self, text: str) -> str:
-        if text not in self.texts:
-            self.texts.append(text)
-        return f"[{self.texts.index(text) + 1}]"
+def mark(text: str, notes: list[str]) -> str:
+    """`[1]`: its number among the lines under a table, which it joins; the same text twice is one of them."""
+    if text not in notes:
+        notes.append(text)
+    return f"[{notes.index(text) + 1}]"
 
 
 def code(text: object) -> str:
     """A name in Markdown, on one line."""
     return "`" + " ".join(str(text).split()).replace("`", "'") + "`"
+
+
+def render(template: str, **values: object) -> str:
+    """A page: a template of this folder filled in, in HTML with text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=".html" in template,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(template).render(values)
 
 
 def show_or_write(text: str, out: str | None) -> int:
@@ -69,10 +77,8 @@ def show_or_write(text: str, out: str | None) -> int:
     if out is None:
         print(text, end="")
         return 0
-    try:
+    with writing(f"--out {out}"):
         Path(out).write_text(text)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another file") from None
     print(f"written: {out}")
     return 0
 
@@ -80,22 +86,29 @@ def show_or_write(text: str, out: str | None) -> int:
 # --- accuracies ----------------------------------------------------------------------------------------------------
 
 
-def accuracy_table(found: pd.DataFrame, notes: Footnotes) -> Table:
+def _methods(found: Rows) -> Iterator[tuple[str, list[Run], Rows]]:
+    """Of each method its name, its runs, which differ in their seed alone, and its rows."""
+    for label, group in found.groupby("label", sort=False):
+        runs = list(group["run"].unique())
+        yield str(label) + (f", {len(runs)} seeds" if len(runs) > 1 else ""), runs, group
+
+
+def accuracy_table(found: Rows, notes: list[str]) -> Table:
     """Method by eps, of the rows of one data set and norm (`reports.runs.frame`); published figures below ours."""
-    images, norm = found["images"].iloc[0], found["norm"].iloc[0]
+    images, norm = kind_of(found)
     lines: list[dict[str, str]] = []
     radii: set[float] = set()
-    for _, group in found[found["eps"].notna()].groupby("label", sort=False):
-        runs = list(group["run"].unique())
+    for name, runs, group in _methods(found[found["eps"].notna()]):
         radii |= set(group["eps"])
-        mark, cost = notes.mark(sources(runs, images, norm)), cost_cells(runs)
+        first = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}
+        cost = cost_cells(runs)
         for attack, rows in group.groupby("attack", sort=False):
             if attack == "autoattack" and (group["attack"] == "pgd").any():
                 continue  # a column of PGD's line
-            line = _accuracy_line(rows, runs, images, norm)
+            line = _accuracy_line(rows, runs)
             if attack == "pgd":
                 line["AutoAttack"] = _autoattack(group[group["attack"] == "autoattack"], runs, line)
-            lines.append(line | cost | {"method": f"{_name(group)} {mark}"})
+            lines.append(first | line | cost)
             cost = {}
         for said in published.ACCURACIES.get((images, norm), ()):
             if any(published.is_of(said, run) and (run.images, run.norm) == (images, norm) for run in runs):
@@ -105,43 +118,37 @@ def accuracy_table(found: pd.DataFrame, notes: Footnotes) -> Table:
     columns = [_column(eps, images, norm) for eps in sorted(radii)]
     for line in lines:
         known = sum(column in line for column in columns)
-        for name in ("AvgAcc", "AvgRobAcc") if known < len(columns) else ():
-            line |= {name: f"{line[name]} (of {known} ε)"} if name in line else {}
+        for average in ("AvgAcc", "AvgRobAcc") if known < len(columns) else ():
+            line |= {average: f"{line[average]} (of {known} ε)"} if average in line else {}
     header = ["method", "attack", "n", "clean", *columns, "AvgAcc", "AvgRobAcc", "AutoAttack", "passes [M]", "minutes"]
     return Table.of(header, lines)
-
-
-def _name(group: pd.DataFrame) -> str:
-    """What a group of runs that differ in their seed alone is called."""
-    seeds = group["run"].nunique()
-    return str(group["label"].iloc[0]) + (f", {seeds} seeds" if seeds > 1 else "")
 
 
 def _column(eps: float, images: str, norm: str) -> str:
     return f"ε = {eps_text(eps, images, norm)}"
 
 
-def _accuracy_line(rows: pd.DataFrame, runs: Sequence[Run], images: str, norm: str) -> dict[str, str]:
+def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
     """The figures of one attack, by column; of each run those of most images and effort are what the line speaks of."""
+    images, norm = kind_of(rows)
     leads = {run: _lead(of_run) for run, of_run in rows.groupby("run", sort=False)["row"]}
-    attack = str(rows["attack"].iloc[0])
-    standard = all(map(is_standard, leads.values()))
-    clean = [100 * row["clean_acc"] for row in leads.values()]
+    attack = ATTACKS[rows["attack"].iloc[0]]
     line = {
-        "attack": ATTACKS.get(attack, attack) if standard else f"not standard {ATTACKS[attack]}",
+        "attack": attack if all(map(is_standard, leads.values())) else f"not standard {attack}",
         "n": _images([row["n"] for row in leads.values()], images),
-        "clean": _cell(clean, runs, next(iter(leads.values())).get("clean_ci95")),
+        "clean": _cell([row["clean_acc"] for row in leads.values()], runs, next(iter(leads.values()))["clean_ci95"]),
     }
-    mark, odd = f"{WARNING} " if rows["doubted"].any() else "", False
+    warning, odd = f"{WARNING} " if rows["doubted"].any() else "", False
     for eps, at in rows.groupby("eps"):
         remark = _remark(at, leads)
         odd |= bool(remark) or len(at) < len(leads)
-        line[_column(eps, images, norm)] = mark + _cell(at["robust"], runs, at["row"].iloc[0]["ci95"]) + remark
+        robust = _cell([row["robust_acc"] for row in at["row"]], runs, at["row"].iloc[0]["ci95"])
+        line[_column(eps, images, norm)] = warning + robust + remark
     if not odd:
         of_runs = rows.groupby("run", sort=False)["row"]
         means = [average_accuracies(leads[run]["clean_acc"], [row["robust_acc"] for row in of]) for run, of in of_runs]
         for name, key in (("AvgAcc", "avg_acc"), ("AvgRobAcc", "avg_rob_acc")):
-            line[name] = mark + _cell([100 * mean[key] for mean in means], runs)
+            line[name] = warning + _cell([mean[key] for mean in means], runs)
     return line
 
 
@@ -155,21 +162,22 @@ def _images(counts: Sequence[int], images: str) -> str:
     return ", ".join(map(str, different)) + (f" of {of}" if of and different != [of] else "")
 
 
-def _cell(
-    values: Sequence[float], runs: Sequence[Run], interval: Sequence[float] | None = None, decimals: int = 1
-) -> str:
-    """One seed's figure with its interval; the mean of several with its spread, and of how many where some lack it."""
-    text, some = spread(list(values), decimals), f" ({len(values)} of {len(runs)} seeds)"
-    if len(runs) == 1 and interval is not None:
-        text += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    return text + (some if len(values) < len(runs) else "")
+def with_interval(share: float, interval: Sequence[float]) -> str:
+    """`98.9 [97.4, 99.6]`, in per cent."""
+    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def _remark(at: pd.DataFrame, leads: Mapping[Run, Row]) -> str:
+def _cell(shares: Sequence[float], runs: Sequence[Run], interval: Sequence[float] | None = None) -> str:
+    """In per cent: one seed's figure with its interval, or the mean of the seeds that have one."""
+    if interval and len(runs) == 1:
+        return with_interval(shares[0], interval)
+    return spread([100 * share for share in shares], of=len(runs))
+
+
+def _remark(at: Rows, leads: Mapping[Run, Row]) -> str:
     """` (n 1000, nb_iter 40)` where this radius was attacked on other images, or in another way, than the line says."""
     said = []
-    for run, row in zip(at["run"], at["row"], strict=True):
-        lead = leads[run]
+    for lead, row in ((leads[run], row) for run, row in zip(at["run"], at["row"], strict=True)):
         usual, own = way(lead), way(row)
         said += [f"n {row['n']}"] if row["n"] != lead["n"] else []
         if is_standard(lead) and not is_standard(row):
@@ -180,14 +188,12 @@ def _remark(at: pd.DataFrame, leads: Mapping[Run, Row]) -> str:
     return f" ({', '.join(dict.fromkeys(said))})" if said else ""
 
 
-def _autoattack(rows: pd.DataFrame, runs: Sequence[Run], pgd: Mapping[str, str]) -> str:
+def _autoattack(rows: Rows, runs: Sequence[Run], pgd: Mapping[str, str]) -> str:
     """`90.3 at 0.3 (n 500)`, for each eps; with its n where that is not PGD's, and said if it is not the standard one."""
     if rows.empty:
         return NONE
-    images, norm = str(rows["images"].iloc[0]), str(rows["norm"].iloc[0])
-    line = _accuracy_line(rows, runs, images, norm)
-    radii = sorted(set(rows["eps"]))
-    figures = [f"{line[_column(eps, images, norm)]} at {eps_text(eps, images, norm)}" for eps in radii]
+    line, radii = _accuracy_line(rows, runs), sorted(set(rows["eps"]))
+    figures = [f"{line[_column(eps, *kind_of(rows))]} at {eps_text(eps, *kind_of(rows))}" for eps in radii]
     remarks = [] if line["n"] == pgd["n"] else [f"n {line['n']}"]
     remarks += [] if line["attack"] == ATTACKS["autoattack"] else ["not standard AutoAttack"]
     return "; ".join(figures) + (f" ({', '.join(remarks)})" if remarks else "")
@@ -195,81 +201,65 @@ def _autoattack(rows: pd.DataFrame, runs: Sequence[Run], pgd: Mapping[str, str])
 
 def cost_cells(runs: Sequence[Run]) -> dict[str, str]:
     """What training took."""
-    passes = [run.cost.passes / 1e6 for run in runs if run.cost.passes is not None]
-    minutes = [run.cost.minutes for run in runs if run.cost.minutes is not None]
-    at_most = "" if all(run.cost.recorded for run in runs) else "≤ "
-    decimals = 0 if minutes and min(minutes) >= 10 else 1
+    passes = [run.passes_at_most / 1e6 for run in runs if run.passes_at_most]
+    minutes = [run.minutes for run in runs if run.minutes]
+    at_most = "" if all(run.passes for run in runs) else "≤ "
     return {
         "passes [M]": at_most + spread(passes, 2) if passes else NONE,
-        "minutes": spread(minutes, decimals) if minutes else NONE,
+        "minutes": spread(minutes, 0 if min(minutes) >= 10 else 1) if minutes else NONE,
     }
 
 
-def _published_line(said: published.Accuracies, images: str, norm: str, notes: Footnotes) -> dict[str, str]:
-    figures, percent = list(said.robust.values()), f".{said.decimals}f"
-    source = said.source + ("; averages computed here" if len(figures) > 1 else "")
-    line = {
-        "method": f"{published.name(said, images, norm)}, published {notes.mark(source)}",
-        "attack": said.attack,
-        "n": NONE if said.n is None else str(said.n),
-        "clean": f"{said.clean:{percent}}",
-        **{_column(eps, images, norm): f"{value:{percent}}" for eps, value in said.robust.items()},
-    }
-    if len(figures) > 1:
-        line |= {"AvgAcc": f"{np.mean([said.clean, *figures]):.1f}", "AvgRobAcc": f"{np.mean(figures):.1f}"}
-    if said.autoattack is not None:
-        line["AutoAttack"] = f"{said.autoattack:{percent}} at {eps_text(min(said.robust), images, norm)}"
-    return line
+def _published_line(said: published.Accuracies, images: str, norm: str, notes: list[str]) -> dict[str, str]:
+    decimals, robust = 1 if said.autoattack is None else 2, list(said.robust.values())
+    line = {_column(eps, images, norm): f"{value:.{decimals}f}" for eps, value in said.robust.items()}
+    line["clean"] = f"{said.clean:.{decimals}f}"
+    if said.autoattack is None:
+        source = f"{published.DISCUSSION}; averages computed here"
+        line |= {"AvgAcc": f"{np.mean([said.clean, *robust]):.1f}", "AvgRobAcc": f"{np.mean(robust):.1f}"}
+        line |= {"attack": ATTACKS["transfer"], "n": "10000"}
+    else:
+        source, radius = published.LEADERBOARDS, eps_text(min(said.robust), images, norm)
+        line |= {"attack": published.PGD, "AutoAttack": f"{said.autoattack:.2f} at {radius}"}
+    return line | {"method": f"{published.name(said, images, norm)}, published {mark(source, notes)}"}
 
 
 # --- smallest distances --------------------------------------------------------------------------------------------
 
+DISTANCES = ("method", "attack", "n", "clean [%]", "mean", "25 %", "median", "75 %", "not found")
 
-def distance_table(found: pd.DataFrame, notes: Footnotes) -> Table:
+
+def distance_table(found: Rows, notes: list[str]) -> Table:
     """Mean and quartiles of the smallest distance found, of the rows of one data set and norm."""
-    images, norm = found["images"].iloc[0], found["norm"].iloc[0]
-    lines: list[dict[str, str]] = []
-    for _, group in found[found["eps"].isna()].groupby("label", sort=False):
-        runs = list(group["run"].unique())
-        name = f"{_name(group)} {notes.mark(sources(runs, images, norm))}"
+    images, norm = kind_of(found)
+    lines: list[list[str]] = []
+    for name, runs, group in _methods(found[found["eps"].isna()]):
+        name = f"{name} {mark(sources(runs, images, norm), notes)}"
         for attack, rows in group.groupby("attack", sort=False):
-            mark = f"{WARNING} " if rows["doubted"].any() else ""
-            lines.append(
-                {"method": name, **_distance_line(ATTACKS.get(attack, attack), list(rows["row"]), runs, images, mark)}
-            )
+            warning = f"{WARNING} " if rows["doubted"].any() else ""
+            lines.append([name, ATTACKS[attack], *_distance_cells(list(rows["row"]), runs, images, warning)])
             for said in published.DISTANCES.get((images, norm), ()) if attack == "cw" else ():
                 if any(published.is_of(said, run) for run in runs):
+                    theirs = f"{published.name(said, images, norm)}, published {mark(published.DISCUSSION, notes)}"
                     figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
-                    lines.append(
-                        {
-                            "method": f"{published.name(said, images, norm)}, published {notes.mark(published.DISCUSSION)}",
-                            **dict(
-                                zip(DISTANCES, [ATTACKS["cw"], "1000", f"{said.clean:.1f}", *figures], strict=False)
-                            ),
-                        }
-                    )
+                    lines.append([theirs, ATTACKS["cw"], "1000", f"{said.clean:.1f}", *figures, NONE])
         first = group[group["attack"] == group["attack"].iloc[0]]
-        if estimated := [row | row["anpgd"] | {"not_found": 0} for row in first["row"] if row.get("anpgd")]:
-            end = f"AN-PGD, at most {short(estimated[0]['anpgd']['search_end'])}"
-            lines.append({"method": name, **_distance_line(end, estimated, runs, images, "")})
-    return Table.of(["method", *DISTANCES], lines)
+        estimated = [row | row["anpgd"] | {"distances": []} for row in first["row"]]
+        end = f"AN-PGD, at most {short(estimated[0]['search_end'])}"
+        lines.append([name, end, *_distance_cells(estimated, runs, images, "")])
+    return Table.of(DISTANCES, [dict(zip(DISTANCES, line, strict=True)) for line in lines])
 
 
-DISTANCES = ("attack", "n", "clean [%]", "mean", "25 %", "median", "75 %", "not found")
-
-
-def _distance_line(attack: str, rows: Sequence[Row], runs: Sequence[Run], images: str, mark: str) -> dict[str, str]:
+def _distance_cells(rows: Sequence[Row], runs: Sequence[Run], images: str, warning: str) -> list[str]:
     """The mean of the seeds; no figure where one of them has none because images were not broken."""
     figures = zip(*([row["mean"], *row["quartiles"]] for row in rows), strict=True)
-    lost = [str(row.get("not_found") or 0) for row in rows]
-    cells = [
-        attack,
+    lost = [str(row["distances"].count(None)) for row in rows]
+    return [
         _images([row["n"] for row in rows], images),
-        _cell([100 * row["clean_acc"] for row in rows], runs),
-        *(NONE if None in values else mark + _cell(values, runs, decimals=3) for values in figures),
+        _cell([row["clean_acc"] for row in rows], runs),
+        *(NONE if None in values else warning + spread(values, 3, len(runs)) for values in figures),
         NONE if set(lost) == {"0"} else ", ".join(lost),
     ]
-    return dict(zip(DISTANCES, cells, strict=True))
 
 
 # --- what must be said of them -------------------------------------------------------------------------------------
@@ -281,8 +271,7 @@ def sources(runs: Sequence[Run], images: str, norm: str) -> str:
     for run in runs:
         made = [code(" ".join(f"--{name} {value}" for name, value in run.settings.items()))] if run.settings else []
         for file, rows in run.evaluations.items():
-            mine = [row for row in rows if row["norm"] == norm and row["split"] == "test"]
-            if mine:
+            if mine := [row for row in rows if row["norm"] == norm and row["split"] == "test"]:
                 made.append(f"{code(file)} ({settings_text(run, _lead(mine))})")
         folders.setdefault(", ".join(made), []).append(code(run.shown))
     return "; ".join(f"{', '.join(names)}: {made}" for made, names in folders.items())
@@ -290,10 +279,10 @@ def sources(runs: Sequence[Run], images: str, norm: str) -> str:
 
 def settings_text(run: Run, row: Row) -> str:
     """How an evaluation was made; of which checkpoint, where that is not the best one."""
-    settings = {name: value for name, value in way(row).items() if name not in ("eps_iter", "name") and value != {}}
-    said = [f"n {row['n']}", *(f"{name} {short(value)}" for name, value in settings.items())]
-    file = run.hashes.get(row["model_sha256"], "model_best.pt")
-    return ", ".join(said + ([f"of {file}"] if file != "model_best.pt" else []))
+    said = {"n": row["n"]} | {name: value for name, value in way(row).items() if name not in ("eps_iter", "name")}
+    if (file := run.hashes.get(row["model_sha256"], "model_best.pt")) != "model_best.pt":
+        said["of"] = file
+    return ", ".join(f"{name} {short(value)}" for name, value in said.items() if value != {})
 
 
 def short(value: object) -> str:
@@ -305,30 +294,25 @@ def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def remarks(found: pd.DataFrame) -> list[str]:
+def remarks(found: Rows) -> list[str]:
     """Below the tables of one data set and norm, a line each: why a figure is not to be trusted, and what other attacks on a network say of its PGD figure."""
     loud, others = [], []
-    images, norm = found["images"].iloc[0], found["norm"].iloc[0]
-    for _, group in found.groupby("label", sort=False):
-        name = _name(group)
-        for run, of_run in group.groupby("run", sort=False):
-            for file in dict.fromkeys(row["file"] for row in of_run["row"]):
+    for name, runs, group in _methods(found):
+        for run in runs:
+            for file in dict.fromkeys(row["file"] for row in group[group["run"] == run]["row"]):
                 loud += [f"- {WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
-            others += [f"- {name}: {code(run.shown)}: {line}" for line in _other_attacks(run, images, norm)]
+            others += [f"- {name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
     return [" ".join(line.split()) for line in (*loud, *others)]
 
 
 def _other_attacks(run: Run, images: str, norm: str) -> list[str]:
     """By how much PGD overestimates; a warning where an attack without gradients is stronger, which should be weaker."""
-    rows: dict[str, list[Row]] = {attack: [] for attack in ATTACKS}
-    for row in itertools.chain(*run.evaluations.values()):
-        if row["norm"] == norm and row["attack"] in rows:
-            rows[row["attack"]].append(row)
-    if not (pgd := rows["pgd"]):
+    if not (pgd := run.evaluations.get(f"eval_pgd_{norm}.json")):
         return []
     dataset, sha256 = pgd[0]["dataset"], pgd[0]["model_sha256"]
-    rows = {attack: [row for row in of if row["model_sha256"] == sha256] for attack, of in rows.items()}
-    found = [("", gap) for gap in stronger(dataset, pgd, lambda attack: rows.get(attack, []))]
+    files = {attack: run.evaluations.get(f"eval_{attack}_{norm}.json", []) for attack in ATTACKS}
+    rows = {attack: [row for row in of if row["model_sha256"] == sha256] for attack, of in files.items()}
+    found = [("", gap) for gap in stronger(dataset, pgd, rows.__getitem__)]
     for attack in GRADIENT_FREE:
         weaker = (gap for gap in gaps(attack, dataset, pgd, rows[attack]) if gap.beyond_chance)
         found += [(f"{WARNING} masked gradients: ", gap) for gap in weaker]

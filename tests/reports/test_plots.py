@@ -34,7 +34,6 @@ def test_robustness(tmp_path, capsys):
         ([make_run(tmp_path / "bare")], "eval_pgd_Linf.json", "not there"),
         ([mma, l2], "norm", "two pictures"),
         ([mma, mnist], "data set"),
-        ([mma, mma], "named twice"),
         ([tmp_path / "none"], "not there"),
     ):
         fails(capsys, main, ["robustness", *argv], *parts)
@@ -56,8 +55,9 @@ def test_one_colour_a_method_one_line_a_seed(tmp_path):
     assert len({style["color"] for style in styles}) == 2 and styles[0]["color"] == styles[1]["color"]
     assert styles[0]["linestyle"] == styles[2]["linestyle"] != styles[1]["linestyle"]
     assert plots.looks(runs[:1])[runs[0]].name == "MMA, d_max 0.3"
-    names = {plots.default_name("margins", "digits", "Linf", part) for part in (runs, runs[:1], runs[1:])}
-    assert len(names) == 3 and plots.default_name("margins", "digits", "Linf", runs[::-1]) in names
+    folders = [run.folder for run in runs]
+    names = {plots.default_name("margins", part) for part in (folders, folders[:1], folders[1:])}
+    assert len(names) == 3 and plots.default_name("margins", folders[::-1]) in names
 
 
 def test_margins(tmp_path, capsys, monkeypatch):
