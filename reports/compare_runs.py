@@ -85,12 +85,10 @@ def make_table(runs: Sequence[Run], attack: str, eps: float | None, split: str) 
 
     :raises UserError: if a run cannot be compared.
     """
+    eps = runs[0].trained.test_eps if eps is None else eps
     for run in runs:
-        usual = run.trained.test_eps
-        eps = usual if eps is None else eps
-        if (run.images, run.norm) != (runs[0].images, runs[0].norm):
+        if (run.images, run.trained.norm) != (runs[0].images, runs[0].norm):
             raise UserError(f"run folder {run.folder}: of another data set or norm than the first: leave it out")
-    assert eps is not None
     found = [rows_at(run, attack, eps, split) for run in runs]
     shared = [images for images in found[0] if all(images in one for one in found)]
     groups: dict[str, tuple[list[Run], Seeds]] = {}

@@ -26,7 +26,6 @@ reports.require("plotly")
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
@@ -35,15 +34,15 @@ from torch import Tensor
 from errors import UserError, exits_on_user_error
 from flags import Parser, whole
 from records.reading import is_number
-from reports import published, writing
-from reports.plots import COLOURS, LINES, MARKERS, Look, curve, find_examples, length_text, looks, on_cpu, radius_axis
+from reports import plots, published, writing
 from reports.runs import NORMS, Rows, Run, frame, kind_of, read_runs, title, training_command
-from reports.tables import ACCURACIES, NONE, Table, accuracy_table, distance_table, remarks, render
+from reports.tables import ACCURACIES, NONE, accuracy_table, distance_table, remarks, render
 from utils import write_atomically
 
 EXAMPLES, MOST_EXAMPLES, SHOWN = 60, 1000, 6  # images attacked, at most, and shown of each run
 MOST_POINTS = 120  # of a curve
 LOSSES = ("mma_loss", "adv_loss", "clean_loss")  # in metrics.jsonl; a method's own comes first
+Looks = dict[Run, plots.Look]
 # Where a data set lies that would be downloaded if it were not there: a report downloads nothing.
 DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
@@ -51,20 +50,17 @@ DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-def cells(table: Table) -> list[list[dict[str, str]]]:
-    """The lines of a table: of each cell the figure, what goes with it in small type (interval, spread, number of images), and
+def cells(header: Sequence[str], line: Sequence[str]) -> list[dict[str, str]]:
+    """A line of a table: of each cell the figure, what goes with it in small type (interval, spread, number of images), and
     what its column is sorted by, a number where there is one."""
-    lines = []
-    for line in table.lines:
-        found = []
-        for column, text in zip(table.header, line, strict=True):
-            figure = re.match(r"(?:[⚠≤] )?(-?[\d.]+)(?=\s|$)", text)
-            main, rest = (figure[0], text[figure.end() :].strip()) if figure else (text, "")
-            small = re.sub(r"(\[[^]]*,) ", "\\1\u00a0", rest)  # without a break inside an interval
-            by = "" if text == NONE else figure[1] if figure else text
-            found.append({"column": column, "main": main, "small": small, "sorted_by": by})
-        lines.append(found)
-    return lines
+    found = []
+    for column, text in zip(header, line, strict=True):
+        figure = re.match(r"(?:[⚠≤] )?(-?[\d.]+)(?=\s|$)", text)
+        main, rest = (figure[0], text[figure.end() :].strip()) if figure else (text, "")
+        small = re.sub(r"(\[[^]]*,) ", "\\1\u00a0", rest)  # without a break inside an interval
+        by = "" if text == NONE else figure[1] if figure else text
+        found.append({"column": column, "main": main, "small": small, "sorted_by": by})
+    return found
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
@@ -75,16 +71,16 @@ def in_legend(name: str) -> str:
     return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(name, 40))
 
 
-def style(look: Look, shows_name: bool = True) -> dict[str, Any]:
+def style(look: plots.Look, shows_name: bool = True) -> dict[str, Any]:
     """Keyword arguments of a plotly line. A click on a method in the legend hides and shows all its seeds."""
     own = look.style
     return {
         "name": in_legend(look.name),
         "legendgroup": look.method,
         "mode": "lines+markers",
-        "line": {"color": own["color"], "dash": LINES[own["linestyle"]], "width": 2},
-        "marker": {"symbol": MARKERS[own["marker"]], "size": 7},
-        "opacity": 1 if look.method < len(COLOURS) else 0.5,
+        "line": {"color": own["color"], "dash": plots.LINES[own["linestyle"]], "width": 2},
+        "marker": {"symbol": plots.MARKERS[own["marker"]], "size": 7},
+        "opacity": 1 if look.method < len(plots.COLOURS) else 0.5,
         "showlegend": shows_name,
     }
 
@@ -108,23 +104,24 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
-def robustness(rows: Rows, drawn: dict[Run, Look]) -> Markup | None:
+def robustness(rows: Rows, drawn: Looks) -> Markup | None:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
     images, norm = kind_of(rows)
-    figure, (scale, _) = go.Figure(), radius_axis(images, norm)
+    figure, (scale, _) = go.Figure(), plots.radius_axis(images, norm)
     for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
-        eps, accuracy, low, high = curve(of_run)
+        eps, accuracy, low, high = plots.curve(of_run)
         bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
         figure.add_scatter(x=scale * eps, y=accuracy, error_y=bars, **style(drawn[run]))
     for said in published.ACCURACIES.get((images, norm), ()) if figure.data else ():
-        if len(said.robust) > 1:
+        if said.autoattack is None:
+            name = in_legend(f"{published.name(said, images, norm)}, published")
+            line = {"color": plots.COLOURS[-1], "dash": "dot", "width": 1}
             eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
-            look = {"name": in_legend(f"{published.name(said, images, norm)}, published"), "visible": "legendonly"}
-            figure.add_scatter(x=eps, y=accuracies, line={"color": COLOURS[-1], "dash": "dot", "width": 1}, **look)
+            figure.add_scatter(x=eps, y=accuracies, line=line, name=name, visible="legendonly")
     return as_html(figure, f"ε, {NORMS[norm]} radius" + " [1/255]" * (scale == 255), "accuracy [%]")
 
 
-def training(runs: Sequence[Run], drawn: dict[Run, Look], kind: str, names: Sequence[str], scale: float) -> go.Figure:
+def training(runs: Sequence[Run], drawn: Looks, kind: str, names: Sequence[str], scale: float) -> go.Figure:
     """A quantity of metrics.jsonl by step: of each run the first of `names` that rows of this kind have; of checks those on
     validation images."""
     figure = go.Figure()
@@ -138,7 +135,7 @@ def training(runs: Sequence[Run], drawn: dict[Run, Look], kind: str, names: Sequ
     return figure
 
 
-def margins(runs: Sequence[Run], drawn: dict[Run, Look], scale: float) -> go.Figure:
+def margins(runs: Sequence[Run], drawn: Looks, scale: float) -> go.Figure:
     """Median of the training images' margins by epoch, with a band from 10 to 90 %."""
     figure = go.Figure()
     for run in runs:
@@ -167,10 +164,10 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
     if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
         return [], f"the images are not in {root}; name their folder with --data_root"
     try:
-        subject = on_cpu(str(run.folder), data_root=data_root)
+        subject = plots.on_cpu(str(run.folder), data_root=data_root)
     except UserError as error:
         return [], str(error)
-    found = find_examples(subject, count)
+    found = plots.find_examples(subject, count)
     broken = ((found.length > 0) & found.length.isfinite()).nonzero().flatten()
     order, shown = broken[found.length[broken].argsort()].tolist(), []
     for place in np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int)) if order else ():
@@ -182,19 +179,18 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
             (png(delta * factor + 0.5), f"difference ×{factor:.{0 if factor >= 10 else 2}f}"),
             (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
         ]
-        margin = length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
+        margin = plots.length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
         shown.append({"margin": f"margin {margin}", "parts": parts})
     wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
-    up_to = length_text(found.max_eps, run.images, subject.norm, found.max_eps)
+    up_to = plots.length_text(found.max_eps, run.images, subject.norm, found.max_eps)
     said = f"{wrong} are misclassified as they are, {safe} withstand it up to {up_to}"
     return shown, f"{len(found.x)} test images attacked: {said}"
 
 
 def png(image: Tensor) -> str:
     """(C, H, W) in [0, 1] -> a data URI."""
-    pixels = (255 * image.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray((255 * plots.pixels(image)).round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -205,13 +201,13 @@ def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[st
     """What the page shows of one data set and norm; runs: those that were trained so."""
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
     notes: list[str] = []
-    scale, _ = radius_axis(images, norm)
+    scale, _ = plots.radius_axis(images, norm)
     margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
     tables = []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
-        tables = [{"title": name, "header": table.header, "lines": cells(table)} for name, table in made if table.lines]
-    drawn = looks(list(dict.fromkeys([*runs, *rows["run"]])))
+        tables = [(name, header, [cells(header, line) for line in lines]) for name, (header, lines) in made if lines]
+    drawn = plots.looks(list(dict.fromkeys([*runs, *rows["run"]])))
     figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
     figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
     for name, kind, keys, factor, y in (
@@ -239,7 +235,7 @@ def page(runs: Sequence[Run], examples: int, data_root: str | None) -> str:
     keys = sorted(every, key=lambda key: (-trained.count(key), key))
     sections = [section(*key, found, [run for run in runs if (run.images, run.norm) == key]) for key in keys]
     described = []
-    for number, (run, look) in enumerate(looks(runs).items(), 1):
+    for number, (run, look) in enumerate(plots.looks(runs).items(), 1):
         if examples:
             print(f"AN-PGD on {examples} images of {run.folder} ({number} of {len(runs)})", file=sys.stderr, flush=True)
         shown, said = pictures(run, examples, data_root) if examples else ([], "--examples 0")

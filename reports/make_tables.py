@@ -66,10 +66,7 @@ def make_page(runs: Sequence[Run]) -> str:
 # --- README.md and docs/results.md ---------------------------------------------------------------------------------
 
 
-Said = published.Accuracies | published.Distances
-
-
-def ours(found: Rows, key: Key, said: Said) -> list[tuple[Run, Rows]]:
+def ours(found: Rows, key: Key, said: published.Accuracies | published.Distances) -> list[tuple[Run, Rows]]:
     """Each run of ours of a published method, with its rows in the table of data set and norm `key`."""
     rows = found[(found["images"] == key[0]) & (found["norm"] == key[1])]
     mine = [(run, of_run) for run, of_run in rows.groupby("run", sort=False) if published.is_of(said, run)]
@@ -104,21 +101,15 @@ def released(found: Rows) -> list[Table]:
         if said.autoattack is None:
             continue
         (eps,) = said.robust
-        made = [
-            (
-                f"{run.words_and_settings}, {code(run.name)}",
-                [
-                    figure(rows, "pgd", "clean", 2),
-                    *(figure(at(rows, eps), attack, "robust", 2) for attack in ("pgd", "autoattack")),
-                ],
-                "fast" if run.trained.recipe == "fast" else "training",
-            )
-            for run, rows in ours(found, key, said)
-        ]
-        for name, figures, script in made or [(published.name(said, *key), [NOT_RUN] * 3, "training")]:
-            theirs = (said.clean, said.robust[eps], said.autoattack)
-            both = [f"{a:.2f} / {b}" for a, b in zip(theirs, figures, strict=True)]
-            lines.append([f"{place(key)}: {name}", eps_text(eps, *key), *both, f"`scripts/run_{key[0]}_{script}.sh`"])
+        theirs = (said.clean, said.robust[eps], said.autoattack)
+        mine: list[tuple[Run | None, Rows]] = [*ours(found, key, said)] or [(None, found[:0])]
+        for run, rows in mine:
+            name = f"{run.words_and_settings}, {code(run.name)}" if run else published.name(said, *key)
+            robust = (figure(at(rows, eps), attack, "robust", 2) for attack in ("pgd", "autoattack"))
+            figures = zip(theirs, (figure(rows, "pgd", "clean", 2), *robust), strict=True)
+            script = "fast" if run and run.trained.recipe == "fast" else "training"
+            cells = [f"{place(key)}: {name}", eps_text(eps, *key), *(f"{a:.2f} / {b}" for a, b in figures)]
+            lines.append([*cells, f"`scripts/run_{key[0]}_{script}.sh`"])
     return [Table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], lines)]
 
 
@@ -133,16 +124,16 @@ def by_eps(found: Rows) -> list[Table]:
             name = published.name(said, *key)
             theirs = [f"{said.robust[eps]:.1f}" if eps in said.robust else NONE for eps in radii]
             lines.append([f"{name}, published", f"{said.clean:.1f}", *theirs])
-            before = len(lines)
+            used = []
             for run, rows in ours(found, key, said):
                 n = rows.groupby("attack")["n"].max()
-                used = [("transfer", "")] if "transfer" in n else []
-                used += [("pgd", ", white-box only")] if n.get("pgd", 0) > n.get("transfer", 0) else []
-                for attack, only in used:
-                    figures = [figure(at(rows, eps), attack, "robust", 1, NONE) for eps in radii]
-                    label = f"{run.words_and_settings}, ours, {code(run.name)}{only}"
-                    lines.append([label, figure(rows, attack, "clean", 1), *figures])
-            if len(lines) == before:
+                used += [(run, rows, "transfer")] if "transfer" in n else []
+                used += [(run, rows, "pgd")] if n.get("pgd", 0) > n.get("transfer", 0) else []
+            for run, rows, attack in used:
+                label = f"{run.words_and_settings}, ours, {code(run.name)}" + ", white-box only" * (attack == "pgd")
+                figures = [figure(at(rows, eps), attack, "robust", 1, NONE) for eps in radii]
+                lines.append([label, figure(rows, attack, "clean", 1), *figures])
+            if not used:
                 lines.append([f"{name.partition(' (')[0]}, ours", NOT_RUN, *[NONE] * len(radii)])
         tables += [Table([place(key), "clean", *(eps_text(eps, *key) for eps in radii)], lines)] if lines else []
     return tables
@@ -193,9 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Markdown tables of the evaluations in run folders.", allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: all in trained_models/)")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
-    parser.add_argument(
-        "--fill", action="store_true", help="write the tables in README.md and docs/results.md, between their markers"
-    )
+    fills = "write the tables in README.md and docs/results.md, between their markers"
+    parser.add_argument("--fill", action="store_true", help=fills)
     given = parser.parse(argv)
     if given["fill"] and given["out"]:
         raise UserError("--out: --fill writes README.md and docs/results.md: leave one out")

@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -288,11 +287,13 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
     largest = float(delta.abs().max()) or 1.0
     figure, panels = plt.subplots(3, count, figsize=(max(7, 1.35 * count), 5.6), squeeze=False, layout="constrained")
     for column in range(count):
-        top, middle, bottom = panels[:, column]
         length = length_text(float(found.length[column]), images, norm, found.max_eps)
-        _show(top, found.x[column], f"label {int(found.labels[column])}")
-        _show(middle, delta[column] / (2 * largest) + 0.5, length)
-        _show(bottom, found.x_adv[column], f"predicted {int(found.predicted[column])}")
+        shown = (found.x[column], delta[column] / (2 * largest) + 0.5, found.x_adv[column])
+        captions = (f"label {int(found.labels[column])}", length, f"predicted {int(found.predicted[column])}")
+        for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
+            panel.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            panel.set_title(caption, fontsize="small")
+            panel.set(xticks=[], yticks=[])
     scale = eps_text(largest, images, norm, 3)
     perturbation = f"perturbation\n(grey 0, white +{scale},\nblack −{scale})"
     for panel, text in zip(panels[:, 0], ("image", perturbation, "image +\nperturbation"), strict=True):
@@ -314,13 +315,10 @@ def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
     return f"{NORMS[norm]} {eps_text(length, images, norm, 3)}"
 
 
-def _show(panel: Axes, image: Tensor, caption: str) -> None:
-    """image (C, H, W) in [0, 1]; other values are cut off."""
-    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    grey = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    panel.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    panel.set_title(caption, fontsize="small")
-    panel.set(xticks=[], yticks=[])
+def pixels(image: Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W, C), or (H, W) of a grey image; values outside [0, 1] are cut off."""
+    shown = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    return shown[..., 0] if shown.shape[2] == 1 else shown
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

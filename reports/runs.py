@@ -31,14 +31,13 @@ from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted,
 from flags import parse_train
 from presets import USES
 from records.commands import ROOT
-from records.reading import is_number, parse_json
-from records.reading import read_margins as margins_in
+from records.reading import is_number, parse_json, read_margins
 from validation import stored_config
 
 # In words, in the order of a table's rows; so are the attacks.
 METHODS = {"std": "standard training", "pgd": "PGD", "pgdls": "PGDLS", "trades": "TRADES", "omma": "OMMA", "mma": "MMA"}
-BOTH = "strongest of white-box and transferred PGD"
-ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": BOTH, "cw": "Carlini-Wagner ℓ2"}
+STRONGEST = "strongest of white-box and transferred PGD"
+ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": STRONGEST, "cw": "Carlini-Wagner ℓ2"}
 Rows: TypeAlias = pd.DataFrame  # what `frame` gives, or a part of it
 NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 TITLES = {
@@ -225,7 +224,7 @@ class Run:
             if outcome.get("ok") is False:
                 found.append(f"sanity check failed: {check} ({outcome.get('value', '')})")
         for row in best:
-            found += merged(map(str, row.get("warnings") or []))
+            found += merged(map(str, row.get("warnings", [])))
             if row.get("invalid"):
                 found.append(f"{row['invalid']} images got a perturbation that is not valid, and count as robust")
         return found
@@ -257,7 +256,7 @@ class Run:
         """
         path, recorded = self.folder / "margins.npy", self.trained.enlarges_margins
         try:
-            eps = margins_in(path).astype(np.float32)
+            eps = read_margins(path).astype(np.float32)
         except FileNotFoundError:
             why = "this copy of the run is without it" if recorded else "only MMA and OMMA training record margins"
             raise UserError(f"{path}: not there, {why}: name another run, or train it anew") from None

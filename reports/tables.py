@@ -60,11 +60,9 @@ def code(text: object) -> str:
 
 def render(template: str, **values: object) -> str:
     """A page: a template of this folder filled in, in HTML with text."""
+    folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=".html" in template,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=folder, autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template(template).render(values)
 

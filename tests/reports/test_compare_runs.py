@@ -11,11 +11,11 @@ from support import ROOT
 
 @pytest.fixture
 def attacked(tmp_path):
-    """`attacked(name, flags, …)` makes a run folder, attacked at 0.2 on validation images."""
+    """`attacked(name, flags, …)` makes a run folder, attacked by PGD at 0.2 on validation images."""
 
-    def make(name, flags, attack="pgd", split="val", images="i", **config):
+    def make(name, flags, split="val", images="i", **config):
         folder = make_run(tmp_path / name, **config)
-        evaluate(folder, attack, [row(0.2, 0, flags=flags, split=split, images=images)])
+        evaluate(folder, "pgd", [row(0.2, 0, flags=flags, split=split, images=images)])
         return folder
 
     return make
@@ -40,10 +40,7 @@ def test_the_seeds_that_both_have_are_compared_image_by_image(attacked, capsys):
 def test_of_several_evaluations_the_largest_that_all_have_counts(attacked, capsys):
     """One run on 6 and on 4 images, the other on 4."""
     both, one = attacked("A", "110000"), attacked("B", "1111", hinge_maxeps=0.2)
-    rows = [
-        row(0.2, 0, flags=flags, split="val", images=images) for flags, images in (("110000", "all"), ("1000", "i"))
-    ]
-    evaluate(both, "pgd", rows)
+    evaluate(both, "pgd", [row(0.2, 0, flags=f, split="val", images=i) for f, i in (("110000", "all"), ("1000", "i"))])
     assert compare_runs.main([str(both), str(one), "--split", "val"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("4 validation images") and [line[5] for line in cells(out)] == ["25.0", "100.0"]
@@ -54,16 +51,6 @@ def test_rows_that_do_not_say_their_images(capsys):
     runs = [str(path) for name in ("PGD-0.2", "MMA-0.3") for path in sorted(ROOT.glob(f"benchmarks/digits/*-{name}-*"))]
     assert len(runs) == 6 and compare_runs.main(runs) == 0
     assert cells(capsys.readouterr().out)[1][-1] == "-3.4 [-5.6, -1.1], 3 seeds"
-
-
-def test_by_another_attack(attacked, capsys):
-    """One that was not run is asked for by its own command."""
-    runs = [attacked("A", "11", "autoattack"), attacked("B", "10", "autoattack", hinge_maxeps=0.2)]
-    argv = ["--split", "val", "--eps", "0.2"]
-    assert compare_runs.main([*map(str, runs), *argv, "--attack", "autoattack"]) == 0
-    out = capsys.readouterr().out
-    assert "AutoAttack at 0.2" in out and cells(out)[1][-1].startswith("-50.0 [")
-    fails(capsys, compare_runs.main, [*runs, *argv], "evaluate_on_pgd_attacks.py", "--split val")
 
 
 def test_intervals_cover():
@@ -91,10 +78,14 @@ def test_what_cannot_be_compared_is_refused(attacked, tmp_path, capsys):
     run, other = attacked("A", "1100"), attacked("B", "1100", images="j", hinge_maxeps=0.2)
     test, seed = attacked("C", "11", split="test"), attacked("D", "1100", seed=1, hinge_maxeps=0.2)
     colour, val = attacked("E", "1100", dataset="cifar10"), ["--split", "val"]
+    evaluate(run, "autoattack", [row(0.1, 0, flags="11", split="val")])
+    assert compare_runs.main([str(run), *val, "--eps", "0.1", "--attack", "autoattack"]) == 0
+    assert "AutoAttack at 0.1" in capsys.readouterr().out
     for argv, *parts in (
         ([run, other, *val], "not attacked on the same images"),
         ([run, test, *val], f"evaluate_on_pgd_attacks.py --model {test} --eps 0.2 --split val"),
         ([run, seed, *val], "no seed in common"),
+        ([run, *val, "--eps", "0.1"], f"evaluate_on_pgd_attacks.py --model {run} --eps 0.1 --split val"),
         ([run, colour, *val], "another data set"),
         ([tmp_path / "none"], "not there"),
         ([run, *val, "--out", tmp_path], "cannot be written"),

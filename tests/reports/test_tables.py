@@ -9,7 +9,7 @@ from command_lines import fails
 from report_runs import ODD, distances, evaluate, make_run, row, rows
 from reports import make_tables, published
 from reports.make_tables import filled, make_page
-from reports.runs import read_runs
+from reports.runs import STRONGEST, read_runs
 
 PGD = "white-box PGD"
 RECIPE = {"dataset": "mnist", "hinge_maxeps": 0.45}
@@ -35,23 +35,17 @@ def figure(cell):
 
 
 def test_averages_and_intervals_by_hand(tmp_path):
-    folder = make_run(tmp_path / "run")
+    """And how many radii they are over, where another line has more."""
+    folder, few = make_run(tmp_path / "run"), make_run(tmp_path / "few", {0.2: 0.1}, hinge_maxeps=0.2)
     evaluate(folder, "pgd", rows({0.1: 0.8, 0.2: 0.6, 0.3: 0.1}, clean=0.9, n=1000))
-    found, page = tables(folder)
-    line = found["MMA, d_max 0.3", PGD]
+    found, page = tables(folder, few)
+    line, short = found["MMA, d_max 0.3", PGD], found["MMA, d_max 0.2", PGD]
     cells = [line[c] for c in ("clean", "ε = 0.1", "ε = 0.2", "ε = 0.3", "AvgAcc", "AvgRobAcc")]
     assert [figure(cell) for cell in cells] == ["90.0", "80.0", "60.0", "10.0", "60.0", "50.0"]
     assert line["ε = 0.1"] == "80.0 [77.4, 82.4]" and line["clean"] == "90.0 [88.0, 91.7]"
     assert (line["passes [M]"], line["minutes"]) == ("≤ 0.17", "0.2")  # 144 steps of 50, 23 passes; 10 steps a second
     assert f"`{folder}`" in page and "## Digits, ℓ∞" in page
-
-
-def test_a_row_with_fewer_radii_says_so(tmp_path):
-    many = make_run(tmp_path / "many", {0.1: 0.8, 0.2: 0.6})
-    found, _ = tables(many, make_run(tmp_path / "few", {0.2: 0.1}, hinge_maxeps=0.2))
-    few = found["MMA, d_max 0.2", PGD]
-    assert few["AvgRobAcc"] == "10.0 (of 1 ε)" and few["ε = 0.1"] == "–"
-    assert found["MMA, d_max 0.3", PGD]["AvgRobAcc"] == "70.0"
+    assert short["AvgRobAcc"] == "10.0 (of 1 ε)" and short["ε = 0.1"] == "–"
 
 
 def test_seeds_are_one_row_with_mean_and_spread(tmp_path):
@@ -67,7 +61,7 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path):
 
 def test_the_published_value_stands_beside_ours(tmp_path):
     found, page = tables(make_run(tmp_path / "run", {0.1: 0.95, 0.3: 0.9}, **RECIPE))
-    ours, strongest = found["MMA, d_max 0.45", PGD], found["MMA, d_max 0.45, published", published.STRONGEST]
+    ours, strongest = found["MMA, d_max 0.45", PGD], found["MMA, d_max 0.45, published", STRONGEST]
     assert figure(ours["ε = 0.3"]) == "90.0" and ours["n"] == "200 of 10000"
     assert [strongest[f"ε = 0.{k}"] for k in (1, 2, 3, 4)] == ["97.9", "96.0", "92.6", "85.2"]
     assert strongest["AvgAcc"] == "94.1" and strongest["n"] == "10000"  # (98.9 + 97.9 + 96.0 + 92.6 + 85.2) / 5
@@ -80,33 +74,29 @@ def test_the_published_value_stands_beside_ours(tmp_path):
         assert len(found) == 1 and ", published" not in page and "CIFAR-10, " not in page
 
 
-def test_autoattack_says_its_n_and_at_which_radius_it_is_standard(tmp_path):
-    folder = make_run(tmp_path / "run", {0.3: 0.9}, **RECIPE)
-    evaluate(folder, "autoattack", [row(0.3, 0.8, n=50, settings={"standard": False})])
-    cell = tables(folder)[0]["MMA, d_max 0.45", PGD]["AutoAttack"]
-    assert cell.startswith("80.0 [") and cell.endswith("at 0.3 (n 50 of 10000, not standard AutoAttack)")
-    one, other = (
-        [row(eps, acc, settings={"standard": eps == 0.1}) for eps, acc in ((0.1, 0.9), (0.2, 0.8))] for _ in "ab"
-    )
-    evaluate(folder, "autoattack", one)
-    first, second = tables(folder)[0]["MMA, d_max 0.45", PGD]["AutoAttack"].split("; ")
-    assert first.endswith("at 0.1") and second.endswith("(not standard) at 0.2") and one == other
+STANDARD, FEWER = {"standard": True}, {"standard": False}
+USUAL, LESS = {"nb_iter": 100, "nb_restart": 10}, {"nb_iter": 1, "nb_restart": 1}
 
 
-def test_radii_attacked_in_another_way_are_marked(tmp_path):
-    """Each cell says in what it differs from the line, and nothing is averaged over two ways."""
-    usual, less = {"nb_iter": 100, "nb_restart": 10}, {"nb_iter": 1, "nb_restart": 1}
+@pytest.mark.parametrize(
+    ("pgd", "autoattack", "column", "cell"),
+    [
+        ([(0.1, 0.9, USUAL)], [(0.1, 0.8, FEWER)], "AutoAttack", "at 0.1 (not standard AutoAttack)"),
+        ([(0.1, 0.9, USUAL)], [(0.1, 0.9, STANDARD), (0.2, 0.8, FEWER)], "AutoAttack", "(not standard) at 0.2"),
+        ([(0.1, 0.9, LESS), (0.3, 0.5, USUAL)], [], "ε = 0.1", "] (nb_iter 1, nb_restart 1)"),
+        ([(0.1, 0.9, LESS), (0.3, 0.5, USUAL)], [], "ε = 0.3", "]"),
+        ([(0.1, 0.9, USUAL, 100), (0.3, 0.5, USUAL)], [], "ε = 0.1", "] (n 100)"),
+        ([(0.1, 0.9, USUAL)], [(0.1, 0.8, STANDARD, 50)], "AutoAttack", "at 0.1 (n 50 of 397)"),
+    ],
+)
+def test_radii_attacked_in_another_way_are_marked(tmp_path, pgd, autoattack, column, cell):
+    """Each cell says in what it differs from the line, and nothing is averaged over two ways; steps go with the radius."""
     folder = make_run(tmp_path / "run")
-    evaluate(
-        folder,
-        "pgd",
-        [row(0.1, 0.9, settings=less | {"eps_iter": 0.1 / 40}), row(0.3, 0.5, settings=usual | {"eps_iter": 0.3 / 40})],
-    )
+    for attack, found in (("pgd", pgd), ("autoattack", autoattack)):
+        made = [row(eps, acc, *n, settings=way | {"eps_iter": eps / 40}) for eps, acc, way, *n in found]
+        evaluate(folder, attack, made)
     line = tables(folder)[0]["MMA, d_max 0.3", PGD]
-    assert line["ε = 0.1"].endswith("] (nb_iter 1, nb_restart 1)") and line["ε = 0.3"].endswith("]")
-    assert "AvgAcc" not in line, "no line says anything there"
-    evaluate(folder, "pgd", [row(0.1, 0.9, n=100), row(0.3, 0.5)])
-    assert tables(folder)[0]["MMA, d_max 0.3", PGD]["ε = 0.1"].endswith("] (n 100)")
+    assert line[column].endswith(cell) and ("AvgAcc" in line) == (len(pgd) == 1)
 
 
 def test_an_attack_of_another_norm_or_data_set_has_its_own_table(tmp_path):
@@ -160,19 +150,16 @@ def test_doubtful_missing_and_damaged_results(tmp_path, capsys):
     assert str(bad / "eval_pgd_Linf.json") in capsys.readouterr().err
 
 
-def test_names_cannot_break_a_table(tmp_path):
-    """`|` and line breaks, in the name of a folder without a config."""
-    folder = make_run(tmp_path / (ODD + "\n| x"), {0.1: 0.9})
-    (folder / "config.json").unlink()
-    page = make_page(read_runs([folder]))
-    (line,) = [line for line in page.splitlines() if line.startswith("| odd")]
-    assert line.count("|") - line.count("\\|") == 1 + page.splitlines()[4].count("|") - 1 and "r\\|un \\| x [1]" in line
-
-
 def test_on_the_command_line(tmp_path, capsys, monkeypatch):
-    folder, main = make_run(tmp_path / "run", {0.1: 0.9}), make_tables.main
+    """Each folder once, files beside them left out; `|` and line breaks, as in a folder's name, do not break a table."""
+    folder, odd, main = make_run(tmp_path / "run", {0.1: 0.9}), make_run(tmp_path / (ODD + "\n| x")), make_tables.main
     monkeypatch.chdir(tmp_path)
-    assert main([str(folder), "--out", "page.md"]) == 0 and "| MMA, d_max 0.3 [1]" in (tmp_path / "page.md").read_text()
+    evaluate(odd, "pgd", [row(0.1, 0.9)])
+    (odd / "config.json").unlink()
+    assert main([str(odd), "--out", "page.md"]) == 0
+    page = (tmp_path / "page.md").read_text().splitlines()
+    (line,) = [line for line in page if line.startswith("| odd")]
+    assert line.count("|") - line.count("\\|") == page[4].count("|") and "r\\|un \\| x [1]" in line
     capsys.readouterr()
     assert main([str(tmp_path / "page.md"), str(folder), str(folder)]) == 0
     assert capsys.readouterr().out.count("| MMA, d_max 0.3 [1]") == 1
@@ -201,36 +188,25 @@ def test_published_beside_ours(tmp_path):
     """Nothing is taken over from what stood there; a figure that is doubted or of fewer images says so."""
     plain = make_run(tmp_path / "plain", dataset="mnist", hinge_maxeps=0.1)
     assert blocks("results", plain, old="| MNIST | 0.3 | 98.95 / 99.99 |\n")[2][2] == "98.95 / not run yet"
-    whole, short = (
-        make_run(tmp_path / "whole", **RECIPE, max_steps=100_000, checks=4167),
-        make_run(tmp_path / "short-run", **RECIPE),
-    )
+    whole = make_run(tmp_path / "whole", **RECIPE, max_steps=100_000, checks=4167)
+    short = make_run(tmp_path / "short-run", **RECIPE)
     evaluate(whole, "pgd", [row(0.3, 0, flags="1" * 9100 + "0" * 900)])
     evaluate(short, "autoattack", [row(0.3, 0.85, sanity={"network": {"ok": False, "value": ""}})])
-    found = blocks("results", short, whole)
-    assert found[2][:5] == [
-        "MNIST ℓ∞: MMA, d_max 0.45, `whole`",
-        "0.3",
-        "98.95 / 98.00",
-        "92.59 / 91.00",
-        "91.40 / not run yet",
-    ]
-    assert (
-        found[3][0] == "MNIST ℓ∞: MMA, d_max 0.45, max_steps 144, `short-run`"
-        and found[3][4] == "91.40 / ⚠ 85.00 (n 200)"
-    )
+    first, second = blocks("results", short, whole)[2:4]
+    assert first[:3] == ["MNIST ℓ∞: MMA, d_max 0.45, `whole`", "0.3", "98.95 / 98.00"]
+    assert first[3:5] == ["92.59 / 91.00", "91.40 / not run yet"]
+    assert second[0] == "MNIST ℓ∞: MMA, d_max 0.45, max_steps 144, `short-run`"
+    assert second[4] == "91.40 / ⚠ 85.00 (n 200)"
 
 
 def test_by_eps_beside_ours(tmp_path):
     pgd, transfer = rows({0.1: 0.9, 0.3: 0.6}, n=10), rows({0.1: 0.8, 0.3: 0.5}, n=10)
-    mma, trades = (
-        make_run(tmp_path / "mma", **RECIPE),
-        make_run(tmp_path / "trades", dataset="mnist", method="trades", train_eps=0.3),
-    )
+    mma = make_run(tmp_path / "mma", **RECIPE)
+    trades = make_run(tmp_path / "trades", dataset="mnist", method="trades", train_eps=0.3)
     evaluate(mma, "pgd", [pgd[0], row(0.3, 0.6, n=5)])
     evaluate(trades, "pgd", pgd)
     evaluate(trades, "transfer", transfer)
-    found = {line[0]: line[1:] for line in blocks("by-eps", mma, trades)}
+    found = {name: figures for name, *figures in blocks("by-eps", mma, trades)}
     name = "MMA, d_max 0.45, max_steps 144, ours, `mma`, white-box only"
     assert found[name] == ["98.0 (n 10)", "90.0 (n 10)", "–", "60.0 (n 5)", "–"]
     name = "TRADES, ε 0.3, max_steps 144, ours, `trades`"
