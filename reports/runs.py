@@ -425,6 +425,5 @@ def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
 def spread(values: Sequence[float], decimals: int = 1, of: int = 0) -> str:
     """`mean`, or `mean ± standard deviation` of several; with how many they are where that is less than `of`."""
     deviation = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{decimals}f}{deviation}" + (
-        f" ({len(values)} of {of} seeds)" if len(values) < of else ""
-    )
+    few = f" ({len(values)} of {of} seeds)" if len(values) < of else ""
+    return f"{np.mean(values):.{decimals}f}{deviation}{few}"

@@ -74,11 +74,12 @@ class Memory:
 
 def tiny_trainer(max_steps=10, model=None, **changes):
     torch.manual_seed(0)
-    layers = nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
-    model = model or nn.Sequential(nn.Conv2d(1, 4, 3), *layers)
+    model = model or nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
+    )
     small = {"batch_size": 6, "max_steps": max_steps, "disp_interval": 3, "lr": ((0, 0.01), (5, 0.002))}
-    config = settings("Linf", changes.pop("clean_loss_coeff", 1 / 3), **small | changes)
-    return Trainer(config, model, tiny_data())
+    config = settings("Linf", changes.pop("clean_loss_coeff", 1 / 3), **small)
+    return Trainer(replace(config, **changes), model, tiny_data())
 
 
 def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False):
