@@ -62,17 +62,12 @@ def words(text: str) -> str:
     return text
 
 
-def radius_or_grid(text: str) -> float | str:
-    """A number, or `grid`."""
-    return text if text == "grid" else number(text)
-
-
 Radii = tuple[float, ...]
 PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
     float: number,
     int: whole,
     Schedule: schedule,
-    Radii: radius_or_grid,
+    Radii: lambda text: text if text == "grid" else number(text),
     str: words,
 }
 
@@ -161,7 +156,7 @@ class Parser(argparse.ArgumentParser):
 
 def _as_text(value: object) -> str:
     """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return ",".join(f"{step}:{rate}" for step, rate in value)
     return str(value)
 
@@ -182,7 +177,11 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
         if default not in (None, "") and "default" not in text:
-            text += f" ({default_text}{_as_flag_value(default)})"
+            text += (
+                f" ({default_text}{default:.4g})"
+                if isinstance(default, float)
+                else f" ({default_text}{_as_text(default)})"
+            )
         group = groups.get(f.name, parser)
         if kind is bool:
             group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
@@ -198,18 +197,17 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _as_flag_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate:g}" for step, rate in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Training flags on top of the preset of their data set and norm, and what the user should be told.
 
     :raises UserError: for a wrong flag or value.
     """
-    given = _train_flags(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
+    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))  # by --help
+    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
+    given = parser.parse_with_file(argv, _what_counts)
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
@@ -222,15 +220,6 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     config = _completed(replace(preset, **recipe, **given), given)
     validate(config)
     return config, notes
-
-
-def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and `--config`'s file where it says nothing; `--help` shows the preset's values."""
-    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
-    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
-    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
-    return parser.parse_with_file(argv, _what_counts)
 
 
 def _what_counts(file: Flags, flags: Flags) -> Flags:

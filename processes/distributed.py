@@ -27,7 +27,6 @@ from utils import use_device
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-U = TypeVar("U")
 
 
 class SharedError(UserError):
@@ -121,11 +120,6 @@ class World(NamedTuple):
         found = [self.together(lambda: work() if self.is_first else None)]
         dist.broadcast_object_list(found)
         return cast(T, found[0])
-
-    def from_first_only(self, work: Callable[[], T], elsewhere: U) -> T | U:
-        """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
-        one: Callable[[], T | U] = work if self.is_first else lambda: elsewhere
-        return self.together(one)
 
 
 ALONE = World()
