@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -90,6 +90,12 @@ GROUPS = {
 }
 
 
+def suggested(word: str, known: Iterable[str], otherwise: str = "see --help") -> str:
+    """The known word that is nearest, if any is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 class Parser(argparse.ArgumentParser):
     """One line for every mistake, with a suggestion where a flag is misspelt."""
 
@@ -101,18 +107,15 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            near = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
-            raise argparse.ArgumentError(
-                action, error.message + (f": did you mean {near[0]}?" if near else "")
-            ) from None
+            near = suggested(str(value), map(str, action.choices or ()), "")
+            raise argparse.ArgumentError(action, error.message + (near and f": {near}")) from None
 
     def parse(self, argv: Sequence[str] | None) -> Flags:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+            raise UserError(f"unknown argument {unknown[0]}: {suggested(unknown[0].split('=')[0], flags)}")
         for action in self._actions:
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
@@ -136,10 +139,7 @@ class Parser(argparse.ArgumentParser):
         argv = []
         for key, value in read_settings(name).items():
             if key not in own:
-                near = difflib.get_close_matches(key, own, n=1)
-                raise UserError(
-                    f"--config {name}: unknown name {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
-                )
+                raise UserError(f"--config {name}: unknown name {key}: {suggested(key, own)}")
             if isinstance(own[key], argparse.BooleanOptionalAction) != isinstance(value, bool):
                 raise UserError(f"--config {name}: {key} = {value!r}: true and false are for switches: see --help")
             if isinstance(value, bool):

@@ -163,7 +163,7 @@ class Trainer:
             group["lr"] = self.config.lr_at(step)
         self.guard.remember()
         result, directions = merged(self.world, *self._own_gradient(step), len(index))
-        self.world.share_from(0, *self.replica.own_buffers)
+        self.world.take_from_first(self.replica.own_buffers)
         counts = self.guard.step(result.finite, step)
         if self.config.enlarges_margins:
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
@@ -246,9 +246,10 @@ class Trainer:
         """
         config = self.config
         saved_at = row_at = time.monotonic()
-        row_step = self.step
+        row_step, interval = self.step, self.steps_per_epoch * config.check_interval
         while True:
-            stopping, due = stop(), self._check_is_due()
+            stopping, at_check = stop(), self.step >= config.max_steps or self.step % interval == 0
+            due = at_check and self.step > self.checked_step
             if due and not stopping:
                 self._save(recorder)  # a check may take long, and one that is stopped is made again
                 check_at = time.monotonic()
@@ -273,10 +274,6 @@ class Trainer:
             if self.world.largest(int(due and self.world.is_first)):
                 self._save(recorder)
                 saved_at = time.monotonic()
-
-    def _check_is_due(self) -> bool:
-        interval = self.steps_per_epoch * self.config.check_interval
-        return self.step > self.checked_step and (self.step >= self.config.max_steps or self.step % interval == 0)
 
     def _save(self, recorder: Recorder) -> None:
         self.guard.refuse_not_finite(self.batches)

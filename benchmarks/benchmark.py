@@ -46,6 +46,7 @@ COLUMNS = {  # of a row in the JSON -> its heading and how many decimals are pri
 def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
     """MiB of the GPU's memory that one call needs at most beyond what was allocated before it; None on a CPU."""
     if device.type != "cuda":
+        fn()
         return None
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
@@ -56,9 +57,7 @@ def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
 
 def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """One row a contender: times interleaved, in an order that turns."""
-    if device.type != "cuda":  # there the first call records what later ones replay, and its memory counts
-        for fn in case.run.values():
-            fn()
+    # On a GPU the first call records what later ones replay, and its memory counts.
     peaks = {name: peak_mib(fn, device) for name, fn in case.run.items()}
     times: dict[str, list[float]] = {name: [] for name in case.run}
     for turn in range(repeats):
