@@ -288,22 +288,6 @@ def test_attack_in_another_norm_is_said_and_recorded(run, capsys):
     assert row["eps"] == 1.0 and "norm" in row["settings"]["overrides"]
 
 
-def test_models_that_cannot_be_attacked(run, tmp_path, capsys):
-    main = evaluate_on_pgd_attacks.main
-    fails(capsys, main, ["--model", tmp_path / "nothing.pt"], "nothing.pt")
-    for flag, value, said in (
-        ("--network", "wrn28_4", "of another network"),
-        ("--device", "gpu", "--device gpu"),
-        ("--device", "cuda:7", "--device cuda:7"),
-        ("--eps", "2", "--eps 2"),
-        ("--test_size", "1000", "--test_size 1000"),
-    ):
-        fails(capsys, main, ["--model", run, flag, value], said)
-    (run / "model_best.pt").write_bytes((run / "model_best.pt").read_bytes()[:9000])
-    fails(capsys, main, ["--model", run], "model_best.pt")
-    assert not list(run.glob("eval_*"))
-
-
 # --- one's own network and pictures ----------------------------------------------------------------------------------
 
 NETS = """
