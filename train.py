@@ -129,21 +129,12 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
 
 def new_trainer(config: Config, world: World, device: torch.device, pretrained: str | None, teller: Teller) -> Trainer:
     """The trainer at its start; pretrained: the checkpoint whose weights it starts from."""
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            config.data_root,
-            seed=config.seed,
-            device=device,
-            train_size=config.train_size,
-            val_size=config.val_size,
-            test_size=config.test_size,
-            streaming=config.streaming,
-            num_workers=config.num_workers,
-        )
-
-    data = world.one_a_machine_first(load)
+    wanted = {
+        name: getattr(config, name) for name in ("train_size", "val_size", "test_size", "streaming", "num_workers")
+    }
+    data = world.one_a_machine_first(
+        lambda: load_dataset(config.dataset, config.data_root, seed=config.seed, device=device, **wanted)
+    )
     if data.about:
         teller.note(f"{config.data_root}: {data.about}")
     if config.streaming is None and data.streamed:

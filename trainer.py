@@ -68,12 +68,9 @@ class Trainer:
         self.batches = TrainBatches(data.train, augment=augment, **how)
         self.needs = probe(model, first_batch(data.train, 1))
         self._place(model)
-        rates: dict[str, Any] = {
-            "lr": config.lr_at(0),
-            "weight_decay": config.weight_decay,
-            "momentum": config.momentum,
-        }
-        self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.model, lr=config.lr_at(0), weight_decay=config.weight_decay, momentum=config.momentum
+        )
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
         self._make_step(is_built_in(config.network) and config.cuda_graphs)
         self.step = 0  # optimizer steps done
@@ -219,16 +216,8 @@ class Trainer:
         if not config.enlarges_margins:
             eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
             return AttackStart(eps, noise, odi_weights=odi_weights)
-        return start_of_margins(
-            config,
-            batch,
-            self.eps[batch.index],
-            noise,
-            step // self.steps_per_epoch,
-            self.directions,
-            self.batches.crops(step),
-            odi_weights,
-        )
+        epoch, crops, stored = step // self.steps_per_epoch, self.batches.crops(step), self.eps[batch.index]
+        return start_of_margins(config, batch, stored, noise, epoch, self.directions, crops, odi_weights)
 
     def _gradient(self, x: Tensor, y: Tensor, *start: Tensor | None) -> tuple[StepResult, list[Tensor | None]]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
