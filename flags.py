@@ -177,11 +177,8 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
         if default not in (None, "") and "default" not in text:
-            text += (
-                f" ({default_text}{default:.4g})"
-                if isinstance(default, float)
-                else f" ({default_text}{_as_text(default)})"
-            )
+            value = f"{default:.4g}" if isinstance(default, float) else _as_text(default)
+            text += f" ({default_text}{value})"
         group = groups.get(f.name, parser)
         if kind is bool:
             group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
