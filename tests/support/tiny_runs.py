@@ -20,14 +20,8 @@ def rand(*shape, seed=0, dtype=torch.float64):
 
 def network(batchnorm=True, sharpness=6.0):
     torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(1, 6, 3),
-        *([nn.BatchNorm2d(6)] if batchnorm else []),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(216, 4),
-    ]
-    model = nn.Sequential(*layers).double()
+    norm = [nn.BatchNorm2d(6)] if batchnorm else []
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), *norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).double()
     with torch.no_grad():
         model[-1].weight.mul_(sharpness)
     return model
@@ -44,11 +38,8 @@ def batch_for(model, count=12, wrong_every=4):
 
 def settings(norm, alpha, **changes):
     small = {"Linf": {"attack_mineps": 0.01, "hinge_maxeps": 0.03}, "L2": {"attack_mineps": 0.1, "hinge_maxeps": 0.25}}
-    return replace(
-        PRESETS["digits", norm],
-        clean_loss_coeff=alpha,
-        **{"method": method_of(alpha), "nb_iter": 5, **small[norm], **changes},
-    )
+    named = {"clean_loss_coeff": alpha, "method": method_of(alpha), "nb_iter": 5, **small[norm], **changes}
+    return replace(PRESETS["digits", norm], **named)
 
 
 def tiny_data(count=23, classes=4):
@@ -86,18 +77,9 @@ def tiny_trainer(max_steps=10, model=None, **changes):
     model = model or nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
     )
-    config = replace(
-        settings(
-            "Linf",
-            changes.pop("clean_loss_coeff", 1 / 3),
-            batch_size=6,
-            max_steps=max_steps,
-            disp_interval=3,
-            lr=((0, 0.01), (5, 0.002)),
-        ),
-        **changes,
-    )
-    return Trainer(config, model, tiny_data())
+    small = {"batch_size": 6, "max_steps": max_steps, "disp_interval": 3, "lr": ((0, 0.01), (5, 0.002))}
+    config = settings("Linf", changes.pop("clean_loss_coeff", 1 / 3), **small)
+    return Trainer(replace(config, **changes), model, tiny_data())
 
 
 def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False):
