@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks = stored(out)
     for run in flags.runs:
         asked = {"model": run, "data_root": flags.data_root, "test_size": flags.test_size, "split": "test"}
-        nothing = {"dataset": None, "norm": None, "network": flags.network, "deterministic": False}
+        nothing = {"dataset": None, "norm": None, "network": flags.network, "deterministic": False, "standardise": None}
         subject = load_subject(SimpleNamespace(**asked, **nothing), torch.device("cpu"))
         if subject.norm != "Linf":
             raise UserError(f"{run}: was trained under {subject.norm}: exact margins are those under Linf")

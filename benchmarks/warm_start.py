@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test_size", type=int, default=200)
     flags = parser.parse_args(argv)
     asked = {"model": flags.run, "data_root": flags.data_root, "test_size": flags.test_size, "split": "test"}
-    nothing = {"dataset": None, "norm": None, "network": None, "deterministic": False}
+    nothing = {"dataset": None, "norm": None, "network": None, "deterministic": False, "standardise": None}
     subject = load_subject(SimpleNamespace(**asked, **nothing), torch.device("cpu"))
     nearest, (x, y, _) = nearest_known(subject), subject.test.everything()
     x, y, nearest = x[nearest > 0], y[nearest > 0], nearest[nearest > 0]
