@@ -25,12 +25,6 @@ def remedy(error: OSError) -> str:
     return f"{where}{error.strerror or error}: {'make room' if full else 'mend that'}"
 
 
-def memory_ended(error: MemoryError | RuntimeError) -> bool:
-    """Whether it says that the host or the device has no memory left, as torch and its libraries say it."""
-    sayings = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in sayings)
-
-
 def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
     """Wrap an entry point: a `UserError`, an `OSError` that nobody foresaw, or the end of memory becomes the line `error: …`
     and exit status 2, Ctrl-C 130; no traceback."""
@@ -47,7 +41,8 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
             print(f"error: {remedy(error)}, then start again; what was saved stays", file=sys.stderr)
             return 2
         except (MemoryError, RuntimeError) as error:
-            if not memory_ended(error):
+            said = ("allocate memory", "out of memory", "ALLOC_FAILED")  # by torch and its libraries
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in said):
                 raise
             flags = "--batch_size, or if it was a training's check --eval_batch_size"
             print(f"error: memory does not suffice for so many images together: lower {flags}", file=sys.stderr)

@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -62,17 +62,12 @@ def words(text: str) -> str:
     return text
 
 
-def radius_or_grid(text: str) -> float | str:
-    """A number, or `grid`."""
-    return text if text == "grid" else number(text)
-
-
 Radii = tuple[float, ...]
 PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
     float: number,
     int: whole,
     Schedule: schedule,
-    Radii: radius_or_grid,
+    Radii: lambda text: text if text == "grid" else number(text),
     str: words,
 }
 
@@ -95,6 +90,12 @@ GROUPS = {
 }
 
 
+def suggested(word: str, known: Iterable[str], otherwise: str = "see --help") -> str:
+    """The known word that is nearest, if any is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 class Parser(argparse.ArgumentParser):
     """One line for every mistake, with a suggestion where a flag is misspelt."""
 
@@ -106,18 +107,15 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            near = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
-            raise argparse.ArgumentError(
-                action, error.message + (f": did you mean {near[0]}?" if near else "")
-            ) from None
+            near = suggested(str(value), map(str, action.choices or ()), "")
+            raise argparse.ArgumentError(action, error.message + (near and f": {near}")) from None
 
     def parse(self, argv: Sequence[str] | None) -> Flags:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+            raise UserError(f"unknown argument {unknown[0]}: {suggested(unknown[0].split('=')[0], flags)}")
         for action in self._actions:
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
@@ -141,10 +139,7 @@ class Parser(argparse.ArgumentParser):
         argv = []
         for key, value in read_settings(name).items():
             if key not in own:
-                near = difflib.get_close_matches(key, own, n=1)
-                raise UserError(
-                    f"--config {name}: unknown name {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
-                )
+                raise UserError(f"--config {name}: unknown name {key}: {suggested(key, own)}")
             if isinstance(own[key], argparse.BooleanOptionalAction) != isinstance(value, bool):
                 raise UserError(f"--config {name}: {key} = {value!r}: true and false are for switches: see --help")
             if isinstance(value, bool):
@@ -161,7 +156,7 @@ class Parser(argparse.ArgumentParser):
 
 def _as_text(value: object) -> str:
     """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return ",".join(f"{step}:{rate}" for step, rate in value)
     return str(value)
 
@@ -182,7 +177,8 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
         if default not in (None, "") and "default" not in text:
-            text += f" ({default_text}{_as_flag_value(default)})"
+            value = f"{default:.4g}" if isinstance(default, float) else _as_text(default)
+            text += f" ({default_text}{value})"
         group = groups.get(f.name, parser)
         if kind is bool:
             group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
@@ -198,18 +194,17 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _as_flag_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate:g}" for step, rate in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Training flags on top of the preset of their data set and norm, and what the user should be told.
 
     :raises UserError: for a wrong flag or value.
     """
-    given = _train_flags(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
+    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))  # by --help
+    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
+    given = parser.parse_with_file(argv, _what_counts)
     for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
         if name not in given:
             raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
@@ -222,15 +217,6 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     config = _completed(replace(preset, **recipe, **given), given)
     validate(config)
     return config, notes
-
-
-def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and `--config`'s file where it says nothing; `--help` shows the preset's values."""
-    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
-    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
-    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
-    return parser.parse_with_file(argv, _what_counts)
 
 
 def _what_counts(file: Flags, flags: Flags) -> Flags:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import just_beyond
 from evaluations.minimum_norm import confirmed, shortest_distances
 from evaluations.repeated_pgd import clean_logits
@@ -319,9 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(flags.out)
     networks = stored(out)
     for run in flags.runs:
-        asked = {"model": run, "data_root": flags.data_root, "test_size": flags.test_size, "split": "test"}
-        nothing = {"dataset": None, "norm": None, "network": flags.network, "deterministic": False, "standardise": None}
-        subject = load_subject(SimpleNamespace(**asked, **nothing), torch.device("cpu"))
+        images = {"data_root": flags.data_root, "test_size": flags.test_size}
+        subject = load_subject(EvaluationFlags(model=run, network=flags.network, **images), torch.device("cpu"))
         if subject.norm != "Linf":
             raise UserError(f"{run}: was trained under {subject.norm}: exact margins are those under Linf")
         training, settings = subject.training, [flags.max_eps, flags.seconds, flags.most_units]

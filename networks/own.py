@@ -4,8 +4,8 @@
 `package.module:callable` in the current folder. What these folders lack is taken from the installed packages, then from
 ours. Paths and packages are as seen from the current folder, and a checkpoint stores them as they were typed.
 
-An `import` that runs later, in their `forward` say, still finds theirs; `importlib.import_module` there does not, nor does
-pickle: their modules are in `sys.modules` only while they are loaded and called to build the network.
+Their modules are in `sys.modules` only while they are loaded and called to build the network: an import that runs later, in
+their `forward` say, does not find them, nor does pickle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def load_own(network: str) -> Callable[..., Any]:
         kind = f"has no {attribute}" if found is None else f"{attribute} in it is no callable but {found!r:.40}"
         remedy = f"did you mean {near[0]}?" if near else "name a function or class that it defines"
         raise ValueError(f"{getattr(module, '__file__', where)}: {kind}: {remedy}")
-    modules.stay_findable()
 
     def make(*shape: int) -> Any:
         with modules.in_place(), chdir("."):

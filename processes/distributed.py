@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
@@ -27,7 +27,6 @@ from utils import use_device
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-U = TypeVar("U")
 
 
 class SharedError(UserError):
@@ -82,12 +81,10 @@ class World(NamedTuple):
 
         return collect
 
-    def share_from(self, rank: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`tensors`, overwritten with those of process `rank`."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, rank)
-        return tensors
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite these with those of the first process."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
 
     def together(self, work: Callable[[], T]) -> T:
         """`work()` on every process; a UserError on one is raised on all, with that one's words."""
@@ -121,11 +118,6 @@ class World(NamedTuple):
         found = [self.together(lambda: work() if self.is_first else None)]
         dist.broadcast_object_list(found)
         return cast(T, found[0])
-
-    def from_first_only(self, work: Callable[[], T], elsewhere: U) -> T | U:
-        """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
-        one: Callable[[], T | U] = work if self.is_first else lambda: elsewhere
-        return self.together(one)
 
 
 ALONE = World()

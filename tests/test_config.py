@@ -137,10 +137,7 @@ def test_radii():
 
 
 def test_configs_survive_json():
-    for parsed in (
-        config(f"{MMA} --lr 0:0.1,7:0.01"),
-        config("--dataset imagefolder --norm L2 --hinge_maxeps 2"),
-    ):
+    for parsed in (config(f"{MMA} --lr 0:0.1,7:0.01"), config("--dataset imagefolder --norm L2 --hinge_maxeps 2")):
         assert stored_config(json.loads(json.dumps(asdict(parsed)))) == parsed
     older = {k: v for k, v in asdict(config(MMA)).items() if k not in ("eval_batch_size", "recipe", "search")}
     assert stored_config({**older, "method": None, "environment": {}}) == config(MMA)

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import exact_margins
 from benchmarks.exact_margins import affine_layers, exact_margin
-from benchmarks.small_networks import dense, dense_20_20, dense_24
+from benchmarks.small_networks import dense, dense_24
 from command_lines import fails
 from errors import UserError
 from linear import boxed_margin, with_corners
@@ -121,11 +121,6 @@ def test_layers_are_those_of_the_network():
     np.testing.assert_allclose((last.weight @ z).T + last.bias, model(x).detach().numpy(), atol=1e-5)
     with pytest.raises(UserError, match="layer Tanh: the exact solver knows Sequential, ReLU"):
         affine_layers(nn.Sequential(nn.Flatten(), nn.Tanh()), (1, 2, 2))
-
-
-def test_networks_by_their_sizes():
-    sizes = [[tuple(p.shape) for p in make(1, 8, 8, 10).parameters()] for make in (dense_24, dense_20_20)]
-    assert sizes[0] == [(24, 64), (24,), (10, 24), (10,)] and sizes[1][2] == (20, 20)
 
 
 @pytest.fixture
