@@ -62,6 +62,15 @@ def words(text: str) -> str:
     return text
 
 
+def spelled(choices: Sequence[str]) -> typing.Callable[[str], str]:
+    """A parser of one of the choices, in capitals or not, with dashes or without: `l-inf` is Linf."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    return lambda text: next((choice for choice in choices if plain(choice) == plain(text)), text)
+
+
 Radii = tuple[float, ...]
 PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
     float: number,
@@ -78,7 +87,7 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
-    "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "method": "model network standardise recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
@@ -185,7 +194,7 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
         else:
             group.add_argument(
                 f"--{f.name}",
-                type=PARSERS[kind],
+                type=spelled(meta["choices"]) if meta["choices"] else PARSERS[kind],
                 choices=meta["choices"],
                 help=text,
                 nargs="+" if kind == Radii else None,
@@ -205,9 +214,9 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
     given = parser.parse_with_file(argv, _what_counts)
-    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
-        if name not in given:
-            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    if missing := {f"--{name}": of for name, of in (("dataset", DATASETS), ("norm", NORMS)) if name not in given}:
+        choices = "; ".join(f"one of {', '.join(of)}" for of in missing.values())
+        raise UserError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: choose {choices}")
     preset = PRESETS[given["dataset"], given["norm"]]
     given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
     recipe, notes = _recipe(given)

@@ -21,6 +21,7 @@ from loading.datasets import Part, load_own, load_test
 from networks.build import build_model
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
+from networks.own import code_of
 from networks.standardise import behind_standardisation
 from records.checkpoint import digest, load_model_file, load_weights
 from validation import stored_config
@@ -113,11 +114,9 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     file = load_model_file(flags.model)
     stored = stored_config(file.config, f"checkpoint {file.path}") if file.config else None
     named = {name: getattr(flags, name) or getattr(stored, name, None) for name in ("dataset", "norm")}
-    for name, value in named.items():
-        if value is None:
-            raise UserError(
-                f"--{name} is missing: {file.path} does not say it, as a checkpoint of the reference or a bare state dict"
-            )
+    if missing := [f"--{name}" for name, value in named.items() if value is None]:
+        needed = f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} missing"
+        raise UserError(f"{needed}: {file.path} does not say it, as a checkpoint of the reference or a bare state dict")
     dataset, norm = str(named["dataset"]), str(named["norm"])
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network
@@ -145,8 +144,11 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         for name, value in (("dataset", dataset), ("norm", norm))
         if stored and getattr(stored, name) != value
     }
-    if is_own(network) and network != (stored.network if stored else None):
-        overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
+    if is_own(network):
+        code, before = code_of(network), stored.network if stored else "none"
+        overrides["network"] = network + (f", sha256 {code}" if code else "")
+        if network != before:
+            overrides["network"] += f" instead of the checkpoint's {before}"
     if how:
         overrides["standardise"] = how
     return Subject(
