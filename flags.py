@@ -15,8 +15,10 @@ import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError
@@ -51,7 +53,7 @@ def schedule(text: str) -> Schedule:
 def whole(text: str) -> int:
     """A whole number >= 0."""
     if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on; write for example 10")
     return int(text)
 
 
@@ -128,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
-        return vars(given)
+        return {name: _at_home(value) for name, value in vars(given).items()}
 
     def parse_with_file(
         self, argv: Sequence[str] | None, kept: typing.Callable[[Flags, Flags], Flags] = lambda file, flags: file
@@ -161,6 +163,16 @@ class Parser(argparse.ArgumentParser):
             return {key: value for key, value in self.parse(argv).items() if key in own}
         except UserError as error:
             raise UserError(f"--config {name}: {error}") from None
+
+
+def _at_home(value: typing.Any) -> typing.Any:
+    """`~` at the front of a path, which a shell leaves in `--flag=~/data`."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    if isinstance(value, str) and value.startswith("~"):
+        with suppress(RuntimeError):  # ~somebody, who is not known here
+            return str(Path(value).expanduser())
+    return value
 
 
 def _as_text(value: object) -> str:

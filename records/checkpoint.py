@@ -177,7 +177,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
         if there is None or here is None or _described(there) != _described(here):
             raise UserError(
                 f"checkpoint {path}: of another network: {key} is {_described(there)} there, {_described(here)} in the "
-                "network asked for: name the right --network or --dataset"
+                "network asked for: name the right --network, --dataset or --data_root"
             )
         if not torch.isfinite(there.to(here.dtype)).all():
             raise UserError(
