@@ -10,6 +10,9 @@ import pytest
 import evaluate_on_pgd_attacks
 import train
 from command_lines import SMALL, fails
+from errors import UserError
+from folders import pictures
+from loading.image_folder import list_folder
 from records.reading import read_settings
 from support import ROOT
 
@@ -81,3 +84,11 @@ def test_a_path_at_home(monkeypatch, tmp_path, capsys):
     assert train.main([*SMALL, "--config=~/flags.toml", "--savepath=~/run"]) == 0
     fails(capsys, evaluate_on_pgd_attacks.main, ["--model=~/none"], str(tmp_path / "none"))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+
+
+def test_class_folders_whose_names_look_alike(tmp_path):
+    """As a Mac and a Linux machine write the same é."""
+    pictures(tmp_path, 2, 1, ("caf\u00e9", "tea"))
+    (tmp_path / "test" / "caf\u00e9").rename(tmp_path / "test" / "cafe\u0301")
+    with pytest.raises(UserError, match=r"'cafe?\\(u0301|xe9)' is not in both, 'cafe?\\(u0301|xe9)' looks alike"):
+        list_folder(tmp_path, "train")
