@@ -15,8 +15,10 @@ import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError
@@ -51,7 +53,7 @@ def schedule(text: str) -> Schedule:
 def whole(text: str) -> int:
     """A whole number >= 0."""
     if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on; write for example 10")
     return int(text)
 
 
@@ -60,6 +62,15 @@ def words(text: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise argparse.ArgumentTypeError(f"{text!r} holds control characters or broken ones; leave them out")
     return text
+
+
+def spelled(choices: Sequence[str]) -> typing.Callable[[str], str]:
+    """A parser of one of the choices, in capitals or not, with dashes or without: `l-inf` is Linf."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    return lambda text: next((choice for choice in choices if plain(choice) == plain(text)), text)
 
 
 Radii = tuple[float, ...]
@@ -78,7 +89,7 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
-    "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "method": "model network standardise recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
@@ -119,7 +130,7 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
-        return vars(given)
+        return {name: _at_home(value) for name, value in vars(given).items()}
 
     def parse_with_file(
         self, argv: Sequence[str] | None, kept: typing.Callable[[Flags, Flags], Flags] = lambda file, flags: file
@@ -154,6 +165,16 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"--config {name}: {error}") from None
 
 
+def _at_home(value: typing.Any) -> typing.Any:
+    """`~` at the front of a path, which a shell leaves in `--flag=~/data`."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    if isinstance(value, str) and value.startswith("~"):
+        with suppress(RuntimeError):  # ~somebody, who is not known here
+            return str(Path(value).expanduser())
+    return value
+
+
 def _as_text(value: object) -> str:
     """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
@@ -185,7 +206,7 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
         else:
             group.add_argument(
                 f"--{f.name}",
-                type=PARSERS[kind],
+                type=spelled(meta["choices"]) if meta["choices"] else PARSERS[kind],
                 choices=meta["choices"],
                 help=text,
                 nargs="+" if kind == Radii else None,
@@ -205,9 +226,9 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
     parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
     given = parser.parse_with_file(argv, _what_counts)
-    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
-        if name not in given:
-            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    if missing := {f"--{name}": of for name, of in (("dataset", DATASETS), ("norm", NORMS)) if name not in given}:
+        choices = "; ".join(f"one of {', '.join(of)}" for of in missing.values())
+        raise UserError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: choose {choices}")
     preset = PRESETS[given["dataset"], given["norm"]]
     given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
     recipe, notes = _recipe(given)

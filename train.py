@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -204,10 +207,16 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        weights, said = our_keys(source.weights, model.state_dict())
-        checkpoint.load_weights(model, weights, source.path)
-        if said:
-            say(f"--pretrained: {said}")
+        found = our_keys(source.weights, model.state_dict())
+        checkpoint.load_weights(model, found.weights, source.path)
+        if found.renamed:
+            say(
+                "--pretrained: weights of another program: here each image is standardised before them, which may be new to them"
+            )
+        elif found.normalisation:
+            say(
+                f"--pretrained: the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it"
+            )
         for name in ("dataset", "norm"):
             there, here = (source.config or {}).get(name), getattr(config, name)
             if source.config and there != here:

@@ -11,6 +11,7 @@ their `forward` say, does not find them, nor does pickle.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -56,6 +57,13 @@ def load_own(network: str) -> Callable[..., Any]:
             return found(*shape)
 
     return make
+
+
+def code_of(network: str) -> str:
+    """A digest of the file that `network` names; none of an installed package's."""
+    where = network.rpartition(":")[0]
+    file = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ""
 
 
 def _load(where: str, file: Path | None) -> tuple[Modules, ModuleType]:

@@ -133,9 +133,23 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def launched_size() -> int:
+    """How many processes a launcher started as one run; 1 without one.
+
+    :raises UserError: if its variables are there in part, as some environments leave them.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if text != "1" and (missing or not text.isdigit()):
+        raise UserError(
+            f"WORLD_SIZE={text} is set{f', {missing[0]} is not' if missing else ''}: start with torchrun, or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
 def is_launched() -> bool:
     """Whether torchrun started this process."""
-    return dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return dist.is_torchelastic_launched() or launched_size() > 1
 
 
 def launcher() -> str:
@@ -160,7 +174,7 @@ def joined(device: str) -> Iterator[World]:
 
     device: what `--device` says.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_size() == 1:
         yield ALONE
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
@@ -189,7 +203,7 @@ def device_name(name: str) -> str:
 
     :raises UserError: if there are more processes than GPUs, or all are sent to one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or name == "cpu":
+    if launched_size() == 1 or name == "cpu":
         return name
     if name.startswith("cuda:"):
         raise UserError(f"--device {name}: with several processes each takes its own GPU: write --device cuda")

@@ -86,7 +86,7 @@ class RunFolder:
         :raises UserError: if the file is not JSON.
         """
         try:
-            config = parse_json(self.config_file.read_text())
+            config = parse_json(self.config_file.read_bytes())
             if not isinstance(config, dict):
                 raise ValueError("not a JSON object")
             return config

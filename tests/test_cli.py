@@ -276,8 +276,8 @@ def test_the_references_format_gives_the_same_flags(run, tmp_path, capsys):
     theirs.parent.mkdir()
     content = {"epoch": 3, "model": torch.load(run / "model_best.pt", weights_only=True)["model"]}
     torch.save(content, theirs, _use_new_zipfile_serialization=False)
-    fails(capsys, evaluate_on_pgd_attacks.main, ["--model", theirs, *ATTACK], "--dataset is missing")
-    assert evaluate_on_pgd_attacks.main(["--model", str(theirs), *ATTACK, "--dataset", "digits", "--norm", "Linf"]) == 0
+    fails(capsys, evaluate_on_pgd_attacks.main, ["--model", theirs, *ATTACK], "--dataset and --norm are missing")
+    assert evaluate_on_pgd_attacks.main(["--model", str(theirs), *ATTACK, "--dataset", "digits", "--norm", "linf"]) == 0
     assert found_in(theirs.parent) == found_in(run) and found_in(run)[0]["eps"] == 0.2
 
 

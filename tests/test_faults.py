@@ -77,7 +77,7 @@ def test_killed_anywhere_it_goes_on_as_if_undisturbed(tmp_path, undisturbed, pla
     assert not list(folder.glob(".*.tmp")), "no stray temporary file"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_stopped_within_a_check(tmp_path, undisturbed, number):
     folder = tmp_path / "run"
     started = running(folder, "--eval_batch_size", "1", at=2)  # a check follows

@@ -160,7 +160,7 @@ def test_images_are_kept_one_by_one_and_never_solved_twice(run, tmp_path, capsys
     images = json.loads(content)["run"]["images"].values()
     assert f"digits, dense_24, mma, seeds 0: {len(images)} of {len(images)} images solved" in said
     for image in images:
-        assert all(value is None or value >= image["upper"] - 1e-6 for value in image["attacks"].values())
+        assert all(value is None or value >= image["upper"] - 1e-6 for value in image["found"])
     assert len(said.splitlines()) == 2 * (4 + 10 + 1)
     fails(capsys, exact_margins.main, [*argv, "--seconds", "7"], "other weights or settings", "--out")
     out.write_text("{")
@@ -178,10 +178,12 @@ def test_runs_and_flags_that_do_not_fit_are_one_line(run, capsys):
 
 def test_a_table_leaves_out_what_is_not_solved():
     images = {
-        str(k): {"lower": 0.1, "upper": upper, "seconds": 1.0, "attacks": {"a": 0.1 + k / 1250, "b": None}}
+        str(k): {"lower": 0.1, "upper": upper, "seconds": 1.0, "found": [0.1 + k / 1250, None]}
         for k, upper in enumerate([0.1, 0.1, 0.1, 0.2, None])
     }
-    head, *_, row, nothing, _ = exact_margins.table([{"kind": "a kind", "seed": 3, "images": images}])
+    head, *_, row, nothing, _ = exact_margins.table(
+        [{"kind": "a kind", "seed": 3, "attacks": ["a", "b"], "images": images}]
+    )
     assert head == "a kind, seeds 3: 3 of 5 images solved, in 1.0 s each; exact mean margin 0.1000"
     assert row.startswith("| a | 0.80 [0.00, 1.60] | 0.80 | 1.52 | 67% | 0 |")
     assert nothing == "| b | – | – | – | – | 3 |"
