@@ -117,12 +117,8 @@ class Search:
             if self.method == "secant":
                 clean_loss = self.loss_fn(model(x), y) if clean_loss is None else clean_loss
                 return secant(loss_at, start, self.max_eps, self.steps, clean_loss)
-            return bisection(loss_at, start, self.max_eps, self.steps, _updates_statistics(model))
-
-
-def _updates_statistics(model: nn.Module) -> bool:
-    """Whether a pass moves BatchNorm's running statistics."""
-    return model.training and has_batchnorm(model)
+            moves_statistics = model.training and has_batchnorm(model)
+            return bisection(loss_at, start, self.max_eps, self.steps, moves_statistics)
 
 
 def step_to_boundary(norm: str, x: Tensor, gradient: Tensor, rise: Tensor) -> Tensor:

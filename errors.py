@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -20,15 +21,11 @@ class UserError(Exception):
 
 def remedy(error: OSError) -> str:
     """What a file could not do, and what helps: room only where the disk is full."""
+    if isinstance(error, BrokenPipeError):
+        return "what read the output ended first: let it read to the end, or write to a file"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}: {'make room' if full else 'mend that'}"
-
-
-def memory_ended(error: MemoryError | RuntimeError) -> bool:
-    """Whether it says that the host or the device has no memory left, as torch and its libraries say it."""
-    sayings = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in sayings)
 
 
 def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
@@ -37,17 +34,30 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # of a terminal that lacks a character
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return main(*args, **kwargs)
+            status = main(*args, **kwargs)
+            if sys.stdout is not None:  # None: closed before the start
+                sys.stdout.flush()
+            return status
         except UserError as error:
-            if error.alone or os.environ.get("RANK", "0") == "0":  # what all processes meet, one says
+            alone = error.alone or os.environ.get("WORLD_SIZE", "1") == "1"
+            if alone or os.environ.get("RANK", "0") == "0":  # what all processes meet, one says
                 print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except OSError as error:
             print(f"error: {remedy(error)}, then start again; what was saved stays", file=sys.stderr)
+            if (
+                error.filename is None and sys.stdout is not None
+            ):  # standard output may be what failed: not again at the end
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 2
         except (MemoryError, RuntimeError) as error:
-            if not memory_ended(error):
+            said = ("allocate memory", "out of memory", "ALLOC_FAILED")  # by torch and its libraries
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in said):
                 raise
             flags = "--batch_size, or if it was a training's check --eval_batch_size"
             print(f"error: memory does not suffice for so many images together: lower {flags}", file=sys.stderr)

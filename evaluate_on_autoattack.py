@@ -7,6 +7,10 @@ robust if it is classified right and no attack breaks it. B batch, ... any image
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -7,6 +7,10 @@ if one of them breaks what attacks by gradients do not, the gradients mislead. B
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version

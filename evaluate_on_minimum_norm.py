@@ -7,6 +7,10 @@ same images, as training measures them. A distance is 0 for a misclassified imag
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

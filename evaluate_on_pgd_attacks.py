@@ -7,6 +7,10 @@ image is robust if it is classified right and no restart breaks it. The attack i
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 from collections.abc import Sequence
 
 from errors import exits_on_user_error

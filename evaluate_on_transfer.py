@@ -9,8 +9,12 @@ Images in [0, 1]; eps in the same unit.
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -14,9 +14,11 @@ import sys
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError
@@ -51,7 +53,7 @@ def schedule(text: str) -> Schedule:
 def whole(text: str) -> int:
     """A whole number >= 0."""
     if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write for example 10")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on; write for example 10")
     return int(text)
 
 
@@ -62,9 +64,13 @@ def words(text: str) -> str:
     return text
 
 
-def radius_or_grid(text: str) -> float | str:
-    """A number, or `grid`."""
-    return text if text == "grid" else number(text)
+def spelled(choices: Sequence[str]) -> typing.Callable[[str], str]:
+    """A parser of one of the choices, in capitals or not, with dashes or without: `l-inf` is Linf."""
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    return lambda text: next((choice for choice in choices if plain(choice) == plain(text)), text)
 
 
 Radii = tuple[float, ...]
@@ -72,7 +78,7 @@ PARSERS: dict[typing.Any, typing.Callable[[str], typing.Any]] = {
     float: number,
     int: whole,
     Schedule: schedule,
-    Radii: radius_or_grid,
+    Radii: lambda text: text if text == "grid" else number(text),
     str: words,
 }
 
@@ -83,7 +89,7 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "data": "dataset data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
-    "method": "model network recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "method": "model network standardise recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
@@ -93,6 +99,12 @@ GROUPS = {
     "run": "seed device deterministic precision cuda_graphs savepath resume save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",
 }
+
+
+def suggested(word: str, known: Iterable[str], otherwise: str = "see --help") -> str:
+    """The known word that is nearest, if any is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,22 +118,19 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            near = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
-            raise argparse.ArgumentError(
-                action, error.message + (f": did you mean {near[0]}?" if near else "")
-            ) from None
+            near = suggested(str(value), map(str, action.choices or ()), "")
+            raise argparse.ArgumentError(action, error.message + (near and f": {near}")) from None
 
     def parse(self, argv: Sequence[str] | None) -> Flags:
         """The flags that were given, by field name; single-valued flags given twice: the last one counts."""
         given, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            raise UserError(f"unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+            raise UserError(f"unknown argument {unknown[0]}: {suggested(unknown[0].split('=')[0], flags)}")
         for action in self._actions:
             if action.option_strings and getattr(given, action.dest, None) == []:  # argparse drops that of --flag=--
                 self.error(f"{action.option_strings[0]}: a value is missing")
-        return vars(given)
+        return {name: _at_home(value) for name, value in vars(given).items()}
 
     def parse_with_file(
         self, argv: Sequence[str] | None, kept: typing.Callable[[Flags, Flags], Flags] = lambda file, flags: file
@@ -141,10 +150,7 @@ class Parser(argparse.ArgumentParser):
         argv = []
         for key, value in read_settings(name).items():
             if key not in own:
-                near = difflib.get_close_matches(key, own, n=1)
-                raise UserError(
-                    f"--config {name}: unknown name {key}: " + (f"did you mean {near[0]}?" if near else "see --help")
-                )
+                raise UserError(f"--config {name}: unknown name {key}: {suggested(key, own)}")
             if isinstance(own[key], argparse.BooleanOptionalAction) != isinstance(value, bool):
                 raise UserError(f"--config {name}: {key} = {value!r}: true and false are for switches: see --help")
             if isinstance(value, bool):
@@ -159,9 +165,19 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"--config {name}: {error}") from None
 
 
+def _at_home(value: typing.Any) -> typing.Any:
+    """`~` at the front of a path, which a shell leaves in `--flag=~/data`."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    if isinstance(value, str) and value.startswith("~"):
+        with suppress(RuntimeError):  # ~somebody, who is not known here
+            return str(Path(value).expanduser())
+    return value
+
+
 def _as_text(value: object) -> str:
     """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return ",".join(f"{step}:{rate}" for step, rate in value)
     return str(value)
 
@@ -182,14 +198,15 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
         if default not in (None, "") and "default" not in text:
-            text += f" ({default_text}{_as_flag_value(default)})"
+            value = f"{default:.4g}" if isinstance(default, float) else _as_text(default)
+            text += f" ({default_text}{value})"
         group = groups.get(f.name, parser)
         if kind is bool:
             group.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=text)
         else:
             group.add_argument(
                 f"--{f.name}",
-                type=PARSERS[kind],
+                type=spelled(meta["choices"]) if meta["choices"] else PARSERS[kind],
                 choices=meta["choices"],
                 help=text,
                 nargs="+" if kind == Radii else None,
@@ -198,21 +215,20 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
-def _as_flag_value(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate:g}" for step, rate in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Training flags on top of the preset of their data set and norm, and what the user should be told.
 
     :raises UserError: for a wrong flag or value.
     """
-    given = _train_flags(sys.argv[1:] if argv is None else argv)
-    for name, choices in (("dataset", DATASETS), ("norm", NORMS)):
-        if name not in given:
-            raise UserError(f"--{name} is missing: choose one of {', '.join(choices)}")
+    argv = sys.argv[1:] if argv is None else argv
+    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
+    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))  # by --help
+    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
+    given = parser.parse_with_file(argv, _what_counts)
+    if missing := {f"--{name}": of for name, of in (("dataset", DATASETS), ("norm", NORMS)) if name not in given}:
+        choices = "; ".join(f"one of {', '.join(of)}" for of in missing.values())
+        raise UserError(f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing: choose {choices}")
     preset = PRESETS[given["dataset"], given["norm"]]
     given.setdefault("method", method_of(given.get("clean_loss_coeff", preset.clean_loss_coeff)))
     recipe, notes = _recipe(given)
@@ -222,15 +238,6 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     config = _completed(replace(preset, **recipe, **given), given)
     validate(config)
     return config, notes
-
-
-def _train_flags(argv: Sequence[str]) -> Flags:
-    """What the command line says, and `--config`'s file where it says nothing; `--help` shows the preset's values."""
-    named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
-    shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))
-    of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
-    return parser.parse_with_file(argv, _what_counts)
 
 
 def _what_counts(file: Flags, flags: Flags) -> Flags:

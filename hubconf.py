@@ -47,7 +47,7 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
                 if not _networks("names").is_built_in(kind):
                     raise UserError(f"network {kind}: is code of yours: give an instance of it as network=")
                 network = _networks("build").built_in(kind, *_networks("foreign").shape_of(found.weights))
-            weights, _ = _networks("foreign").our_keys(found.weights, network.state_dict())
+            weights = _networks("foreign").our_keys(found.weights, network.state_dict()).weights
             checkpoint.load_weights(network, weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
+
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,7 +30,7 @@ from processes.signals import StopSignals
 from records import checkpoint, resume
 from records.commands import command
 from records.progress import Teller
-from records.recorder import RunRecorder, Silent
+from records.recorder import Silent
 from records.run_folder import RunFolder, environment
 from trainer import Trainer
 from training.bounds import small_weights
@@ -72,10 +76,8 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
     here = environment(device) | {"memory_layout": layout_for(device, config.precision, config.deterministic).name}
     here |= {"launcher": launcher()} if is_launched() else {}
     begins = state is None
-    recorder: RunRecorder | Silent = world.from_first_only(
-        lambda: resume.prepare(folder, config, trainer.state(), begins=begins, images=images, environment=here),
-        Silent(),
-    )
+    prepare = partial(resume.prepare, folder, config, begins=begins, images=images, environment=here)
+    recorder = world.together(lambda: prepare(trainer.state()) if world.is_first else Silent())
     try:
         with StopSignals(world.largest, launched=is_launched()) as stop:
             teller.note(f"{folder.path}: {opening(trainer, begins)}")
@@ -130,21 +132,12 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
 
 def new_trainer(config: Config, world: World, device: torch.device, pretrained: str | None, teller: Teller) -> Trainer:
     """The trainer at its start; pretrained: the checkpoint whose weights it starts from."""
-
-    def load() -> Dataset:
-        return load_dataset(
-            config.dataset,
-            config.data_root,
-            seed=config.seed,
-            device=device,
-            train_size=config.train_size,
-            val_size=config.val_size,
-            test_size=config.test_size,
-            streaming=config.streaming,
-            num_workers=config.num_workers,
-        )
-
-    data = world.one_a_machine_first(load)
+    wanted = {
+        name: getattr(config, name) for name in ("train_size", "val_size", "test_size", "streaming", "num_workers")
+    }
+    data = world.one_a_machine_first(
+        lambda: load_dataset(config.dataset, config.data_root, seed=config.seed, device=device, **wanted)
+    )
     if data.about:
         teller.note(f"{config.data_root}: {data.about}")
     if config.streaming is None and data.streamed:
@@ -214,10 +207,16 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         )
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
-        weights, said = our_keys(source.weights, model.state_dict())
-        checkpoint.load_weights(model, weights, source.path)
-        if said:
-            say(f"--pretrained: {said}")
+        found = our_keys(source.weights, model.state_dict())
+        checkpoint.load_weights(model, found.weights, source.path)
+        if found.renamed:
+            say(
+                "--pretrained: weights of another program: here each image is standardised before them, which may be new to them"
+            )
+        elif found.normalisation:
+            say(
+                f"--pretrained: the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it"
+            )
         for name in ("dataset", "norm"):
             there, here = (source.config or {}).get(name), getattr(config, name)
             if source.config and there != here:

@@ -68,12 +68,9 @@ class Trainer:
         self.batches = TrainBatches(data.train, augment=augment, **how)
         self.needs = probe(model, first_batch(data.train, 1))
         self._place(model)
-        rates: dict[str, Any] = {
-            "lr": config.lr_at(0),
-            "weight_decay": config.weight_decay,
-            "momentum": config.momentum,
-        }
-        self.optimizer = make_optimizer(config.optimizer, self.model, **rates)
+        self.optimizer = make_optimizer(
+            config.optimizer, self.model, lr=config.lr_at(0), weight_decay=config.weight_decay, momentum=config.momentum
+        )
         self.guard = Guard(self.model, self.optimizer, config.batch_size, self.device)
         self._make_step(is_built_in(config.network) and config.cuda_graphs)
         self.step = 0  # optimizer steps done
@@ -163,7 +160,7 @@ class Trainer:
             group["lr"] = self.config.lr_at(step)
         self.guard.remember()
         result, directions = merged(self.world, *self._own_gradient(step), len(index))
-        self.world.share_from(0, *self.replica.own_buffers)
+        self.world.take_from_first(self.replica.own_buffers)
         counts = self.guard.step(result.finite, step)
         if self.config.enlarges_margins:
             self.eps[index] = torch.where(counts, result.eps, self.eps[index])
@@ -219,16 +216,8 @@ class Trainer:
         if not config.enlarges_margins:
             eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
             return AttackStart(eps, noise, odi_weights=odi_weights)
-        return start_of_margins(
-            config,
-            batch,
-            self.eps[batch.index],
-            noise,
-            step // self.steps_per_epoch,
-            self.directions,
-            self.batches.crops(step),
-            odi_weights,
-        )
+        epoch, crops, stored = step // self.steps_per_epoch, self.batches.crops(step), self.eps[batch.index]
+        return start_of_margins(config, batch, stored, noise, epoch, self.directions, crops, odi_weights)
 
     def _gradient(self, x: Tensor, y: Tensor, *start: Tensor | None) -> tuple[StepResult, list[Tensor | None]]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""
@@ -246,9 +235,10 @@ class Trainer:
         """
         config = self.config
         saved_at = row_at = time.monotonic()
-        row_step = self.step
+        row_step, interval = self.step, self.steps_per_epoch * config.check_interval
         while True:
-            stopping, due = stop(), self._check_is_due()
+            stopping, at_check = stop(), self.step >= config.max_steps or self.step % interval == 0
+            due = at_check and self.step > self.checked_step
             if due and not stopping:
                 self._save(recorder)  # a check may take long, and one that is stopped is made again
                 check_at = time.monotonic()
@@ -273,10 +263,6 @@ class Trainer:
             if self.world.largest(int(due and self.world.is_first)):
                 self._save(recorder)
                 saved_at = time.monotonic()
-
-    def _check_is_due(self) -> bool:
-        interval = self.steps_per_epoch * self.config.check_interval
-        return self.step > self.checked_step and (self.step >= self.config.max_steps or self.step % interval == 0)
 
     def _save(self, recorder: Recorder) -> None:
         self.guard.refuse_not_finite(self.batches)

@@ -4,13 +4,12 @@ python benchmarks/benchmark.py [--device cuda] [--precision fp32 bf16] [--cases 
 
 Images are random or digits drawn large, and the learning rate is 0, so that every step does the same work. "all" right: each
 example is attacked, the expensive case; "half": every second one. The floor is the time of the passes alone: their number times
-the time of one, measured here (on CUDA launched one by one). Peak memory is what a call needs beyond what lay there before it.
+the time of one, measured here (on CUDA launched one by one). Peak memory, on CUDA alone, is what a call needs beyond what lay there before.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import re
@@ -44,35 +43,21 @@ COLUMNS = {  # of a row in the JSON -> its heading and how many decimals are pri
 }
 
 
-def resident(name: str) -> int:
-    """KiB of this process's resident memory now, VmRSS, or at most, VmHWM; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def peak_mib(fn: Callable[[], object], device: torch.device) -> float | None:
-    """MiB that one call needs at most beyond what was allocated before it; on a CPU of resident memory, Linux only."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    """MiB of the GPU's memory that one call needs at most beyond what was allocated before it; None on a CPU."""
+    if device.type != "cuda":
         fn()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before = resident("VmRSS")
-        fn()
-        return (resident("VmHWM") - before) / 2**10
-    except OSError:
         return None
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    fn()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """One row a contender: times interleaved, in an order that turns."""
-    if device.type != "cuda":  # there the first call records what later ones replay, and its memory counts
-        for fn in case.run.values():
-            fn()
+    # On a GPU the first call records what later ones replay, and its memory counts.
     peaks = {name: peak_mib(fn, device) for name, fn in case.run.items()}
     times: dict[str, list[float]] = {name: [] for name in case.run}
     for turn in range(repeats):

@@ -1,4 +1,4 @@
-"""What `benchmark.py` times: one training step, always the same, and repeated PGD on a network that is a little robust.
+"""What `benchmark.py` times: one training step, always the same, and repeated PGD on a robust network.
 
 B batch, ... any image shape. Images in [0, 1]. A case's floor is the time of its forward and backward passes alone.
 """
@@ -34,9 +34,12 @@ from loading.datasets import Dataset, load_dataset
 from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
 from networks.build import build_model
 from pgd import InnerPgd
+from records.checkpoint import load_weights
+from records.pretrained import load_pretrained
 from trainer import Trainer
 from utils import frozen, has_batchnorm
 
+ROBUST = "mnist-Linf-MMA-0.45-sd0-fast"  # the committed run whose network is evaluated
 PLAIN = "reference style"  # the contender of `reference_style.py`; the others are named by their precision
 TRAINING = {
     "mnist-Linf": ("mnist", "Linf", 0.45),
@@ -130,9 +133,14 @@ def _step_floor(model: nn.Module, x: Tensor, y: Tensor, right: int, config: Conf
 
 
 def evaluation_case(precisions: list[str], device: torch.device, restarts: int = 10) -> Case:
-    """Repeated PGD on LeNet5 trained shortly on digits drawn at 28x28, at a radius that about half of its margins exceed."""
+    """Repeated PGD on MNIST's LeNet5 and digits drawn at 28x28, at a radius that about half of its margins exceed."""
     count, steps, batch_size = (1000, 100, 200) if device.type == "cuda" else (400, 3, 50)
-    model, x, y = _trained_on_digits(count, device)
+    source = load_pretrained(ROBUST)
+    model = build_model("lenet5", 1, 28, 28, 10).to(device).eval().requires_grad_(False)
+    load_weights(model, source.weights, source.path)
+    test = load_dataset("digits", val_size=100, seed=0, device=device).test.everything()
+    rows = torch.arange(count, device=device) % len(test.y)
+    x, y = F.interpolate(test.x, (28, 28), mode="bilinear").contiguous()[rows], test.y[rows]
     right, margins = logit_margin(model(x), y) < 0, torch.zeros(count, device=device)
     anpgd = AnPgd(InnerPgd("Linf", 20, soft_logit_margin), Search(logit_margin, 0.5))
     margins[right] = anpgd(model, x[right], y[right], 0.1).eps
@@ -181,21 +189,3 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
         return "robust accuracy: " + ", ".join(f"{name} {share:.1%}" for name, share in robust.items())
 
     return Case(f"evaluation, LeNet5, {size_of_it}", count, run, floors, remark)
-
-
-def _trained_on_digits(count: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
-    """LeNet5 after 100 steps of standard training, in eval mode, and `count` test images with labels."""
-    data = load_dataset("digits", val_size=100, seed=0, device=torch.device("cpu"))
-    splits = (data.train.everything(), data.test.everything())
-    large = [F.interpolate(part.x, (28, 28), mode="bilinear").contiguous().to(device) for part in splits]
-    (x, test), (y, labels) = large, (part.y.to(device) for part in splits)
-    torch.manual_seed(0)
-    model = build_model("lenet5", 1, 28, 28, 10).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(100):
-        rows = torch.arange(step * 50, step * 50 + 50, device=device) % len(x)
-        optimizer.zero_grad()
-        cross_entropy(model(x[rows]), y[rows]).mean().backward()
-        optimizer.step()
-    rows = torch.arange(count, device=device) % len(test)
-    return model.eval().requires_grad_(False), test[rows], labels[rows]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import just_beyond
 from evaluations.minimum_norm import confirmed, shortest_distances
 from evaluations.repeated_pgd import clean_logits
@@ -250,8 +252,8 @@ def table(networks: Sequence[dict[str, Any]]) -> list[str]:
         "| over the exact margin, % | mean [95 % of resamplings] | median | 95 % | within 1 % | not found |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in images[0]["attacks"]:
-        found = [(image["attacks"][name], image["upper"]) for image in solved]
+    for place, name in enumerate(networks[0]["attacks"]):
+        found = [(image["found"][place], image["upper"]) for image in solved]
         over = np.array([100 * (distance / exact - 1) for distance, exact in found if distance is not None])
         figures = "– | – | – | –"
         if len(over):
@@ -274,16 +276,21 @@ def measure(subject: Subject, network: dict[str, Any], flags: SimpleNamespace, k
     if not len(rows):
         return
     with untouched(model, x.device):
-        found = distances(subject, x[rows], y[rows], rows, flags.max_eps)
-    for place, row in enumerate(rows.tolist()):
-        attacks = {name: float(values[place]) for name, values in found.items()}
-        pixels, known = x[row].double().flatten().numpy(), min(attacks.values())
+        by_attack = distances(subject, x[rows], y[rows], rows, flags.max_eps)
+    network["attacks"] = list(by_attack)
+    for row, found in zip(rows.tolist(), torch.stack(list(by_attack.values()), 1).tolist(), strict=True):
+        pixels, known = x[row].double().flatten().numpy(), min(found)
         bracket = exact_margin(layers, pixels, int(y[row]), known, flags.max_eps, flags.seconds, flags.most_units)
-        finite = {name: value if math.isfinite(value) else None for name, value in attacks.items()}
-        upper = bracket.upper if math.isfinite(bracket.upper) else None
-        network["images"][str(row)] = {**bracket._asdict(), "upper": upper, "attacks": finite}
+        kept = {**bracket._asdict(), "found": found}
+        network["images"][str(row)] = json.loads(json.dumps(kept).replace("Infinity", "null"))
         keep()
         print(f"{subject.path.parent.name}, image {row}: {bracket}", file=sys.stderr)
+
+
+def as_text(networks: dict[str, Any]) -> bytes:
+    """As JSON, a line an image."""
+    text = json.dumps(networks, indent=1)
+    return re.sub(r"\n {4,}| *\n {3}(?=[}\]])", " ", text).encode() + b"\n"
 
 
 def stored(path: Path) -> dict[str, Any]:
@@ -319,18 +326,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(flags.out)
     networks = stored(out)
     for run in flags.runs:
-        asked = {"model": run, "data_root": flags.data_root, "test_size": flags.test_size, "split": "test"}
-        nothing = {"dataset": None, "norm": None, "network": flags.network, "deterministic": False}
-        subject = load_subject(SimpleNamespace(**asked, **nothing), torch.device("cpu"))
+        images = {"data_root": flags.data_root, "test_size": flags.test_size}
+        subject = load_subject(EvaluationFlags(model=run, network=flags.network, **images), torch.device("cpu"))
         if subject.norm != "Linf":
             raise UserError(f"{run}: was trained under {subject.norm}: exact margins are those under Linf")
         training, settings = subject.training, [flags.max_eps, flags.seconds, flags.most_units]
         kind = f"{subject.dataset}, {training.network.rpartition(':')[2]}, {training.method}"
-        fresh = {"kind": kind, "seed": training.seed, "sha256": subject.sha256, "settings": settings, "images": {}}
-        network = networks.setdefault(subject.path.parent.name, fresh)
-        if {**fresh, "images": network["images"]} != network:
+        fresh = {"kind": kind, "seed": training.seed, "sha256": subject.sha256, "settings": settings}
+        network = networks.setdefault(subject.path.parent.name, {**fresh, "attacks": [], "images": {}})
+        if {**network, **fresh} != network:
             raise UserError(f"{out}: holds {subject.path.parent.name} of other weights or settings: give another --out")
-        measure(subject, network, flags, lambda: write_atomically(out, json.dumps(networks, indent=1).encode()))
+        measure(subject, network, flags, lambda: write_atomically(out, as_text(networks)))
     for kind in dict.fromkeys(network["kind"] for network in networks.values()):
         alike = [network for network in networks.values() if network["kind"] == kind and network["images"]]
         print("\n".join(table(alike) if alike else []))

@@ -8,45 +8,25 @@ Random images of 3x32x32; the median of several. A pass is one image once forwar
 from __future__ import annotations
 
 import argparse
-import statistics
+import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import seconds
-from hardware.fast_pgd import FastPgd
-from losses import cross_entropy, soft_logit_margin
+from benchmarks.cases import pass_seconds
+from hardware.precision import BFloat16Twin
 from networks.build import build_model
 
-STEPS = 3  # of PGD, whose start and end are in its time
-
-
-def passes(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str
-) -> dict[str, tuple[int, Callable[[], object]]]:
-    """Name of a kind -> passes an image, and what makes them; in float32 or with bfloat16 in all of them."""
-    attack = FastPgd(model, precision, rows=len(x) if x.is_cuda else None)
-    how = {"loss_fn": soft_logit_margin, "norm": "Linf", "eps": 8 / 255, "step_size": 2 / 255, "steps": STEPS}
-
-    def forward() -> torch.Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model(x).float()
-
-    def gradient() -> None:
-        cross_entropy(forward(), y).mean().backward()
-        model.zero_grad(set_to_none=True)
-
-    return {
-        "a step of PGD": (STEPS, lambda: attack(model, x, y, **how)),
-        "forward, train mode": (1, torch.no_grad()(forward)),
-        "forward and backward to the weights": (1, gradient),
-    }
+KINDS = {  # as `pass_seconds` calls them
+    "input": "forward and backward to the image, as in PGD",
+    "forward": "forward, train mode",
+    "weights": "forward and backward to the weights",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = model.to(device, memory_format=torch.channels_last).train()
     x, y = torch.rand(flags.batch, 3, 32, 32, device=device), torch.randint(0, 10, (flags.batch,), device=device)
     for precision in ("fp32", "bf16"):
-        for name, (each, run) in passes(model, x, y, precision).items():
-            times = [seconds(run, device) for _ in range(flags.repeats + 2)][2:]  # the first two do not count
-            print(f"{precision} {name}: {len(x) * each / statistics.median(times):.4g} passes a second")
+        attacked = BFloat16Twin(model) if precision == "bf16" else copy.deepcopy(model).eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            for kind, text in KINDS.items():
+                each = pass_seconds(attacked if kind == "input" else model, x, y, kind, flags.repeats)
+                print(f"{precision} {text}: {len(x) / each:.4g} passes a second")
     return 0
 
 

@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.results import read_file
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
@@ -82,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--test_size", type=int, default=200)
     flags = parser.parse_args(argv)
-    asked = {"model": flags.run, "data_root": flags.data_root, "test_size": flags.test_size, "split": "test"}
-    nothing = {"dataset": None, "norm": None, "network": None, "deterministic": False}
-    subject = load_subject(SimpleNamespace(**asked, **nothing), torch.device("cpu"))
+    asked = EvaluationFlags(model=str(flags.run), data_root=flags.data_root, test_size=flags.test_size)
+    subject = load_subject(asked, torch.device("cpu"))
     nearest, (x, y, _) = nearest_known(subject), subject.test.everything()
     x, y, nearest = x[nearest > 0], y[nearest > 0], nearest[nearest > 0]
     near, top = nearest < subject.training.check_maxeps, subject.training.search_maxeps

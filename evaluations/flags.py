@@ -23,6 +23,11 @@ class SharedFlags:
     dataset: str | None = opt(None, "data set (default: the checkpoint's)", DATASETS)
     norm: str | None = opt(None, "norm of the attack (default: the checkpoint's)", NORMS)
     network: str | None = opt(None, "network (default: the checkpoint's); your own must be named here to be run")
+    standardise: str | None = opt(
+        None,
+        "what becomes of images before the network: image (each by its own mean and deviation), none, or M1,M2,M3,S1,S2,S3 "
+        "(default: the network's own, or what the file says)",
+    )
     split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
     test_size: int | None = opt(
         None,

@@ -201,7 +201,7 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     :raises OSError: if it cannot be read.
     """
     try:
-        content = parse_json(path.read_text())
+        content = parse_json(path.read_bytes())
         contents = [content, *content.pop("others", [])]
         for part in contents:
             if part["format"] != FORMAT or not part["attack"]:

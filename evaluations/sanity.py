@@ -79,6 +79,9 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     with torch.no_grad():
         wrong = ~(logit_margin(_logits(model, x, batch_size), y) < 0)
 
+    if subject.accuracy is not None:
+        found["clean accuracy as the file says"] = _as_said(~wrong, subject.accuracy)
+
     def broken(radius: float, steps: int = STEPS) -> Tensor:
         """(N,) bool: by one random start of plain PGD, misclassified images included."""
         x_adv = []
@@ -121,6 +124,16 @@ def _huge(subject: Subject, x: Tensor, batch_size: int, broken: Callable[[float,
         said = _logits(subject.model, x, batch_size).argmax(1).unique()
     why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
     return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
+
+
+def _as_said(right: Tensor, said: float) -> Finding:
+    """Whether the accuracy is not far below what the checkpoint's own program kept in its file: by more than chance and 5 %."""
+    accuracy = float(right.float().mean())
+    chance = binomtest(int(right.sum()), len(right), said, alternative="less").pvalue
+    return Finding(
+        bool(accuracy > said - 0.05 or chance > CHANCE),
+        f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise",
+    )
 
 
 def _falls(before: Tensor, after: Tensor, less: str, more: str) -> Finding:

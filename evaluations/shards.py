@@ -56,7 +56,7 @@ def run_evaluation(
             teller.note(f"--{name}: {what}")
         evaluate(flags, subject, teller, world)
         # The attack whose figure should stand beside is run next, else the page of all figures.
-        named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "data_root"))
+        named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "standardise", "data_root"))
         given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
         for attack in ("pgd_attacks", "autoattack"):
             if not subject.result_file(attack.removesuffix("_attacks")).exists():

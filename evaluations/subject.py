@@ -21,6 +21,8 @@ from loading.datasets import Part, load_own, load_test
 from networks.build import build_model
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
+from networks.own import code_of
+from networks.standardise import behind_standardisation
 from records.checkpoint import digest, load_model_file, load_weights
 from validation import stored_config
 
@@ -38,6 +40,7 @@ class Subject:
     norm: str
     overrides: dict[str, str]  # what the flags changed of the checkpoint's own words
     split: str = "test"
+    accuracy: float | None = None  # on clean images, as the checkpoint's own program kept it in the file
 
     @property
     def run(self) -> str:
@@ -49,13 +52,15 @@ class Subject:
         return self.path.parent / f"eval_{attack}_{self.norm}.json"
 
     def rows(self, attack: str) -> list[Row]:
-        """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network.
+        """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network, and the
+        same standardisation before it.
 
         :raises UserError: if the file is damaged.
         """
-        code = self.overrides.get("network")
         rows = checkpoint_rows(self.result_file(attack), self.head(attack))
-        return [row for row in rows if (row["settings"].get("overrides") or {}).get("network") == code]
+        return [
+            row for row in rows if function_of(row["settings"].get("overrides") or {}) == function_of(self.overrides)
+        ]
 
     def add_rows(self, attack: str, rows: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = list) -> list[Row]:
         """Write rows into that JSON, as `results.add_rows`, and give those of this very evaluation as they stand there."""
@@ -94,6 +99,11 @@ class Subject:
         return f"{len(self.test)} {SPLITS[self.split]} images"
 
 
+def function_of(overrides: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """What makes of one checkpoint file different functions: code of somebody's own, and what is done to images before it."""
+    return overrides.get("network"), overrides.get("standardise")
+
+
 def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = "fp32") -> Subject:
     """The network in `--model`, with data set and norm from its config unless the flags say otherwise.
 
@@ -104,11 +114,9 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     file = load_model_file(flags.model)
     stored = stored_config(file.config, f"checkpoint {file.path}") if file.config else None
     named = {name: getattr(flags, name) or getattr(stored, name, None) for name in ("dataset", "norm")}
-    for name, value in named.items():
-        if value is None:
-            raise UserError(
-                f"--{name} is missing: {file.path} does not say it, as a checkpoint of the reference or a bare state dict"
-            )
+    if missing := [f"--{name}" for name, value in named.items() if value is None]:
+        needed = f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} missing"
+        raise UserError(f"{needed}: {file.path} does not say it, as a checkpoint of the reference or a bare state dict")
     dataset, norm = str(named["dataset"]), str(named["norm"])
     training = stored if stored and (dataset, norm) == (stored.dataset, stored.norm) else PRESETS[dataset, norm]
     network = flags.network or (stored or training).network
@@ -120,8 +128,15 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     own_root = stored.data_root if stored and stored.dataset == dataset and Path(stored.data_root).is_dir() else "data"
     images = _images(flags, dataset, stored, flags.data_root or own_root, device)
     model = build_model(network, *images.shape, images.num_classes)
-    weights, said = our_keys(file.weights, model.state_dict())
-    load_weights(model, weights, file.path)
+    found = our_keys(file.weights, model.state_dict())
+    load_weights(model, found.weights, file.path)
+    foreign = file.config is None and (
+        found.renamed or network == "preact_resnet18"
+    )  # of a family that ours standardises
+    try:
+        model, how = behind_standardisation(model, flags.standardise, found, foreign, images.shape[0])
+    except ValueError as error:
+        raise UserError(f"checkpoint {file.path}: {error}") from None
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
     overrides = {
@@ -129,11 +144,16 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         for name, value in (("dataset", dataset), ("norm", norm))
         if stored and getattr(stored, name) != value
     }
-    if is_own(network) and network != (stored.network if stored else None):
-        overrides["network"] = f"{network} instead of the checkpoint's {stored.network if stored else 'none'}"
-    if said:
-        overrides["model"] = said
-    return Subject(model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split)
+    if is_own(network):
+        code, before = code_of(network), stored.network if stored else "none"
+        overrides["network"] = network + (f", sha256 {code}" if code else "")
+        if network != before:
+            overrides["network"] += f" instead of the checkpoint's {before}"
+    if how:
+        overrides["standardise"] = how
+    return Subject(
+        model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split, file.accuracy
+    )
 
 
 def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> Part:

@@ -33,15 +33,10 @@ def make_optimizer(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take up a state that may have been saved on another kind of device."""
+    """Take up a state that may have been saved on another kind of device, and lies on the CPU (`checkpoint.load`)."""
     own = [
         {key: group[key] for key in ("capturable", "foreach", "fused") if key in group}
         for group in optimizer.param_groups
     ]
     groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
-    for parameter, values in optimizer.state.items():
-        if "step" in values:
-            group = optimizer.param_groups[0]
-            on_device = group.get("capturable") or group.get("fused")
-            values["step"] = values["step"].to(parameter.device if on_device else "cpu")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,10 +44,15 @@ def list_folder(root: Path, part: str) -> tuple[list[str], tuple[int, int, int],
     }
     classes, everywhere = sorted(parts[part]), set().union(*parts.values())
     if len(classes) < 2 or everywhere != parts[part]:
-        odd = sorted(everywhere - parts[part]) or classes or ["<class>"]
+        odd = (sorted(everywhere - parts[part]) or classes or ["<class>"])[0]
+        alike = [name for name in everywhere if name != odd and normalize("NFC", name) == normalize("NFC", odd)]
+        names = (
+            f"{odd!a} is not in both, {alike[0]!a} looks alike: rename"
+            if alike
+            else f"{odd!r} is not in both: add or remove"
+        )
         raise UserError(
-            f"image folder {folder.absolute()}: train and test need the same two or more classes, and "
-            f"{odd[0]!r} is not in both: add or remove that folder"
+            f"image folder {folder.absolute()}: train and test need the same two or more classes, and {names} that folder"
         )
     paths: list[str] = []
     counts, unused = [], sorted(path.name for path in folder.iterdir() if path.name not in classes)

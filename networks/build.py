@@ -42,7 +42,13 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
     except (Exception, SystemExit) as error:  # anyone's own code
         raise UserError(
             f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} "
-            f"classes ({cause(error)}): choose another, or mend it"
+            f"classes ({cause(error)}): "
+            + (
+                f"it is called with {channels}, {height}, {width}, {num_classes}: mend it, or write a function of "
+                if own
+                else ""
+            )
+            + ("channels, height, width and classes that returns the network" if own else "choose another")
         ) from error
     model.train()
     return model if own else model.to(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
 """What a state dict says: its images, and other programs' weights under our keys.
 
 Read are RobustBench's WideResNet and the fast-AT code's PreAct ResNet-18, bare or in a wrapper. The layers are the same,
-their names are not. What such a program does to images before the first layer is in no state dict: ours standardises each
-image, and the logits are theirs for images that are standardised like that.
+their names are not. What such a program does to images before the first layer is in no state dict, unless its mean and
+standard deviation are buffers there: see `networks/standardise.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "attacker.")
-NORMALISATION = re.compile(r"(^|\.)(mu|sigma|mean|std|new_mean|new_std)$")  # buffers beside the network, in no wrapper
+# Before each name, put there by a module that holds the network: DataParallel, torch.compile, `nn.Sequential(normalise, net)`.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "attacker.", "1.")
+MEAN, STD = re.compile(r"(^|\.)(new_)?(mu|means?)$"), re.compile(r"(^|\.)(new_)?(sigma|std|stds)$")
 
 # Both start with `conv1`; ours stand behind the standardisation, the first of two modules, and so start with `1.`.
 RENAMED = (
@@ -24,16 +27,25 @@ RENAMED = (
 )
 UNUSED = "1.sub_block1."  # in the files of TRADES' WideResNet and of those after it, in no path from image to logits
 COUNTER = ".num_batches_tracked"  # of BatchNorm, which old files lack and which no pass needs
-INPUT = "each image standardised, as ours does: the weights are another program's, which may do something else"
 
 
-def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """`weights` under the names of a network whose state dict is `own`, and what is to be said of its input, if anything.
+class OurKeys(NamedTuple):
+    """Weights under our keys."""
+
+    weights: dict[str, Tensor]
+    renamed: bool = False  # whether their names were another program's
+    normalisation: Mapping[str, Tensor] = MappingProxyType(
+        {}
+    )  # buffers of a normalisation that the network asked for lacks
+
+
+def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> OurKeys:
+    """`weights` under the names of a network whose state dict is `own`.
 
     The first of these that has every name of `own`: as they are; without the prefixes of wrappers; renamed as well. If
     none has, as they are.
     """
-    for rename, said in ((False, ""), (True, INPUT)):
+    for rename in (False, True):
         for plain in _unwrapped(dict(weights)):
             found = plain
             for pattern, ours in RENAMED if rename else ():
@@ -41,8 +53,13 @@ def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[
             found = {key: value for key, value in found.items() if not key.startswith(UNUSED)}
             found |= {key: own[key] for key in own.keys() - found.keys() if key.endswith(COUNTER)}
             if found.keys() >= own.keys():
-                return found, said
-    return dict(weights), ""
+                beside = {key: value for key, value in found.items() if key not in own and _normalises(key)}
+                return OurKeys({key: found[key] for key in found if key not in beside}, rename, beside)
+    return OurKeys(dict(weights))
+
+
+def _normalises(key: str) -> bool:
+    return bool(MEAN.search(key) or STD.search(key))
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -53,7 +70,7 @@ def _unwrapped(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     once = {key: value for key, value in weights.items() if key not in twice}
     for prefix in WRAPPERS:
         inside = [key for key in once if key.startswith(prefix)]
-        if inside and all(NORMALISATION.search(key) for key in once.keys() - set(inside)):
+        if inside and all(_normalises(key) for key in once.keys() - set(inside)):
             yield from _unwrapped({key.removeprefix(prefix): value for key, value in once.items()})
 
 

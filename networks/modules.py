@@ -5,20 +5,17 @@ Nothing of ours is imported here: hubconf.py loads this file before any other.
 
 from __future__ import annotations
 
-import builtins
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
 LOCK = threading.RLock()
-PLAIN_IMPORT = builtins.__import__
 
 
 class Modules:
@@ -29,7 +26,6 @@ class Modules:
         self.path = list(dict.fromkeys(map(str, folders)))
         self.names = OURS | {name}
         self.loaded: dict[str, ModuleType] = {}
-        self.inside = False
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -38,20 +34,15 @@ class Modules:
         The modules that it found here are kept, and are there again the next time.
         """
         with LOCK:
-            if self.inside:
-                yield
-                return
             path = list(sys.path)
             hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in self.names}
             before = set(sys.modules)
             sys.modules.update(self.loaded)
             sys.path[:] = [*self.path, *(folder for folder in path if Path(folder).resolve() != ROOT)]
             sys.meta_path.append(_OursLast)
-            self.inside = True
             try:
                 yield
             finally:
-                self.inside = False
                 sys.meta_path.remove(_OursLast)
                 added = [folder for folder in sys.path if folder not in path]
                 self.path = list(dict.fromkeys([*added, *self.path]))
@@ -61,36 +52,11 @@ class Modules:
                 sys.modules.update(hidden)
                 sys.path[:] = path
 
-    def stay_findable(self) -> None:
-        """From now on an `import` that one of these modules runs finds them, whenever that is."""
-        LATER.append(self)
-        builtins.__import__ = _import
-
     def _holds(self, top: str) -> bool:
         """Whether the loaded module of this name lies in one of the folders."""
         spec = getattr(sys.modules.get(top), "__spec__", None)
         places = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec else []
         return any(str(Path(place).parent) in self.path and Path(place).stem == top for place in places)
-
-
-LATER: list[Modules] = []
-
-
-def _import(
-    name: str,
-    globals: Mapping[str, Any] | None = None,
-    locals: Mapping[str, Any] | None = None,
-    fromlist: Sequence[str] | None = (),
-    level: int = 0,
-) -> ModuleType:
-    """`__import__` by which a function of theirs that runs later finds theirs; all others import as ever."""
-    for modules in LATER:
-        caller = modules.loaded.get((globals or {}).get("__name__", ""))
-        wanted = level or _top(name) in modules.names or _top(name) not in sys.modules
-        if caller is not None and vars(caller) is globals and wanted:
-            with modules.in_place():
-                return PLAIN_IMPORT(name, globals, locals, fromlist or (), level)
-    return PLAIN_IMPORT(name, globals, locals, fromlist or (), level)
 
 
 class _OursLast:

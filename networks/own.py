@@ -4,13 +4,14 @@
 `package.module:callable` in the current folder. What these folders lack is taken from the installed packages, then from
 ours. Paths and packages are as seen from the current folder, and a checkpoint stores them as they were typed.
 
-An `import` that runs later, in their `forward` say, still finds theirs; `importlib.import_module` there does not, nor does
-pickle: their modules are in `sys.modules` only while they are loaded and called to build the network.
+Their modules are in `sys.modules` only while they are loaded and called to build the network: an import that runs later, in
+their `forward` say, does not find them, nor does pickle.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -50,13 +51,19 @@ def load_own(network: str) -> Callable[..., Any]:
         kind = f"has no {attribute}" if found is None else f"{attribute} in it is no callable but {found!r:.40}"
         remedy = f"did you mean {near[0]}?" if near else "name a function or class that it defines"
         raise ValueError(f"{getattr(module, '__file__', where)}: {kind}: {remedy}")
-    modules.stay_findable()
 
     def make(*shape: int) -> Any:
         with modules.in_place(), chdir("."):
             return found(*shape)
 
     return make
+
+
+def code_of(network: str) -> str:
+    """A digest of the file that `network` names; none of an installed package's."""
+    where = network.rpartition(":")[0]
+    file = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ""
 
 
 def _load(where: str, file: Path | None) -> tuple[Modules, ModuleType]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple, TypeVar, cast
@@ -27,7 +27,6 @@ from utils import use_device
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-U = TypeVar("U")
 
 
 class SharedError(UserError):
@@ -82,12 +81,10 @@ class World(NamedTuple):
 
         return collect
 
-    def share_from(self, rank: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """`tensors`, overwritten with those of process `rank`."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, rank)
-        return tensors
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite these with those of the first process."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
 
     def together(self, work: Callable[[], T]) -> T:
         """`work()` on every process; a UserError on one is raised on all, with that one's words."""
@@ -122,11 +119,6 @@ class World(NamedTuple):
         dist.broadcast_object_list(found)
         return cast(T, found[0])
 
-    def from_first_only(self, work: Callable[[], T], elsewhere: U) -> T | U:
-        """`work()` on the first process and `elsewhere` on the others; a UserError there is raised on all."""
-        one: Callable[[], T | U] = work if self.is_first else lambda: elsewhere
-        return self.together(one)
-
 
 ALONE = World()
 
@@ -141,9 +133,23 @@ def local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def launched_size() -> int:
+    """How many processes a launcher started as one run; 1 without one.
+
+    :raises UserError: if its variables are there in part, as some environments leave them.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if text != "1" and (missing or not text.isdigit()):
+        raise UserError(
+            f"WORLD_SIZE={text} is set{f', {missing[0]} is not' if missing else ''}: start with torchrun, or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
 def is_launched() -> bool:
     """Whether torchrun started this process."""
-    return dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return dist.is_torchelastic_launched() or launched_size() > 1
 
 
 def launcher() -> str:
@@ -168,7 +174,7 @@ def joined(device: str) -> Iterator[World]:
 
     device: what `--device` says.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_size() == 1:
         yield ALONE
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
@@ -197,7 +203,7 @@ def device_name(name: str) -> str:
 
     :raises UserError: if there are more processes than GPUs, or all are sent to one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or name == "cpu":
+    if launched_size() == 1 or name == "cpu":
         return name
     if name.startswith("cuda:"):
         raise UserError(f"--device {name}: with several processes each takes its own GPU: write --device cuda")

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM ask a run to stop after its step; a second one ends it at once."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask a run to stop after its step; a second one ends it at once.
+
+Schedulers send the last three before they end a job, and a terminal SIGHUP when it closes; under nohup that stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SAME_SIGNAL = 2.0  # seconds: a launcher passes on what the terminal already sent to all
 PATIENCE = 20.0  # seconds until a process that waits for others in vain exits
 
 
 class StopSignals:
-    """Inside, the two signals are noted; calling it says whether the run is to stop, on every process alike.
+    """Inside, these signals are noted; calling it says whether the run is to stop, on every process alike.
 
     agree: of the number that each process received (0: none), the largest over all. launched: whether a launcher may pass
     a signal on a second time, and other processes may keep this one waiting.
@@ -27,7 +31,8 @@ class StopSignals:
         self.at = 0.0
 
     def __enter__(self) -> StopSignals:
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._handle) for number in heard}
         if self.launched:
             self.over = threading.Event()
             self.woken, wakes = os.pipe()
@@ -55,7 +60,7 @@ class StopSignals:
         if self.number and time.monotonic() - self.at < SAME_SIGNAL:
             return
         if self.number or not self.launched:
-            for each in (signal.SIGINT, signal.SIGTERM):
+            for each in self.before:
                 signal.signal(each, signal.SIG_DFL)
         if self.number:
             signal.raise_signal(number)
@@ -65,7 +70,7 @@ class StopSignals:
     def _exit_if_nothing_ends(self) -> None:
         """In a thread: Python's handlers wait while the main thread waits for another process, this one does not."""
         while received := os.read(self.woken, 1):
-            if received[0] not in (signal.SIGINT, signal.SIGTERM):
+            if received[0] not in self.before:
                 continue  # other handlers wake it too, as DataLoader's for its workers
             if not self.over.wait(PATIENCE):
                 with suppress(OSError):

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from records.foreign_files import SAFE, accuracy_in, from_safetensors, weights_in, why_refused
 from utils import write_atomically
 
 CHECKSUM = "checksum"
 ANOTHER = "name another file"
-PICKLED = (b"PK", b"\x80")  # how what torch writes begins: a zip file, or a pickle of before
 # Of a run's state, and what each is; see `trainer.Trainer.state`.
 STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
 STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
@@ -105,12 +105,13 @@ def _read(path: Path) -> bytes:
 
 def _parse(raw: bytes, path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of kinds of files and tensors that are refused anyway
+        # Warnings are of kinds of files and tensors that are refused anyway.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(SAFE):
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails anywhere in torch's reader
-        asks = raw.startswith(PICKLED) and ("GLOBAL" in str(error) or "Unsupported" in str(error))
-        reason = "it asks to run code, which is refused" if asks else "truncated, damaged, or another kind of file"
-        raise UserError(f"checkpoint {path}: not tensors and plain values ({reason}): {ANOTHER}") from None
+        raise UserError(
+            f"checkpoint {path}: not tensors and plain values ({why_refused(raw, str(path), error)}"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: {ANOTHER}")
     if CHECKSUM in content:
@@ -131,17 +132,18 @@ def _parse(raw: bytes, path: Path, needed: Mapping[str, type] | None = None) -> 
 
 
 class ModelFile(NamedTuple):
-    """The weights in a checkpoint, ours or the reference's, and what comes with them."""
+    """The weights in a checkpoint, ours or another program's, and what comes with them."""
 
     path: Path
     sha256: str  # of the file
     weights: dict[str, Tensor]  # state dict
     config: dict[str, Any] | None  # of the training, in our checkpoints
+    accuracy: float | None = None  # on clean images, as the file itself says it, a fraction
 
 
 def load_model_file(name: str) -> ModelFile:
-    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, and a state dict, bare or
-    under `state_dict`.
+    """A checkpoint file, or a run folder's model_best.pt. Understands ours, the reference's, safetensors, and a state dict,
+    bare or under a usual name.
 
     :raises UserError: as `load`, and if no weights are in it.
     """
@@ -154,14 +156,14 @@ def load_model_file(name: str) -> ModelFile:
                 make = f", only how it was trained: make the network with {how}, or" if settings.exists() else ":"
                 raise UserError(f"{name}: holds no model_best.pt{make} name a checkpoint file")
     raw = _read(path)
-    content = _parse(raw, path)
-    weights = content.get("model", content.get("state_dict", content))
-    named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
-    if not named or not weights:
-        raise UserError(f"checkpoint {path}: no weights in it: name a model_best.pt, last.pt or a state dict")
+    try:
+        content = from_safetensors(raw) or _parse(raw, path)
+        weights = weights_in(content, str(path))
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
     config = content.get("config")
-    config = config if isinstance(config, dict) else None
-    return ModelFile(path, hashlib.sha256(raw).hexdigest(), weights, config)
+    ours = isinstance(config, dict) and {"dataset", "norm", "network"} <= config.keys()
+    return ModelFile(path, hashlib.sha256(raw).hexdigest(), weights, config if ours else None, accuracy_in(content))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -175,7 +177,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
         if there is None or here is None or _described(there) != _described(here):
             raise UserError(
                 f"checkpoint {path}: of another network: {key} is {_described(there)} there, {_described(here)} in the "
-                "network asked for: name the right --network or --dataset"
+                "network asked for: name the right --network, --dataset or --data_root"
             )
         if not torch.isfinite(there.to(here.dtype)).all():
             raise UserError(

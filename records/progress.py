@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import tqdm
 
 EVERY = {True: 0.1, False: 30.0}  # seconds between drawings on a terminal, and in a log
 
-if TYPE_CHECKING:
-    Plain = tqdm.tqdm[Any]
-else:
-    Plain = tqdm.tqdm
 
-
-class Bar(Plain):
+class Bar(tqdm.tqdm):  # type: ignore[type-arg]  # which it takes in its stubs alone
     """tqdm's, which outlives a log file on a full disk."""
 
     def display(self, *given: Any, **named: Any) -> None:

@@ -67,7 +67,7 @@ def read_settings(name: str) -> dict[str, typing.Any]:
     try:
         path = path / "config.json" if path.is_dir() else path
         if path.suffix != ".json":
-            return tomllib.loads(path.read_bytes().decode())
+            return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
         content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"it holds no settings but a {type(content).__name__}")

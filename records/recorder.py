@@ -6,11 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from config import Config
@@ -20,27 +18,13 @@ from records.progress import Teller, duration, tell
 from records.run_folder import RunFolder
 
 
-class TensorBoard:
-    """The rows of metrics.jsonl as scalars, and the margins as a histogram."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def row(self, row: dict[str, Any]) -> None:
-        group = row.get("split", "train")
-        for name, value in row.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"{group}/{name}", value, row["step"])
-
-    def margins(self, eps: np.ndarray, step: int) -> None:
-        self.writer.add_histogram("train/margins", eps, step)
-
-    def close(self) -> None:
-        self.writer.close()
+def tensorboard_writer(folder: Path, step: int) -> Any:
+    """What writes TensorBoard's event files, from `step` on."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class Alarm:
@@ -90,7 +74,7 @@ class RunRecorder:
 
     def __init__(self, folder: RunFolder, config: Config, step: int, images: int) -> None:
         self.folder, self.config = folder, config
-        self.tensorboard = TensorBoard(folder.path, step) if config.tensorboard else None
+        self.tensorboard = tensorboard_writer(folder.path, step) if config.tensorboard else None
         self.alarm = Alarm(config, images)
         self.teller = Teller(quiet=config.quiet)
         self.began = step
@@ -106,7 +90,7 @@ class RunRecorder:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        self._on_tensorboard(lambda board: board.close())
+        self._to_tensorboard("close")
 
     def step(self) -> None:
         """A step was made. Its values are not read: on a GPU that would wait for the device."""
@@ -118,7 +102,9 @@ class RunRecorder:
         if warning := self.alarm.look(rows):
             tell(f"warning: {warning}", sys.stderr)
         for row in rows:
-            self._on_tensorboard(methodcaller("row", row))
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._to_tensorboard("add_scalar", f"{row.get('split', 'train')}/{name}", value, row["step"])
             if row["kind"] == "eval":
                 self.teller.note(
                     f"step {row['step']}, {row['split']}: clean {row['clean_acc']:.2%}, robust "
@@ -143,11 +129,10 @@ class RunRecorder:
         """(N,) the radii of the training images after a check."""
         values = eps.cpu().numpy().copy()
         self._write("margins", lambda: self.folder.append_margins(values))
-        self._on_tensorboard(lambda board: board.margins(values, step))
+        self._to_tensorboard("add_histogram", "train/margins", values, step)
 
     def save(self, state: dict[str, Any]) -> None:
         """The state, once everything that belongs before it is written; `failed` says whether it was."""
-        self._forget("state")
         self._write("state", lambda: checkpoint.save(self.folder.last, state, previous=self.folder.previous))
         self._forget("state")  # the next one is newer
 
@@ -173,10 +158,10 @@ class RunRecorder:
                 tell(f"{self.folder.path}: written again", sys.stderr)
             self.failed = None
 
-    def _on_tensorboard(self, work: Callable[[TensorBoard], None]) -> None:
+    def _to_tensorboard(self, method: str, *given: object) -> None:
         try:
             if self.tensorboard:
-                work(self.tensorboard)
+                getattr(self.tensorboard, method)(*given)
         except OSError as error:
             self.tensorboard = None
             tell(f"warning: --tensorboard: cannot be written ({error}): going on without it", sys.stderr)

@@ -6,7 +6,9 @@ What is to be said is handed to `warn`; nothing here prints.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from processes.distributed import launcher, restarted_by_launcher
 from records import checkpoint
 from records.recorder import RunRecorder
 from records.run_folder import RunFolder
+from utils import write_atomically
 from validation import stored_config
 
 State = dict[str, Any]  # what `trainer.Trainer.state` gives
@@ -32,19 +35,26 @@ class OpenedRun(NamedTuple):
     finished: bool = False
 
 
+@contextmanager
+def writing(folder: RunFolder) -> Iterator[None]:
+    """:raises UserError: where something in it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
+        ) from None
+
+
 def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
     """
-    try:
+    with writing(folder):
         if folder.path.is_dir():
             folder.lock()
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
-        ) from None
-    if not folder.holds_a_run():
+    if not any(file.exists() for file in folder.files):
         return OpenedRun(config)
     stored = folder.read_config()
     # torchrun has started this process again after a failure in a run that it began here.
@@ -170,23 +180,20 @@ def prepare(
 
     :raises UserError: if it cannot be written.
     """
-    folder.prepare()
-    if begins and (folder.last.exists() or folder.previous.exists()):
-        raise UserError(
-            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
-            "choose another folder"
-        )
-    recorder = RunRecorder(folder, config, state["step"], images)
-    try:
+    with writing(folder):
+        folder.prepare()
+        if begins and (folder.last.exists() or folder.previous.exists()):
+            raise UserError(
+                f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
+                "choose another folder"
+            )
+        recorder = RunRecorder(folder, config, state["step"], images)
         if begins:
             recorder.save(state)  # from here on --resume finds a state
         if recorder.failed:
             raise recorder.failed
         folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
         recorder.alarm.look(folder.rows())  # what it said of them it said before
-        folder.write_config(config.to_dict(), environment)
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
-        ) from None
+        content = {**config.to_dict(), "environment": environment}
+        write_atomically(folder.config_file, (json.dumps(content, indent=2) + "\n").encode())
     return recorder

@@ -23,7 +23,7 @@ import torch
 import torchvision
 
 from config import SPLITS
-from errors import UserError, remedy
+from errors import UserError
 from records.reading import parse_json, read_margins
 from utils import write_atomically
 
@@ -37,10 +37,8 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.margins_file = path / "margins.npy"
         self.last, self.previous, self.best = path / "last.pt", path / "last.prev.pt", path / "model_best.pt"
+        self.files = (self.config_file, self.metrics_file, self.margins_file, self.last, self.previous, self.best)
         self._locked: TextIO | None = None
-
-    def holds_a_run(self) -> bool:
-        return any(f.exists() for f in (self.config_file, self.metrics_file, self.last, self.previous, self.best))
 
     def lock(self) -> None:
         """Keep other processes out of this folder, which must be there, until `unlock` or the end of this one.
@@ -74,17 +72,13 @@ class RunFolder:
     def prepare(self) -> None:
         """Make and lock the folder, and remove what an interrupted write left.
 
-        :raises UserError: if it cannot be made or written, or another process trains here.
+        :raises UserError: as `lock`.
+        :raises OSError: if it cannot be made or written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock()
-            for file in (self.config_file, self.metrics_file, self.margins_file, self.last, self.previous, self.best):
-                file.with_name(f".{file.name}.tmp").unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--savepath {self.path}: cannot be written, {remedy(error)}, or choose another folder"
-            ) from None
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        for file in self.files:
+            file.with_name(f".{file.name}.tmp").unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any] | None:
         """The stored config, or None.
@@ -92,7 +86,7 @@ class RunFolder:
         :raises UserError: if the file is not JSON.
         """
         try:
-            config = parse_json(self.config_file.read_text())
+            config = parse_json(self.config_file.read_bytes())
             if not isinstance(config, dict):
                 raise ValueError("not a JSON object")
             return config
@@ -102,11 +96,6 @@ class RunFolder:
             raise UserError(
                 f"{self.config_file}: cannot be read ({error}): mend it or choose another --savepath"
             ) from None
-
-    def write_config(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Every field of the config, and what it ran on."""
-        content = {**config, "environment": environment}
-        write_atomically(self.config_file, (json.dumps(content, indent=2) + "\n").encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, without a half-written last line.

@@ -1,7 +1,7 @@
 """Markdown tables of every evaluation in some run folders, in the paper's form, with the published figures beside ours.
 
 python reports/make_tables.py trained_models/* [--out FILE]
-python reports/make_tables.py --fill [RUN ...]   the tables in README.md and docs/results.md, between their markers
+python reports/make_tables.py --fill [RUN ...]   the tables in README.md and docs/, between their markers
 
 One table for each data set and norm of the attack. Runs that differ in their seed alone are one line.
 """
@@ -37,7 +37,7 @@ from reports.tables import (
 )
 from utils import write_atomically
 
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/experiments.md")
 NOT_RUN = "not run yet"
 SEARCHES = ("cw", "ddn", "fmn")
 FAR = 1e30  # stands for a distance that was not found; a mean or quartile with one in it is far, too
@@ -184,11 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Markdown tables of the evaluations in run folders.", allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: all in trained_models/)")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
-    fills = "write the tables in README.md and docs/results.md, between their markers"
+    fills = "write the tables in README.md and docs/, between their markers"
     parser.add_argument("--fill", action="store_true", help=fills)
     given = parser.parse(argv)
     if given["fill"] and given["out"]:
-        raise UserError("--out: --fill writes README.md and docs/results.md: leave one out")
+        raise UserError("--out: --fill writes README.md and pages of docs/: leave one out")
     runs = read_runs([Path(run) for run in given["runs"] or sorted((ROOT / "trained_models").iterdir())])
     for line in [line for run in runs for line in run.damaged]:
         print(f"warning: {' '.join(line.split())}", file=sys.stderr)

@@ -290,7 +290,7 @@ def read_run(folder: Path) -> Run:
     for path in paths:
         try:
             if path.name == "config.json":
-                content = parse_json(path.read_text())
+                content = parse_json(path.read_bytes())
                 config, environment = stored_config(content, path), content.get("environment") or {}
             else:
                 evaluations[path.name] = _rows_of(path)

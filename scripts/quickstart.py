@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 
@@ -24,6 +23,7 @@ import evaluate_on_pgd_attacks
 import train
 from check import check_split
 from errors import exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.subject import load_subject
 from reports import make_report
 
@@ -46,9 +46,7 @@ def train_and_attack(name: str, folder: Path, flags: str) -> dict:
     if status:
         sys.exit(status)
     rows = json.loads((folder / "eval_pgd_Linf.json").read_text())["results"]
-    given = {"model": str(folder), "split": "test", "deterministic": False}
-    asked = SimpleNamespace(dataset=None, norm=None, network=None, data_root=None, test_size=None, **given)
-    subject = load_subject(asked, torch.device("cpu"))
+    subject = load_subject(EvaluationFlags(model=str(folder)), torch.device("cpu"))
     margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins.numpy()
     return {"accuracy": [rows[0]["clean_acc"], *(row["robust_acc"] for row in rows)], "margins": margins}
 

@@ -68,6 +68,10 @@ def test_fractions_and_overrides():
     found = parsed.clean_loss_coeff, parsed.lr, parsed.augment, parsed.val_size
     assert found == (0.25, ((0, 0.1), (50, 1e-3)), True, 100)
     assert not config("--dataset cifar10 --norm L2 --hinge_maxeps 1 --no-augment").augment
+    for norm in ("linf", "LINF", "L-inf", "l_inf"):
+        assert config(f"--dataset MNIST --norm {norm} --hinge_maxeps 0.45") == config(
+            "--dataset mnist --norm Linf --hinge_maxeps 0.45"
+        )
     assert config(f"{MMA} --max_steps 5 --max_steps 7").max_steps == 7  # scripts append the user's flags
 
 
@@ -80,7 +84,8 @@ def test_the_end_of_the_search():
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ("", ["--dataset is missing"]),
+        ("", ["--dataset and --norm are missing", "digits", "L2"]),
+        ("--norm l2", ["--dataset is missing"]),
         ("--dataset mnist", ["--norm is missing"]),
         ("--dataset mnits --norm L2", ["mnits", "mnist"]),
         (MNIST, ["--hinge_maxeps is missing", "0.45"]),
@@ -137,10 +142,7 @@ def test_radii():
 
 
 def test_configs_survive_json():
-    for parsed in (
-        config(f"{MMA} --lr 0:0.1,7:0.01"),
-        config("--dataset imagefolder --norm L2 --hinge_maxeps 2"),
-    ):
+    for parsed in (config(f"{MMA} --lr 0:0.1,7:0.01"), config("--dataset imagefolder --norm L2 --hinge_maxeps 2")):
         assert stored_config(json.loads(json.dumps(asdict(parsed)))) == parsed
     older = {k: v for k, v in asdict(config(MMA)).items() if k not in ("eval_batch_size", "recipe", "search")}
     assert stored_config({**older, "method": None, "environment": {}}) == config(MMA)

@@ -1,5 +1,7 @@
 """PGD: projections, closed forms, advertorch's attack step for step, purity."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -76,15 +78,14 @@ def test_equals_advertorch_step_for_step(norm, loss_name):
             return LOSSES[loss_name](logits, target).sum()
 
     for steps in range(1, 8):
-        theirs = advertorch.attacks.PGDAttack(
-            model,
-            loss_fn=Summed(),
-            eps=eps,
-            nb_iter=steps,
-            eps_iter=step,
-            rand_init=False,
-            ord=float("inf") if norm == "Linf" else 2,
-        ).perturb(x, y)
+        how = {
+            "eps": eps,
+            "nb_iter": steps,
+            "eps_iter": step,
+            "rand_init": False,
+            "ord": math.inf if norm == "Linf" else 2,
+        }
+        theirs = advertorch.attacks.PGDAttack(model, loss_fn=Summed(), **how).perturb(x, y)
         ours = pgd(model, x, y, loss_fn=LOSSES[loss_name], norm=norm, eps=eps, step_size=step, steps=steps)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
@@ -102,18 +103,9 @@ def test_purity(norm):
     modes = [m.training for m in model.modules()]
     x, y = rand(5, 1, 8, 8), torch.arange(5)
     before = x.clone()
+    how = {"loss_fn": cross_entropy, "norm": norm, "eps": 0.1, "step_size": 0.02, "steps": 3}
     with torch.no_grad():
-        x_adv = pgd(
-            model,
-            x,
-            y,
-            loss_fn=cross_entropy,
-            norm=norm,
-            eps=0.1,
-            step_size=0.02,
-            steps=3,
-            noise=rand(*x.shape, seed=9),
-        )
+        x_adv = pgd(model, x, y, noise=rand(*x.shape, seed=9), **how)
     assert not torch.equal(x_adv, x) and not x_adv.requires_grad
     assert torch.equal(x, before)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -127,19 +119,11 @@ def test_gradients_are_those_of_the_right_rows():
     """A batch gives each row what the row alone gets: eps and step size are per example."""
     model, x, y = problem((1, 4, 4), 6, "L2")
     eps = torch.linspace(0.02, 0.1, 6, dtype=torch.float64)
-    whole = pgd(model, x, y, loss_fn=cross_entropy, norm="L2", eps=eps, step_size=eps / 4, steps=5)
+    how = {"loss_fn": cross_entropy, "norm": "L2", "steps": 5}
+    whole = pgd(model, x, y, eps=eps, step_size=eps / 4, **how)
     for i in range(6):
-        alone = pgd(
-            model,
-            x[i : i + 1],
-            y[i : i + 1],
-            loss_fn=cross_entropy,
-            norm="L2",
-            eps=eps[i],
-            step_size=eps[i] / 4,
-            steps=5,
-        )
-        torch.testing.assert_close(whole[i : i + 1], alone, rtol=0, atol=1e-12)
+        alone = pgd(model, x[[i]], y[[i]], eps=eps[i], step_size=eps[i] / 4, **how)
+        torch.testing.assert_close(whole[[i]], alone, rtol=0, atol=1e-12)
 
 
 def test_linear_model_of_the_tests_is_what_it_claims():

@@ -30,14 +30,7 @@ class MmaObjective:
     """
 
     def __init__(
-        self,
-        count: int,
-        norm: str,
-        d_max: float,
-        eps_min: float,
-        steps: int = 10,
-        alpha: float = 1 / 3,
-        seed: int = 0,
+        self, count: int, norm: str, d_max: float, eps_min: float, steps: int = 10, alpha: float = 1 / 3, seed: int = 0
     ) -> None:
         """count: training examples. d_max, eps_min: radii. steps: of PGD. alpha: weight of the clean loss.
 

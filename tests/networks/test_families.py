@@ -1,7 +1,7 @@
 """Each family of networks: shapes, sizes, names, advertorch's outputs; and state dicts of other programs."""
 
 import copy
-from pathlib import Path
+import json
 
 import pytest
 import torch
@@ -12,14 +12,16 @@ import train
 from command_lines import ATTACK, SMALL, fails
 from errors import UserError
 from evaluations.advertorch_compat import advertorch
+from evaluations.flags import PgdFlags, parse_flags
+from evaluations.subject import load_subject
+from folders import pictures
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
 from networks.foreign import our_keys, shape_of
 from networks.lenet import LeNet5Madry
 from networks.probes import Needs, probe
 from networks.resnets import PerImageStandardize
-from records import checkpoint
-from their_networks import TheirPreAct18, TheirWideResNet
+from their_networks import TheirPreAct18, TheirStandardised, TheirWideResNet
 
 CIFAR = (3, 32, 32, 10)
 BUILT_IN = ("lenet5", "wrn_10_2", "preact_resnet18", "small_resnet")
@@ -150,46 +152,82 @@ def trained(model):
     return model.eval()
 
 
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+NUMBERS = ",".join(map(str, MEAN + STD))
+
+
+class Behind(nn.Module):
+    """A network behind a normalisation of its program's, with its mean and deviation as buffers of these names, or of none."""
+
+    def __init__(self, model, mean=None, std=None):
+        super().__init__()
+        self.model = trained(model)
+        for name, value in zip((mean, std), (MEAN, STD), strict=True):
+            if name:
+                self.register_buffer(name, torch.tensor(value).reshape(1, 3, 1, 1))
+
+    def forward(self, x):
+        mean, std = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (MEAN, STD))
+        return self.model((x - mean) / std)
+
+
+def plain(channels, height, width, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+
 @pytest.mark.parametrize(
-    ("network", "theirs"),
+    ("network", "theirs", "asked", "said"),
     [
-        ("wrn_16_4", lambda: TheirWideResNet(16, 4)),
-        ("wrn_10_1", lambda: TheirWideResNet(10, 1)),
-        ("preact_resnet18", TheirPreAct18),
+        ("wrn_16_4", lambda: TheirWideResNet(16, 4), "none", "none"),
+        ("wrn_10_1", lambda: TheirWideResNet(10, 1), "none", "none"),
+        ("wrn28_4", TheirStandardised, "image", "image"),
+        ("wrn_10_1", lambda: Behind(TheirWideResNet(10, 1)), NUMBERS, NUMBERS),
+        ("wrn_10_1", lambda: Behind(TheirWideResNet(10, 1), "mu", "sigma"), None, NUMBERS),
+        ("wrn_10_1", lambda: nn.DataParallel(Behind(TheirWideResNet(10, 1), "mean", "std")), None, NUMBERS),
+        ("preact_resnet18", TheirPreAct18, "none", "none"),
+        ("preact_resnet18", lambda: Behind(TheirPreAct18()), NUMBERS, NUMBERS),
+        ("preact_resnet18", lambda: Behind(TheirPreAct18(), "new_mean", "new_std"), None, NUMBERS),
+        (f"{__name__}:plain", lambda: Behind(plain(*CIFAR), "mu", "std"), None, NUMBERS),
+        (f"{__name__}:plain", lambda: Behind(plain(*CIFAR)), NUMBERS, NUMBERS),
+        (f"{__name__}:plain", lambda: plain(*CIFAR), None, None),
     ],
 )
-def test_state_dicts_of_others_load_with_equal_logits(network, theirs):
-    reference, ours = trained(theirs()), build_model(network, *CIFAR).eval()
-    assert parameters(reference) == parameters(ours)
-    with pytest.raises(RuntimeError):
-        ours.load_state_dict(reference.state_dict())
-    ours.load_state_dict(our_keys(reference.state_dict(), ours.state_dict())[0])
+def test_other_programs_networks_give_their_own_logits(tmp_path, network, theirs, asked, said):
+    """From the file and the flag to the network that is attacked, against the module that wrote the file."""
+    reference = theirs().eval()
+    reference = reference if NUMBERS in (asked, said) else trained(reference)
+    torch.save({"state_dict": reference.state_dict()}, tmp_path / "theirs.pt")
+    pictures(tmp_path / "data", 1, 1, classes="abcdefghij", size=32)
+    flags = ["--model", str(tmp_path / "theirs.pt"), "--dataset", "imagefolder", "--norm", "Linf", "--network", network]
+    flags += ["--data_root", str(tmp_path / "data"), *(["--standardise", asked] if asked else [])]
+    subject = load_subject(parse_flags(PgdFlags, flags), torch.device("cpu"))
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), reference(PerImageStandardize()(x)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(subject.model(x), reference(x), rtol=1e-4, atol=1e-4)
+    assert subject.overrides.get("standardise") == said
 
 
 def test_keys_that_fit_or_fit_in_no_way_stay():
     own = build_model("wrn_10_1", *CIFAR).state_dict()
     lenet = build_model("lenet5", 1, 8, 8, 3).state_dict()
     for weights, wanted in ((own, own), (lenet, own), (lenet, lenet)):
-        found, said = our_keys(weights, wanted)
-        assert list(found) == list(weights) and not said
+        found = our_keys(weights, wanted)
+        assert list(found.weights) == list(weights) and not found.renamed
 
 
 @pytest.mark.parametrize(
     "prefixes",
-    ["module.", "_orig_mod.module.", "model.", "model.module.", "net.", "attacker.model.", "module.network."],
+    ["module.", "_orig_mod.module.", "model.", "model.module.", "net.", "attacker.model.", "module.network.", "1."],
 )
 def test_prefixes_are_taken_off_where_the_network_asked_for_lacks_them(prefixes):
     """What a network's own parameters are called stays; of what is taken off, nothing need be said."""
     plain = nn.Linear(3, 2).state_dict()
     wrapped = {prefixes + key: value for key, value in plain.items()}
-    found, said = our_keys(wrapped, plain)
-    assert list(found) == list(plain) and found["bias"] is plain["bias"] and not said
-    assert list(our_keys(wrapped, wrapped)[0]) == list(wrapped)
+    found = our_keys(wrapped, plain)
+    assert list(found.weights) == list(plain) and found.weights["bias"] is plain["bias"] and not found.renamed
+    assert list(our_keys(wrapped, wrapped).weights) == list(wrapped)
     deeper = {f"module.{key}": value for key, value in wrapped.items()}
-    assert list(our_keys(deeper, wrapped)[0]) == list(wrapped)
+    assert list(our_keys(deeper, wrapped).weights) == list(wrapped)
 
 
 def foreign_files():
@@ -205,38 +243,50 @@ def test_state_dicts_of_others_in_wrappers():
     theirs, files = foreign_files()
     ours = build_model("wrn_10_1", *CIFAR)
     for file in files:
-        found, said = our_keys(file, ours.state_dict())
-        ours.load_state_dict(found)
-        assert "another program's" in said
-        for key, value in our_keys(theirs, ours.state_dict())[0].items():
-            assert key.endswith("num_batches_tracked") or torch.equal(found[key], value)
+        found = our_keys(file, ours.state_dict())
+        ours.load_state_dict(found.weights)
+        assert found.renamed
+        for key, value in our_keys(theirs, ours.state_dict()).weights.items():
+            assert key.endswith("num_batches_tracked") or torch.equal(found.weights[key], value)
 
 
-@pytest.mark.parametrize("buffer", ["mu", "normalizer.new_mean", "module.normalize.std"])
-def test_a_normalisation_beside_the_network_is_refused_by_name(buffer):
-    """Ours would leave it out, and give other logits than theirs."""
-    theirs, _ = foreign_files()
-    ours = build_model("wrn_10_1", *CIFAR)
-    prefix = "module.model." if buffer.startswith("module.") else "model."
-    file = {buffer: torch.zeros(1, 3, 1, 1)} | {prefix + key: value for key, value in theirs.items()}
-    with pytest.raises(UserError, match=buffer.removeprefix("module.") + " is 1x3x1x1 there"):
-        checkpoint.load_weights(ours, our_keys(file, ours.state_dict())[0], Path("theirs.pt"))
+def test_a_networks_own_normalisation_is_no_other_programs():
+    """Buffers of these names that the network asked for has are its own."""
+    own = Behind(nn.Linear(3, 2), "mean", "std").state_dict()
+    found = our_keys({f"module.{key}": value for key, value in own.items()}, own)
+    assert list(found.weights) == list(own) and not found.normalisation
 
 
 def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     """Digits have one channel: their WideResNet with another stem, attacked and taken as a start."""
     torch.manual_seed(0)
-    reference = TheirWideResNet(10, 1, channels=1)
-    torch.save(reference.state_dict(), tmp_path / "theirs.pt")
+    state, file = TheirWideResNet(10, 1, channels=1).state_dict(), tmp_path / "theirs.pt"
+    torch.save(state, file)
     named = ["--network", "wrn_10_1"]
     digits = ["--dataset", "digits", "--norm", "Linf", "--eps", "0.1"]
-    attack = [*ATTACK, "--model", str(tmp_path / "theirs.pt"), *digits]
-    assert evaluate_on_pgd_attacks.main([*attack, *named]) == 0
-    assert "another program's" in capsys.readouterr().out
+    attack = [*ATTACK, "--model", str(file), *digits]
+    fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named], "--standardise none")
+    for how, wrong in (
+        ("bytes", "give image, none"),
+        ("0.5,0.5,0.5", "3 numbers for images of 1 channel"),
+        ("127,64", "255"),
+    ):
+        fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named, "--standardise", how], wrong)
+    plain = ["--standardise", "none"]
+    assert evaluate_on_pgd_attacks.main([*attack, *named, *plain]) == 0
+    assert "standardise: none" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "eval_pgd_Linf.json").read_text())["results"]
+    assert [row["settings"]["overrides"]["standardise"] for row in rows] == ["none"]
+    assert evaluate_on_pgd_attacks.main([*attack, *named, "--standardise", "image"]) == 0
+    assert "already done" not in capsys.readouterr().out, "another function of the same file"
     fails(capsys, evaluate_on_pgd_attacks.main, [*attack, "--network", "preact_resnet18"], "of another network")
-    start = ["--pretrained", str(tmp_path / "theirs.pt"), "--max_steps", "1", "--savepath", str(tmp_path / "run")]
+    start = ["--pretrained", str(file), "--max_steps", "1", "--savepath", str(tmp_path / "run")]
     assert train.main([*SMALL, *start, *named]) == 0
-    assert "another program's" in "".join(capsys.readouterr())
-    wrapped = {f"module.{key}": value for key, value in reference.state_dict().items()}
-    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "theirs.pt")
-    assert evaluate_on_pgd_attacks.main([*attack, *named, "--overwrite"]) == 0
+    assert "each image is standardised before them" in "".join(capsys.readouterr())
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()} | {"module.mu": torch.ones(3, 2)}}, file
+    )
+    fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named], "in mu in a form not known here")
+    torch.save({"state_dict": state, "best_acc": 99.0}, file)
+    assert evaluate_on_pgd_attacks.main([*attack, *named, *plain, "--overwrite"]) == 0
+    assert "sanity check failed: clean accuracy as the file says" in capsys.readouterr().out

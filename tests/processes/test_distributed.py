@@ -17,8 +17,7 @@ import train
 from check import checker_of
 from config import PRESETS
 from errors import UserError
-from loading.batches import Split, TrainBatches
-from loading.crops import Augment
+from loading.batches import Split
 from loading.datasets import Dataset, load_dataset
 from networks.lenet import LeNet5Madry
 from networks.resnets import PerImageStandardize, WideResNet
@@ -124,21 +123,6 @@ def test_one_step_in_float64_is_that_of_one_process(trained, name, changes):
     for processes in several:
         for key, value in processes[0]["weights"].items():
             assert all(torch.equal(other["weights"][key], value) for other in processes), "all end with the same bits"
-
-
-def test_slices_and_starts_do_not_depend_on_the_number_of_processes():
-    split = digits(torch.float32).train
-    for step in (0, 23, 24):  # 23: the last, smaller batch of the first epoch is step 23 at 52 images a batch
-        whole = TrainBatches(split, batch_size=52, seed=3, augment=Augment())(step)
-        for size in (2, 3, 60):
-            parts = [
-                TrainBatches(split, batch_size=52, seed=3, augment=Augment(), rank=r, ranks=size)(step)
-                for r in range(size)
-            ]
-            for name in ("x", "y", "index"):
-                assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-            taken = torch.cat([torch.arange(len(whole.y))[World(r, size).rows(len(whole.y))] for r in range(size)])
-            assert torch.equal(taken, torch.arange(len(whole.y)))
 
 
 def batchnorm_here(rows, shape):

@@ -1,6 +1,5 @@
 """torchrun for real: a process that dies or raises, a restart, Ctrl-C."""
 
-import json
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import time
 import pytest
 
 import ranks
-from command_lines import SMALL
+from command_lines import SMALL, rows
 from ranks import Started, in_processes
 from records import checkpoint
 from support import ROOT
@@ -22,24 +21,12 @@ FLAGS = [*SMALL, "--eval_batch_size", "10"]
 
 
 def torchrun(folder, *fault, restarts=0, steps=16, processes=2):
-    script = (
-        [str(ROOT / "tests" / "support" / "faulty_train.py"), *map(str, fault)] if fault else [str(ROOT / "train.py")]
-    )
+    launch = f"-m torch.distributed.run --nproc_per_node {processes} --max-restarts {restarts} --master-port"
+    script = ["tests/support/faulty_train.py", *map(str, fault)] if fault else ["train.py"]
+    flags = [*FLAGS, "--max_steps", str(steps), "--savepath", str(folder)]
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            f"--nproc_per_node={processes}",
-            f"--max-restarts={restarts}",
-            f"--master-port={ranks.free_port()}",
-            *script,
-            *FLAGS,
-            "--max_steps",
-            str(steps),
-            "--savepath",
-            str(folder),
-        ],
+        [sys.executable, *launch.split(), str(ranks.free_port()), *script, *flags],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,11 +53,7 @@ def test_a_process_killed_in_an_attack_is_started_again_and_the_run_goes_on(tmp_
     out = finish(process)
     assert process.returncode == 0, out
     assert "exitcode: -9" in out and re.search(r"going on from step [1-9]", out) and "finished" in out
-    steps = [
-        json.loads(line)["step"]
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-        if '"train"' in line
-    ]
+    steps = [row["step"] for row in rows(tmp_path / "run") if row["kind"] == "train"]
     assert steps == list(range(2, 17, 2)), "no row doubled or missing"
 
 

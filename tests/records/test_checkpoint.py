@@ -1,11 +1,16 @@
-"""Checkpoints: round trip, checksum, damage, hostile pickles, the reference's format."""
+"""Checkpoints: round trip, checksum, damage, the reference's format. Hostile pickles: see tests/test_bad_input.py."""
 
 import os
-import pickle
 import random
+import re
+from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 from errors import UserError
 from networks.foreign import our_keys
@@ -88,23 +93,64 @@ def test_flipped_tensor_byte_is_seen(tmp_path):
         checkpoint.load(path)
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch pwned",)
+def hold(model):
+    """What people save beside their weights, and under which name."""
+    state, one = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
+    return {name: {name: state, **one} for name in ("state_dict", "model_state_dict", "net", "network")}
 
 
-@pytest.mark.parametrize("write", ["torch", "pickle"])
-def test_a_hostile_pickle_runs_nothing(tmp_path, monkeypatch, write):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "model_best.pt"
-    content = {"epoch": 1, "model": Hostile()}
-    if write == "torch":
-        torch.save(content, path)
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "net", "network", "safetensors"])
+def test_usual_containers(tmp_path, name):
+    model, file = nn.Linear(3, 2), tmp_path / "theirs"
+    if name == "safetensors":
+        safetensors.torch.save_file(model.state_dict(), file)
     else:
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(UserError, match=r"model_best\.pt.*it asks to run code"):
-        checkpoint.load_model_file(str(path))
-    assert not (tmp_path / "pwned").exists()
+        torch.save(hold(model)[name], file)
+    found = checkpoint.load_model_file(str(file))
+    assert torch.equal(found.weights["weight"], model.weight) and found.config is None
+    assert found.accuracy == (None if name == "safetensors" else pytest.approx(0.935))
+
+
+class Settings:
+    """Anyone's class."""
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda model: model, "holds a whole network, a torch.nn.modules.linear.Linear"),
+        (lambda model: {"net": model, "epoch": 3}, "there is net, epoch"),
+        (lambda model: {"net": model.state_dict(), "args": Settings()}, "there is net, args"),
+        (lambda model: {"ema": model.state_dict(), "epoch": 3}, "ema could be"),
+    ],
+)
+def test_a_refusal_names_the_line_that_converts_the_file(tmp_path, monkeypatch, make, said, legacy):
+    """The line is run: what it writes is read."""
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(3, 2)
+    torch.save(make(model), "theirs.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=said) as error:
+        checkpoint.load_model_file("theirs.pt")
+    exec(re.search(r"torch\.save\(.*", str(error.value))[0], {"torch": torch})
+    assert torch.equal(checkpoint.load_model_file("weights.pt").weights["bias"], model.bias)
+
+
+def test_torchscript_and_files_without_weights_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(3, 2)
+    torch.jit.script(model).save("script.pt")
+    with pytest.raises(UserError, match="is TorchScript") as error:
+        checkpoint.load_model_file("script.pt")
+    exec(re.search(r"torch\.save\(.*", str(error.value))[0], {"torch": torch})
+    assert torch.equal(checkpoint.load_model_file("weights.pt").weights["bias"], model.bias)
+    torch.save({"epoch": 3, "lr": 0.1}, "none.pt")
+    with pytest.raises(UserError, match="no weights in it, there is epoch, lr"):
+        checkpoint.load_model_file("none.pt")
+    safetensors.torch.save_file(model.state_dict(), "damaged.safetensors")
+    Path("damaged.safetensors").write_bytes(Path("damaged.safetensors").read_bytes()[:-4])
+    with pytest.raises(UserError, match="damaged safetensors"):
+        checkpoint.load_model_file("damaged.safetensors")
 
 
 @pytest.mark.parametrize("name", ["README.md", "pyproject.toml", "docs/idea.png", "trained_models/mnist.md"])
@@ -143,7 +189,7 @@ def test_the_references_files(tmp_path, shape, legacy):
         file = checkpoint.load_model_file(str(name))
         assert file.config is None and file.path == path
         other = LeNet5Madry()
-        checkpoint.load_weights(other, our_keys(file.weights, other.state_dict())[0], path)
+        checkpoint.load_weights(other, our_keys(file.weights, other.state_dict()).weights, path)
         assert torch.equal(other.linear2.bias, model.linear2.bias)
 
 

@@ -1,6 +1,5 @@
 """Every committed run is read as it is: its settings by `--config`, its network by the hub and by the evaluators."""
 
-import functools
 import json
 from dataclasses import fields, replace
 
@@ -41,9 +40,8 @@ def test_its_settings_are_read_and_are_the_same_again(folder):
     again, _ = parse_train(["--config", str(folder)])
     if "best_by" not in values and stored.method == "std":  # by mean margin, as was not said then
         stored = replace(stored, best_by="clean_acc")
-    stored = replace(
-        stored, ramp_steps=stored.ramp_steps or again.ramp_steps
-    )  # half of all steps, where it is not said
+    ramp_steps = stored.ramp_steps or again.ramp_steps  # half of all steps, where it is not said
+    stored = replace(stored, ramp_steps=ramp_steps)
     assert again == replace(stored, **OF_RUN), "but for where it lies and how it is shown"
 
 
@@ -70,9 +68,6 @@ def test_a_setting_that_is_gone_is_refused_unless_it_holds_its_default(tmp_path,
     values = json.loads((ROOT / "trained_models" / "digits-Linf-MMA-0.3-sd0" / "config.json").read_text())
     assert stored_config({**values, name: GONE[name]}) == stored_config({k: v for k, v in values.items() if k != name})
     (tmp_path / "config.json").write_text(json.dumps({**values, name: value}))
-    for read in (
-        functools.partial(stored_config, {**values, name: value}),
-        lambda: parse_train(["--config", str(tmp_path)]),
-    ):
+    for read in (lambda: stored_config({**values, name: value}), lambda: parse_train(["--config", str(tmp_path)])):
         with pytest.raises(UserError, match=f"{name} {value}: there is no such setting any more"):
             read()

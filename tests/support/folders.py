@@ -15,6 +15,8 @@ def pictures(folder, train, test, classes=("ant", "bee", "cat"), size=12):
         for i, name in enumerate(classes):
             (folder / part / name).mkdir(parents=True)
             draws = np.random.default_rng(10 * i + (part == "test"))
-            for j, pixels in enumerate(draws.integers(70 * i, 70 * i + 100, (count, size, size, 3), dtype=np.uint8)):
+            for j, pixels in enumerate(
+                draws.integers(70 * i % 150, 70 * i % 150 + 100, (count, size, size, 3), dtype=np.uint8)
+            ):
                 Image.fromarray(pixels).save(folder / part / name / f"{j:03}.png")
     return folder

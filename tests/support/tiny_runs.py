@@ -20,8 +20,8 @@ def rand(*shape, seed=0, dtype=torch.float64):
 
 def network(batchnorm=True, sharpness=6.0):
     torch.manual_seed(0)
-    normed = [nn.BatchNorm2d(6)] if batchnorm else []
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), *normed, nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).double()
+    norm = [nn.BatchNorm2d(6)] if batchnorm else []
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), *norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).double()
     with torch.no_grad():
         model[-1].weight.mul_(sharpness)
     return model
@@ -38,8 +38,8 @@ def batch_for(model, count=12, wrong_every=4):
 
 def settings(norm, alpha, **changes):
     small = {"Linf": {"attack_mineps": 0.01, "hinge_maxeps": 0.03}, "L2": {"attack_mineps": 0.1, "hinge_maxeps": 0.25}}
-    own = {"clean_loss_coeff": alpha, "method": method_of(alpha), "nb_iter": 5}
-    return replace(PRESETS["digits", norm], **own | small[norm] | changes)
+    named = {"clean_loss_coeff": alpha, "method": method_of(alpha), "nb_iter": 5, **small[norm], **changes}
+    return replace(PRESETS["digits", norm], **named)
 
 
 def tiny_data(count=23, classes=4):

@@ -93,21 +93,13 @@ def test_a_loop_goes_on_from_tensors_and_numbers(tmp_path):
         MmaObjective(5, "L2", 1.0, 0.1).load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"norm": "L1"},
-        {"d_max": 0.0},
-        {"eps_min": 0.0},
-        {"eps_min": 0.4},
-        {"count": 0},
-        {"steps": 0},
-        {"alpha": 1.5},
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        MmaObjective(**{"count": 5, "norm": "Linf", "d_max": 0.3, "eps_min": 0.05} | wrong)
+WRONG = [("norm", "L1"), ("d_max", 0.0), ("eps_min", 0.0), ("eps_min", 0.4), ("count", 0), ("steps", 0), ("alpha", 1.5)]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_settings_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        MmaObjective(**{"count": 5, "norm": "Linf", "d_max": 0.3, "eps_min": 0.05} | {name: value})
 
 
 @pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: x - 0.5, lambda x: x * torch.nan])

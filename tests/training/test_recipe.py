@@ -70,11 +70,8 @@ def test_cifar_10_methods_have_about_the_same_passes(network):
     for method in ("mma", "omma", "pgd", "pgdls", "trades", "std"):
         eps = ["--hinge_maxeps", "20/255"] if "mma" in method else []
         config, notes = parse_train([*CIFAR, "--method", method, "--network", network, *eps])
-        each = {
-            "mma": 2 + SHARE[network] * (config.nb_iter + 4),
-            "pgd": config.nb_iter + 1,
-            "trades": config.nb_iter + 3,
-        }
+        steps, share = config.nb_iter, SHARE[network]
+        each = {"mma": 2 + share * (steps + 4), "pgd": steps + 1, "trades": steps + 3}
         like = {"omma": "mma", "pgdls": "pgd"}.get(method, method)
         found[method] = config.max_steps * config.batch_size * each.get(like, 1)
         assert config.weight_decay == 5e-4 and config.one_cycle and config.optimizer == "sgd" and config.augment

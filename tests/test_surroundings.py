@@ -1,0 +1,94 @@
+"""Terminals, pipes, environments and folders as people have them: one line or no difference, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate_on_pgd_attacks
+import train
+from command_lines import SMALL, fails
+from errors import UserError
+from folders import pictures
+from loading.image_folder import list_folder
+from records.reading import read_settings
+from support import ROOT
+
+PRINTS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from errors import exits_on_user_error
+@exits_on_user_error
+def main():
+    for _ in range(20000):
+        print("ℓ∞ ≤ 0.3")
+    return 0
+sys.exit(main())
+"""
+
+
+def run(stdout, **more):
+    found = subprocess.run(
+        [sys.executable, "-c", PRINTS], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, **more
+    )
+    return found.returncode, found.stderr
+
+
+def test_a_terminal_that_lacks_characters():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert run(subprocess.DEVNULL, env=environment) == (0, "")
+
+
+def test_a_reader_that_leaves_early():
+    """`| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    status, said = run(writing)
+    os.close(writing)
+    assert status == 2 and said.count("\n") == 1 and "ended first" in said and "make room" not in said
+
+
+def test_output_that_is_full_or_closed():
+    with Path("/dev/full").open("w") as full:
+        status, said = run(full)
+    assert status == 2 and said.count("\n") == 1 and "make room" in said
+    assert run(None, preexec_fn=lambda: os.close(1)) == (0, "")
+
+
+@pytest.mark.parametrize("program", ["train.py", *sorted(path.name for path in ROOT.glob("evaluate_on_*.py"))])
+def test_an_isolated_python(tmp_path, program):
+    """It leaves the program's folder off its path."""
+    found = subprocess.run(
+        [sys.executable, "-I", ROOT / program, "--help"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_what_a_launcher_left_behind(monkeypatch, capsys, tmp_path):
+    short = [*SMALL, "--max_steps", "1", "--train_size", "60", "--savepath", str(tmp_path / "run")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, train.main, short, "WORLD_SIZE=2 is set, RANK is not")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("RANK", "1")
+    fails(capsys, train.main, [*short, "--seed", "x"], "--seed")
+    assert train.main(short) == 0
+
+
+def test_a_path_at_home(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flags.toml").write_bytes(b"\xef\xbb\xbfmax_steps = 1\ntrain_size = 60\n")  # as some editors save it
+    assert read_settings("flags.toml") == {"max_steps": 1, "train_size": 60}
+    assert train.main([*SMALL, "--config=~/flags.toml", "--savepath=~/run"]) == 0
+    fails(capsys, evaluate_on_pgd_attacks.main, ["--model=~/none"], str(tmp_path / "none"))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
+
+
+def test_class_folders_whose_names_look_alike(tmp_path):
+    """As a Mac and a Linux machine write the same é."""
+    pictures(tmp_path, 2, 1, ("caf\u00e9", "tea"))
+    (tmp_path / "test" / "caf\u00e9").rename(tmp_path / "test" / "cafe\u0301")
+    with pytest.raises(UserError, match=r"'cafe?\\(u0301|xe9)' is not in both, 'cafe?\\(u0301|xe9)' looks alike"):
+        list_folder(tmp_path, "train")
