@@ -152,8 +152,11 @@ def _column(row: Row, subject: Subject) -> list[float] | None:
     return cut + [math.inf] * (n - len(cut))
 
 
-def compared(subject: Subject, right: Tensor, margins: Tensor, found: Mapping[str, Sequence[float]]) -> Figures:
-    """AN-PGD's margins, (N,), and their ratio to the best known distances; right (N,) bool: without a perturbation.
+def compared(
+    subject: Subject, right: Tensor, margins: Tensor, best: Sequence[float], attacks: Sequence[str]
+) -> Figures:
+    """AN-PGD's margins, (N,), and their ratio to the best known distances; right (N,) bool: without a perturbation; best,
+    attacks: of `best_known`.
 
     The ratio is over the images that are classified right, that an attack broke, and whose margin is not the end of
     AN-PGD's search, where nothing was found.
@@ -161,7 +164,6 @@ def compared(subject: Subject, right: Tensor, margins: Tensor, found: Mapping[st
     training = subject.training
     end, bracket = training.search_maxeps, training.search_maxeps / 2**training.check_search_steps
     at_end = (margins >= end - bracket).tolist()
-    best, attacks = best_known(subject, found)
     ratios = [
         margin / distance
         for margin, distance, is_right, stuck in zip(margins.tolist(), best, right.tolist(), at_end, strict=True)
@@ -180,11 +182,12 @@ def table(
     subject: Subject,
     right: Tensor,
     found: Mapping[str, Sequence[float]],
+    best: Sequence[float],
     anpgd: Figures,
     seconds: Mapping[str, float],
 ) -> list[str]:
-    """What to print at the end; anpgd: what `compared` gives, seconds: by attack."""
-    ratio, (best, attacks) = anpgd["ratio"], best_known(subject, found)
+    """What to print at the end; found, seconds: by attack; best: of `best_known`; anpgd: what `compared` gives."""
+    ratio = anpgd["ratio"]
 
     def line(name: str, figures: Figures, *rest: str) -> str:
         values = [
@@ -203,7 +206,7 @@ def table(
         f"clean accuracy {accuracy['clean_acc']:.2%}   {interval(accuracy['clean_ci95'])}",
         f"{f'smallest {subject.norm} distance':22}" + "".join(f"{head:>11}" for head in heads),
         *[line(name, summary(d), missing(d), f"   {seconds[name]:g} s") for name, d in found.items()],
-        line("best known", summary(best), missing(best), f"   of {', '.join(attacks)}"),
+        line("best known", summary(best), missing(best), f"   of {', '.join(ratio['best_of'])}"),
         line("AN-PGD", anpgd, f"{anpgd['at_search_end']:>11}", end),
         line("AN-PGD / best known", ratio, f"{'':11}   over {ratio['n']} images; below 1 in {ratio['below_1']}"),
     ]

@@ -23,7 +23,7 @@ OWNERS = {
     "forward": (replica.Replica, "__call__"),
     "attack": (fast_pgd.FastPgd, "__call__"),
     "save": (checkpoint, "save"),
-    "check": (check.Checker, "_measure"),
+    "check": (check, "check_batch"),
     "step": (trainer.Trainer, "train_step"),
 }
 
