@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 
 import torch
+from torch import Tensor
 
 from check import check_split
 from config import opt
@@ -120,7 +121,7 @@ def search(subject: Subject, rows: dict[str, Row], batch_size: int, teller: Tell
     logits = clean_logits(subject.model, x, min(batch_size, len(x)))
     right = logit_margin(logits, y) < 0
     batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
-    found, seconds = dict[str, list[float]](), dict[str, float]()  # found: distances
+    found, seconds = dict[str, Tensor](), dict[str, float]()  # found: distances
     with ExitStack() as kept:
         for attack, row in rows.items():
 
@@ -131,10 +132,10 @@ def search(subject: Subject, rows: dict[str, Row], batch_size: int, teller: Tell
             identity = [row["settings"], row["seed"]]
             shards = run_shards(attack_batch, len(batches), subject, attack, identity, teller, world, title=attack)
             parts = kept.enter_context(shards)
-            distances = torch.zeros(len(x), dtype=torch.float64)
+            found[attack] = torch.zeros(len(x), dtype=torch.float64)
             if parts:
-                distances[right.cpu()] = torch.cat([part["distances"] for part in parts])
-            found[attack], seconds[attack] = distances.tolist(), round(sum(part["seconds"] for part in parts), 1)
+                found[attack][right.cpu()] = torch.cat([part["distances"] for part in parts])
+            seconds[attack] = round(sum(part["seconds"] for part in parts), 1)
         teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
         check = check_split(subject.model, subject.test, subject.training, *CHECK_KEY, world=world)
         if world.is_first:

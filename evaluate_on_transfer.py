@@ -92,10 +92,9 @@ def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[S
                 )
         if subject.images != first.images or not torch.equal(subject.test.numbers, first.test.numbers):
             raise UserError(f"--data_root: {runs[0]} and {run} were trained on other images: name one folder for all")
-        rows, notes = pgd_attacks.rows_asked(pgd_flags(flags, run), subject, [])
+        its_radii, notes = subject.radii(flags.eps)
         for note in notes if subject is first else ():
             teller.note(note)
-        its_radii = [row["eps"] for row in rows]
         radii = radii or its_radii
         if len(radii) != len(its_radii) or not all(map(same_eps, radii, its_radii)):
             raise UserError(

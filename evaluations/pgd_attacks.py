@@ -200,10 +200,9 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         return subject.row(flags.seed, settings, eps)
 
     rows: list[Row] = []
-    for eps in sorted(radii):
-        if not rows or not same_eps(eps, rows[-1]["eps"]):
-            same = stored_row(stored, row(eps))
-            rows.append(row(eps if same is None else same["eps"]))
+    for eps in radii:
+        same = stored_row(stored, row(eps))
+        rows.append(row(eps if same is None else same["eps"]))
     return rows, notes
 
 

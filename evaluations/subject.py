@@ -14,7 +14,7 @@ from torch import nn
 from config import PRESETS, SPLITS, Config
 from errors import UserError
 from evaluations.flags import EvaluationFlags
-from evaluations.results import Row, add_rows, checkpoint_rows, stored_row
+from evaluations.results import Row, add_rows, checkpoint_rows, same_eps, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
 from loading.datasets import Part, load_own, load_test
@@ -50,7 +50,7 @@ class Subject:
         return self.path.parent / f"eval_{attack}_{self.norm}.json"
 
     def radii(self, given: Sequence[float | str] | None) -> tuple[list[float], list[str]]:
-        """What `--eps` means for these images, in input units, and what the user should be told of it.
+        """What `--eps` means for these images, in input units, ascending, and what the user should be told of it.
 
         :raises UserError: for a radius that no image in [0, 1] can use.
         """
@@ -61,7 +61,11 @@ class Subject:
             six = [round(self.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
             return list(GRIDS.get((self.dataset, self.norm), six)), []  # the paper's, for other data sets up to d_max
         settled = [radius(float(eps), self.dataset, self.norm, "eps") for eps in given]
-        return [eps for eps, _ in settled], [note for _, notes in settled for note in notes]
+        found: list[float] = []
+        for eps in sorted(eps for eps, _ in settled):
+            if not found or not same_eps(eps, found[-1]):
+                found.append(eps)
+        return found, [note for _, notes in settled for note in notes]
 
     def rows(self, attack: str) -> list[Row]:
         """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network.
