@@ -162,6 +162,11 @@ class Config:
         return 1.05 * self.check_maxeps
 
     @property
+    def check_steps(self) -> int:
+        """Of PGD in the check."""
+        return self.check_nb_iter or self.nb_iter
+
+    @property
     def check_search_steps(self) -> int:
         """Halvings in the check, which always bisects."""
         return self.num_search_steps if self.search == "bisection" else 10

@@ -20,7 +20,7 @@ from torch import Tensor
 from config import opt
 from errors import exits_on_user_error
 from evaluations import external_attacks
-from evaluations.autoattack import CLASSES, build_autoattack, choose_ensemble, run_ensemble
+from evaluations.autoattack import CLASSES, choose_ensemble, run_ensemble
 from evaluations.external_attacks import settled_eps
 from evaluations.flags import EvaluationFlags, parse_flags
 from evaluations.shards import run_evaluation
@@ -58,8 +58,7 @@ def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: Wo
         teller.note(note)
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
-        built = build_autoattack(subject.model, settings, norm=subject.norm, eps=eps, seed=seed, device=x.device)
-        return run_ensemble(built, x, y)
+        return run_ensemble(subject.model, x, y, settings, norm=subject.norm, eps=eps, seed=seed)
 
     external_attacks.evaluate(
         flags,

@@ -11,23 +11,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
 import torch
+from torch import Tensor
 
-from check import checker_of
+from check import check_split
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import EvaluationFlags, choose, parse_flags
-from evaluations.minimum_norm import ATTACKS, SEARCHES, attacks_under, compared, figures_of, shortest_distances, table
+from evaluations.minimum_norm import (
+    ATTACKS,
+    SEARCHES,
+    attacks_under,
+    best_known,
+    compared,
+    figures_of,
+    shortest_distances,
+    table,
+)
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, clean_accuracy, require_writable
-from evaluations.shards import Keep, Parts, already_done, run_evaluation, run_shards
+from evaluations.results import Row, clean_accuracy
+from evaluations.shards import Part, already_done, run_evaluation, run_shards
 from evaluations.subject import Subject
 from losses import logit_margin
 from processes.distributed import World, main_of_process
@@ -111,41 +121,36 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
 
 def search(subject: Subject, rows: dict[str, Row], batch_size: int, teller: Teller, world: World) -> None:
     """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table."""
-    world.together(lambda: require_writable(subject.path.parent))
     x, y, _ = subject.test.everything()
     logits = clean_logits(subject.model, x, min(batch_size, len(x)))
     right = logit_margin(logits, y) < 0
     batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
-    teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
-    checked = checker_of(subject.training)(subject.model, subject.test, *CHECK_KEY, world=world)
-    assert checked is not None  # nothing stops it
-    margins = checked.margins.cpu().double()
-    done, found, seconds = [], dict[str, list[float]](), dict[str, float]()  # found: distances
-    for attack, row in rows.items():
-        parts = Parts(subject, attack, len(batches), world, row["settings"], row["seed"])
+    found, seconds = dict[str, Tensor](), dict[str, float]()  # found: distances
+    with ExitStack() as kept:
+        for attack, row in rows.items():
 
-        def attack_batch(number: int, keep: Keep, attack: str = attack, row: Row = row) -> None:
-            started, seed = time.monotonic(), mixed_seed(row["seed"], EVALUATE, number)
-            steps = row["settings"]["steps"]
-            distances = shortest_distances(subject, attack, steps, batches[number], logits, seed)
-            keep({"distances": distances, "seconds": time.monotonic() - started})
+            def attack_batch(number: int, known: Mapping[int, Part], attack: str = attack, row: Row = row) -> Part:
+                steps, seed = row["settings"]["steps"], mixed_seed(row["seed"], EVALUATE, number)
+                return {"distances": shortest_distances(subject, attack, steps, batches[number], logits, seed)}
 
-        shards = run_shards(parts, attack_batch, attack, teller, world)
+            identity = [row["settings"], row["seed"]]
+            shards = run_shards(attack_batch, len(batches), subject, attack, identity, teller, world, title=attack)
+            parts = kept.enter_context(shards)
+            found[attack] = torch.zeros(len(x), dtype=torch.float64)
+            if parts:
+                found[attack][right.cpu()] = torch.cat([part["distances"] for part in parts])
+            seconds[attack] = round(sum(part["seconds"] for part in parts), 1)
+        teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
+        check = check_split(subject.model, subject.test, subject.training, *CHECK_KEY, world=world)
         if world.is_first:
-            distances = torch.zeros(len(x), dtype=torch.float64)
-            distances[right.cpu()] = torch.cat([distances[:0], *(part["distances"] for part in shards)])
-            found[attack], seconds[attack] = distances.tolist(), round(sum(part["seconds"] for part in shards), 1)
-        done.append(parts)
-    if world.is_first:
-        anpgd = compared(subject, right, margins, found)
-        for attack, distances_found in found.items():
-            settings = {**rows[attack]["settings"], "device": str(subject.device)}
-            figures = {**clean_accuracy(right), **figures_of(distances_found), "anpgd": anpgd}
-            subject.add_rows(attack, [{**rows[attack], **figures, "settings": settings, "seconds": seconds[attack]}])
-        for line in table(subject, right, found, anpgd, seconds):
-            teller.say(line)
-    for parts in done:
-        parts.close()
+            best, attacks = best_known(subject, found)
+            anpgd = compared(subject, right, check.margins.cpu().double(), best, attacks)
+            for attack, row in rows.items():
+                settings = {**row["settings"], "device": str(subject.device)}
+                figures = {**clean_accuracy(right), **figures_of(found[attack]), "anpgd": anpgd}
+                subject.add_rows(attack, [{**row, **figures, "settings": settings, "seconds": seconds[attack]}])
+            for line in table(subject, right, found, best, anpgd, seconds):
+                teller.say(line)
     teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 
 

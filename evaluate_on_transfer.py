@@ -96,10 +96,9 @@ def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[S
                 )
         if subject.images != first.images or not torch.equal(subject.test.numbers, first.test.numbers):
             raise UserError(f"--data_root: {runs[0]} and {run} were trained on other images: name one folder for all")
-        rows, notes = pgd_attacks.rows_asked(pgd_flags(flags, run), subject, [])
+        its_radii, notes = subject.radii(flags.eps)
         for note in notes if subject is first else ():
             teller.note(note)
-        its_radii = [row["eps"] for row in rows]
         radii = radii or its_radii
         if len(radii) != len(its_radii) or not all(map(same_eps, radii, its_radii)):
             raise UserError(
@@ -137,15 +136,17 @@ def compare(
             how |= {name: value for name in how if (value := getattr(flags, name)) is not None}
             attack = pgd_flags(flags, run, **how, eps=tuple(missing), seed=seeds[-1], save_adv=True)
             pgd_attacks.evaluate(attack, subject, teller)
-    images = [transfer.saved_images(subject, radii) for subject in subjects]
-    rows = {eps: transfer.rows_asked(subjects, images, seeds, eps) for eps in radii}
-    stored = [subject.rows("transfer") for subject in subjects]
-    if not flags.overwrite and all(
-        stored_row(own, row) for likes in rows.values() for own, row in zip(stored, likes, strict=True)
-    ):
-        teller.say(f"eval_transfer_{subjects[0].norm}.json beside each of them: already done")
+    saved = [transfer.saved_images(subject, radii) for subject in subjects]
+    images = {eps: [own[eps] for own in saved] for eps in radii}
+    rows = {eps: transfer.rows_asked(subjects, images[eps], seeds, eps) for eps in radii}
+    files = f"eval_transfer_{subjects[0].norm}.json beside each of them"
+    asked = [pair for eps in radii for pair in zip(subjects, rows[eps], strict=True)]
+    if not flags.overwrite and all(stored_row(subject.rows("transfer"), row) for subject, row in asked):
+        teller.say(f"{files}: already done")
         return
-    transfer.replay(subjects, images, rows, flags.batch_size or len(subjects[0].test), teller)
+    for eps in radii:
+        transfer.replay(subjects, images[eps], rows[eps], flags.batch_size or len(subjects[0].test), teller)
+    teller.say(f"written: {files}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
@@ -56,27 +55,25 @@ def choose_ensemble(
     return settings, [f"not standard AutoAttack: {reason}" for reason in why]
 
 
-def build_autoattack(
-    model: nn.Module, settings: dict[str, Any], *, norm: str, eps: float, seed: int, device: torch.device
-) -> AutoAttack:
-    """The package's object for these attacks, with no more target classes than there are."""
+def run_ensemble(
+    model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any], *, norm: str, eps: float, seed: int
+) -> tuple[Tensor, list[str]]:
+    """(B, ...), (B,), all classified right -> what the package's attacks find, with its warnings.
+
+    settings: of `choose_ensemble`; no more target classes than there are.
+    """
     chosen = {"attacks": settings["attacks"]} if settings["version"] == "custom" else {}
-    with package_log():
-        built = AutoAttack(model, version=settings["version"], norm=norm, eps=eps, seed=seed, device=device, **chosen)
-    built.attacks_to_run = settings["attacks"]
-    built.apgd_targeted.n_target_classes = built.fab.n_target_classes = settings["targets"]
-    return built
-
-
-def run_ensemble(ensemble: AutoAttack, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
-    """(B, ...), (B,), all classified right -> what the ensemble finds, with the package's warnings."""
+    how = {"version": settings["version"], "norm": norm, "eps": eps, "seed": seed, "device": x.device}
     trace = sys.gettrace()  # the package takes away a debugger's or coverage's
     with package_log() as warnings:
+        ensemble = AutoAttack(model, **how, **chosen)
+        ensemble.attacks_to_run = settings["attacks"]
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = settings["targets"]
         try:
             x_adv, _ = ensemble.run_standard_evaluation(x, y, batch_size=len(y))
         finally:
             sys.settrace(trace)
-    return x_adv, list(warnings.values())
+    return x_adv.detach(), list(warnings.values())
 
 
 @contextmanager
@@ -114,7 +111,6 @@ def stands(
     right = robust.nonzero().squeeze(1)
     for number, rows in enumerate(right.split(batch_size) if len(right) else ()):
         its_seed = mixed_seed(seed, EVALUATE, number)
-        built = build_autoattack(model, settings, norm=norm, eps=eps, seed=its_seed, device=x.device)
-        x_adv, _ = run_ensemble(built, x[rows], y[rows])
-        robust[rows], _ = verified(model, x[rows], y[rows], x_adv.detach(), norm=norm, eps=eps)
+        x_adv, _ = run_ensemble(model, x[rows], y[rows], settings, norm=norm, eps=eps, seed=its_seed)
+        robust[rows], _ = verified(model, x[rows], y[rows], x_adv, norm=norm, eps=eps)
     return robust, "; ".join(notes) or settings["name"]

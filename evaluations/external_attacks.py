@@ -7,7 +7,6 @@ eps in the same unit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,15 +17,14 @@ from evaluations import sanity
 from evaluations.compare_attacks import overestimates
 from evaluations.flags import EvaluationFlags
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import accuracy_lines, finished, merged, require_writable
-from evaluations.shards import Keep, Parts, already_done, run_shards
+from evaluations.results import accuracy_lines, finished, merged
+from evaluations.shards import Part, already_done, run_shards
 from evaluations.subject import Subject
 from losses import logit_margin
 from pgd import GEOMETRY
 from processes.distributed import World
 from records.progress import Teller
 from utils import EVALUATE, mixed_seed, untouched
-from validation import radius
 
 EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
 RANGE_TOLERANCE = 1e-6  # rounding of x + delta at 0 and 1
@@ -37,10 +35,7 @@ def settled_eps(eps: float | None, subject: Subject, teller: Teller, world: Worl
 
     :raises UserError: for a radius that no image in [0, 1] can use.
     """
-    if eps is None:
-        teller.note(f"--eps not given: {subject.training.test_eps:.5g}, the test radius of its training")
-        return subject.training.test_eps
-    settled, notes = world.together(lambda: radius(eps, subject.dataset, subject.norm, "eps"))
+    (settled,), notes = world.together(lambda: subject.radii(None if eps is None else [eps]))
     for note in notes:
         teller.note(note)
     return settled
@@ -69,14 +64,12 @@ def evaluate(
     row = subject.row(flags.seed, settings, eps)
     if already_done(subject, name, row, flags.overwrite, teller, world):
         return
-    world.together(lambda: require_writable(subject.path.parent))
     x, y, _ = subject.test.everything()
     right = logit_margin(clean_logits(subject.model, x, min(batch_size, len(x))), y) < 0
     shards = torch.arange(len(x), device=x.device).split(batch_size)
-    parts = Parts(subject, name, len(shards), world, row["settings"], eps, flags.seed, batch_size)
 
-    def attack_shard(number: int, keep: Keep) -> None:
-        started, robust, invalid, warnings = time.monotonic(), right.clone(), 0, list[str]()
+    def attack_shard(number: int, known: Mapping[int, Part]) -> Part:
+        robust, invalid, warnings = right.clone(), 0, list[str]()
         rows = shards[number][right[shards[number]]]
         if len(rows):
             with untouched(subject.model, x.device):
@@ -85,11 +78,12 @@ def evaluate(
                     subject.model, x[rows], y[rows], x_adv.detach(), norm=subject.norm, eps=eps
                 )
             invalid = int((~valid).sum())
-        found = {"robust": robust[shards[number]].cpu(), "invalid": invalid, "warnings": list(dict.fromkeys(warnings))}
-        keep({**found, "seconds": time.monotonic() - started})
+        return {"robust": robust[shards[number]].cpu(), "invalid": invalid, "warnings": list(dict.fromkeys(warnings))}
 
-    found = run_shards(parts, attack_shard, title, teller, world)
-    if world.is_first:
+    identity = [row["settings"], eps, flags.seed, batch_size]
+    with run_shards(attack_shard, len(shards), subject, name, identity, teller, world, title=title) as found:
+        if not world.is_first:
+            return
         robust, invalid = torch.cat([part["robust"] for part in found]), sum(part["invalid"] for part in found)
         # AutoAttack should be as strong as plain PGD, the others need not be.
         checks = sanity.battery(subject, eps, batch_size, robust.to(x.device) if name == "autoattack" else None)
@@ -102,18 +96,16 @@ def evaluate(
             "sanity": sanity.as_json(checks),
         }
         (row,) = subject.add_rows(name, [new])
-        lines = [
+        for line in [
             f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
             f"on {subject.device}",
             *accuracy_lines([row]),
             *[f"WARNING: {warning}" for warning in merged(row["warnings"])],
-            *sanity.lines({check: sanity.Finding(**outcome) for check, outcome in row["sanity"].items()}),
+            *sanity.lines(row["sanity"]),
             f"written: {subject.result_file(name)}",
             *overestimates(subject),
-        ]
-        for line in lines:
+        ]:
             teller.say(line)
-    parts.close()
 
 
 def verified(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,6 @@ PRECISION = 1e-4  # of max_eps: how near the boundary an adversarial image is lo
 HALVINGS = 16  # of [0, max_eps]: well below that
 SURELY = 1e-5  # of the largest logit: rounding in another batch does not turn a larger margin
 STEP_SHARES = {"paper": 1 / 4, "strong": 1 / 3}  # of eps: the step by default
-
-Standing = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, str]]  # model, x, y, logits -> (N,) bool, attack
 
 
 class Margins(NamedTuple):
@@ -115,25 +112,20 @@ def robust_accuracy(
     _require_whole(0, seed=seed)
     _require_choice("protocol", protocol, RESTARTS)
     _require_choice("attack", attack, ("pgd", "autoattack"))
+    step_size = eps * STEP_SHARES[protocol] if step_size is None else step_size
+    _require_radius(norm, "step_size", step_size)
+    how = RESTARTS[protocol](pgd, restarts, norm=norm, eps=eps, step_size=step_size, steps=steps)
     if attack == "autoattack":
-        from evaluations.autoattack import stands
-
-        standing: Standing = partial(stands, norm=norm, eps=eps, seed=seed, batch_size=batch_size)
-    else:
-        step_size = eps * STEP_SHARES[protocol] if step_size is None else step_size
-        _require_radius(norm, "step_size", step_size)
-        how = RESTARTS[protocol](pgd, restarts, norm=norm, eps=eps, step_size=step_size, steps=steps)
-
-        def standing(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> tuple[Tensor, str]:
-            together = min(batch_size, len(x))
-            state = repeated_pgd(
-                model, x, y, torch.arange(len(x)), restarts=how, eps=eps, seed=seed, batch_size=together
-            )
-            return state.robust, f"PGD, {protocol} protocol, {steps} steps, {restarts} restarts"
+        from evaluations.autoattack import stands  # and all that the evaluations load
 
     def measure(model: nn.Module, x: Tensor, y: Tensor) -> RobustAccuracy:
+        shared: dict[str, Any] = {"eps": eps, "seed": seed, "batch_size": min(batch_size, len(x))}
         with _examined(model, x, y, batch_size) as (y, logits):
-            flags, name = standing(model, x, y, logits)
+            if attack == "autoattack":
+                flags, name = stands(model, x, y, logits, norm=norm, **shared)
+            else:
+                flags = repeated_pgd(model, x, y, torch.arange(len(x)), restarts=how, **shared).robust
+                name = f"PGD, {protocol} protocol, {steps} steps, {restarts} restarts"
         low, high = wilson(int(flags.sum()), len(flags))
         return RobustAccuracy(int(flags.sum()) / len(flags), flags, (float(low), float(high)), name)
 

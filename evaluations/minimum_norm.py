@@ -117,60 +117,54 @@ def summary(values: Sequence[float]) -> Figures:
     return {"mean": mean if math.isfinite(mean) else None, "quartiles": [quantile(q) for q in (0.25, 0.5, 0.75)]}
 
 
-def figures_of(distances: Sequence[float]) -> Figures:
-    """The part of a row that follows from the distances."""
-    stored = [d if math.isfinite(d) else None for d in distances]
-    broken = [d for d in stored if d is not None]
+def figures_of(distances: Tensor) -> Figures:
+    """The part of a row that follows from the distances, (N,)."""
+    broken = distances[distances.isfinite()].tolist()
     return {
-        **summary(distances),
-        "not_found": len(stored) - len(broken),
+        **summary(distances.tolist()),
+        "not_found": len(distances) - len(broken),
         "mean_of_found": summary(broken)["mean"],
-        "distances": stored,
+        "distances": [d if math.isfinite(d) else None for d in distances.tolist()],
     }
 
 
-def best_known(subject: Subject, found: Mapping[str, Sequence[float]]) -> tuple[list[float], list[str]]:
-    """(N,) the shortest distance of each image by `found`, (N,) by attack, and by the JSON beside the model, inf where
-    there is none; and the attacks' names."""
+def best_known(subject: Subject, found: Mapping[str, Tensor]) -> tuple[Tensor, list[str]]:
+    """(N,) float64: the shortest distance of each image by `found`, (N,) by attack, and by the JSON beside the model, inf
+    where there is none; and the attacks' names."""
     known = {}
     for attack in attacks_under(subject.norm):
         columns = [column for row in subject.rows(attack) if (column := _column(row, subject)) is not None]
-        columns += [list(found[attack])] if attack in found else []
-        if columns:
-            known[attack] = [min(column) for column in zip(*columns, strict=True)]
-    return [min(column) for column in zip(*known.values(), strict=True)], sorted(known)
+        if columns := [*columns, *([found[attack]] if attack in found else [])]:
+            known[attack] = torch.stack(columns).amin(0)
+    return torch.stack([*known.values()]).amin(0), sorted(known)
 
 
-def _column(row: Row, subject: Subject) -> list[float] | None:
-    """(N,) a row's distances, inf where it has none; None if they are of other images."""
+def _column(row: Row, subject: Subject) -> Tensor | None:
+    """(N,) float64: a row's distances, inf where it has none; None if they are of other images."""
     n = len(subject.test)
     same = row.get("images") == subject.images and row["n"] == n
     same_order = subject.dataset != "imagefolder"  # the first ones, whichever size; else a selection
     if row["split"] != subject.split or not (same or same_order):
         return None
     cut = [math.inf if d is None else d for d in row["distances"][:n]]
-    return cut + [math.inf] * (n - len(cut))
+    return torch.tensor(cut + [math.inf] * (n - len(cut)), dtype=torch.float64)
 
 
-def compared(subject: Subject, right: Tensor, margins: Tensor, found: Mapping[str, Sequence[float]]) -> Figures:
-    """AN-PGD's margins, (N,), and their ratio to the best known distances; right (N,) bool: without a perturbation.
+def compared(subject: Subject, right: Tensor, margins: Tensor, best: Tensor, attacks: Sequence[str]) -> Figures:
+    """AN-PGD's margins, (N,), and their ratio to the best known distances; right (N,) bool: without a perturbation; best,
+    attacks: of `best_known`.
 
     The ratio is over the images that are classified right, that an attack broke, and whose margin is not the end of
     AN-PGD's search, where nothing was found.
     """
     training = subject.training
     end, bracket = training.search_maxeps, training.search_maxeps / 2**training.check_search_steps
-    at_end = (margins >= end - bracket).tolist()
-    best, attacks = best_known(subject, found)
-    ratios = [
-        margin / distance
-        for margin, distance, is_right, stuck in zip(margins.tolist(), best, right.tolist(), at_end, strict=True)
-        if is_right and not stuck and 0 < distance < math.inf
-    ]
+    at_end = margins >= end - bracket
+    ratios = (margins / best)[right.cpu() & ~at_end & (best > 0) & best.isfinite()].tolist()
     return {
         **summary(margins.tolist()),
         "search_end": end,
-        "at_search_end": sum(at_end),
+        "at_search_end": int(at_end.sum()),
         "ratio": {**summary(ratios), "n": len(ratios), "below_1": sum(r < 1 for r in ratios), "best_of": attacks},
         "distances": margins.tolist(),
     }
@@ -179,12 +173,13 @@ def compared(subject: Subject, right: Tensor, margins: Tensor, found: Mapping[st
 def table(
     subject: Subject,
     right: Tensor,
-    found: Mapping[str, Sequence[float]],
+    found: Mapping[str, Tensor],
+    best: Tensor,
     anpgd: Figures,
     seconds: Mapping[str, float],
 ) -> list[str]:
-    """What to print at the end; anpgd: what `compared` gives, seconds: by attack."""
-    ratio, (best, attacks) = anpgd["ratio"], best_known(subject, found)
+    """What to print at the end; found, seconds: by attack; best: of `best_known`; anpgd: what `compared` gives."""
+    ratio = anpgd["ratio"]
 
     def line(name: str, figures: Figures, *rest: str) -> str:
         values = [
@@ -192,8 +187,8 @@ def table(
         ]
         return f"{name:22}" + "".join(f"{value:>11}" for value in values) + "".join(rest)
 
-    def missing(values: Sequence[float]) -> str:
-        return f"{sum(math.isinf(value) for value in values):>11}"
+    def searched(name: str, distances: Tensor, rest: str) -> str:
+        return line(name, summary(distances.tolist()), f"{int(distances.isinf().sum()):>11}", rest)
 
     end = f"   (margins at the search's end, {anpgd['search_end']:.4g})"
     heads = ("mean", "25 %", "50 %", "75 %", "not found")
@@ -202,8 +197,8 @@ def table(
         f"{subject.path}: {subject.dataset}, {subject.images_named}, on {subject.device}",
         f"clean accuracy {accuracy['clean_acc']:.2%}   {interval(accuracy['clean_ci95'])}",
         f"{f'smallest {subject.norm} distance':22}" + "".join(f"{head:>11}" for head in heads),
-        *[line(name, summary(d), missing(d), f"   {seconds[name]:g} s") for name, d in found.items()],
-        line("best known", summary(best), missing(best), f"   of {', '.join(attacks)}"),
+        *[searched(name, distances, f"   {seconds[name]:g} s") for name, distances in found.items()],
+        searched("best known", best, f"   of {', '.join(ratio['best_of'])}"),
         line("AN-PGD", anpgd, f"{anpgd['at_search_end']:>11}", end),
         line("AN-PGD / best known", ratio, f"{'':11}   over {ratio['n']} images; below 1 in {ratio['below_1']}"),
     ]

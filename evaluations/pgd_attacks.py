@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,19 +21,17 @@ from evaluations.results import (
     accuracy_of,
     average_accuracies,
     finished,
-    require_writable,
     same_eps,
     same_kind,
     stored_row,
 )
-from evaluations.shards import Keep, Part, Parts, run_shards
+from evaluations.shards import Part, run_shards
 from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
 from hardware.precision import remark
 from losses import cross_entropy, logit_margin
-from presets import GRIDS
 from processes.distributed import ALONE, World
 from records.progress import Teller
 from validation import radius
@@ -62,29 +60,26 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
     if not missing:
         teller.say(f"{subject.result_file(name)}: already done")
         return
-    world.together(lambda: require_writable(subject.path.parent))
     batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
     # Images that are saved must break what their flags say is broken.
     fallen = [fallen_before([] if flags.save_adv else stored, row) for row in missing]
-    with attacked(flags, subject, batch_size, missing, fallen, teller, world) as (attack, right, states):
+    with attacked(flags, subject, batch_size, missing, fallen, teller, world) as (attack, right, states, seconds):
         if not world.is_first:
             return
-        found = {row["eps"]: state for row, state in zip(missing, states, strict=True)}
         where = {"device": str(subject.device), "processes": world.size, "batch_size": batch_size}
-        rows = [finished(row, right, found[row["eps"]].robust, found[row["eps"]].seconds, **where) for row in new]
-        checks: sanity.Findings = {}
+        rows = [finished(row, right, states[row["eps"]].robust, seconds[row["eps"]], **where) for row in new]
+        written = []
         if rows:
             at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
-            settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, found[at["eps"]]
-            checks = sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state)
-            at["sanity"] = sanity.as_json(checks)
+            settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, states[at["eps"]]
+            at["sanity"] = sanity.as_json(sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state))
             subject.add_rows(name, rows, lambda rows: settled(rows, new[0]))
+            written = [*sanity.lines(at["sanity"]), f"written: {subject.result_file(name)}"]
         done = [row for row in (stored_row(subject.rows(name), like) for like in asked) if row is not None]
-        written = [*sanity.lines(checks), f"written: {subject.result_file(name)}"] if rows else []
         for line in [*_lines(subject, name, done, world.size), *written, *overestimates(subject)]:
             teller.say(line)
         if flags.save_adv:
-            path = save_images(subject, {eps: state.x_adv for eps, state in found.items()}, batch_size)
+            path = save_images(subject, {eps: state.x_adv for eps, state in states.items()}, batch_size)
             teller.say(f"written: {path}")
 
 
@@ -97,12 +92,12 @@ def attacked(
     fallen: Sequence[Tensor],
     teller: Teller,
     world: World,
-) -> Iterator[tuple[FastPgd, Tensor, list[AttackState]]]:
+) -> Iterator[tuple[FastPgd, Tensor, dict[float, AttackState], dict[float, float]]]:
     """Every restart at each radius of `asked`, ascending: what fell at a smaller one stays fallen, and `fallen` with it.
 
-    Gives the attack, (N,) bool, classified right without a perturbation, and on the first process the state at each radius.
-    At each radius the images are attacked in shards. What is kept is a shard after each restart, until the end of the
-    context.
+    Gives the attack, (N,) bool, classified right without a perturbation, and on the first process by radius the state and
+    the seconds it took. At each radius the images are attacked in shards. What is kept is a shard after each restart,
+    until the end of the context.
     """
     recorded = subject.device.type == "cuda" and flags.cuda_graphs
     tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
@@ -111,35 +106,31 @@ def attacked(
     clean = logit_margin(clean_logits(subject.model, x, batch_size), y)
     rounds = -(-len(x) // (SHARD * world.size))
     shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
-    identity = [*asked], batch_size, flags.save_adv, flags.deterministic
-    name = ATTACKS[flags.protocol]
-    parts = Parts(subject, name, len(shards), world, *identity, rounds=len(asked))  # a piece is a shard at a radius
+    count = len(shards)
 
-    def attack_piece(piece: int, keep: Keep) -> None:
-        row, rows = asked[piece // len(shards)], shards[piece % len(shards)]
-        begun, smaller = parts.known.get(piece), parts.known.get(piece - len(shards))
-        if begun:
-            state = _as_state(begun, x.device)
+    def as_state(part: Part) -> AttackState:
+        return AttackState(part["x_adv"].to(x.device), part["margin"].to(x.device), part["restart"])
+
+    def restart(piece: int, known: Mapping[int, Part]) -> Part:
+        """One more, of a shard at a radius."""
+        row, rows = asked[piece // count], shards[piece % count]
+        if piece in known:
+            state = as_state(known[piece])
         else:
-            state = AttackState(x[rows], clean[rows]) if smaller is None else _as_state(smaller, x.device)
-            state = state.larger_radius(fallen[piece // len(shards)].to(x.device)[rows])
-
-        def keep_state(state: AttackState) -> None:
-            standing = f"eps {row['eps']:.4g}, {int(state.robust.sum())} of {len(rows)} images stand"
-            keep({**vars(state), "x_adv": state.x_adv.cpu(), "margin": state.margin.cpu()}, standing)
-
+            state = as_state(known[piece - count]) if piece >= count else AttackState(x[rows], clean[rows])
+            state = state.larger_radius(fallen[piece // count].to(x.device)[rows])
+        restarts = RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm))
         try:
             repeated_pgd(
                 subject.model,
                 x[rows],
                 y[rows],
                 subject.test.numbers[rows],
-                restarts=RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm)),
+                restarts=restarts[: state.restart + 1],
                 eps=row["eps"],
                 seed=flags.seed,
                 batch_size=batch_size,
                 state=state,
-                after_restart=keep_state,
             )
         except RuntimeError as error:
             if "does not require grad" not in str(error):
@@ -148,20 +139,32 @@ def attacked(
                 f"{subject.path}: no gradient reaches the images through this network: attack it with "
                 "evaluate_on_gradient_free_attacks.py"
             ) from None
+        return {"x_adv": state.x_adv.cpu(), "margin": state.margin.cpu(), "restart": state.restart}
 
-    title = f"{subject.norm} PGD"
-    found = run_shards(parts, attack_piece, title, teller, world, unit="restart", times=flags.nb_restart)
-    states = []
-    for first in range(0, len(found) if world.is_first else 0, len(shards)):
-        own = [_as_state(part, x.device) for part in found[first : first + len(shards)]]
-        x_adv, margin = torch.cat([state.x_adv for state in own]), torch.cat([state.margin for state in own])
-        states.append(AttackState(x_adv, margin, flags.nb_restart, sum(state.seconds for state in own)))
-    yield attack, clean < 0, states
-    parts.close()
+    def standing(piece: int, part: Part) -> str:
+        robust = part["margin"] < 0
+        return f"eps {asked[piece // count]['eps']:.4g}, {int(robust.sum())} of {len(robust)} images stand"
 
-
-def _as_state(part: Part, device: torch.device) -> AttackState:
-    return AttackState(**{**part, "x_adv": part["x_adv"].to(device), "margin": part["margin"].to(device)})
+    with run_shards(
+        restart,
+        count,
+        subject,
+        ATTACKS[flags.protocol],
+        [[*asked], batch_size, flags.save_adv, flags.deterministic],
+        teller,
+        world,
+        title=f"{subject.norm} PGD",
+        rounds=len(asked),
+        unit="restart",
+        times=flags.nb_restart,
+        shown=standing,
+    ) as found:
+        states, seconds = dict[float, AttackState](), dict[float, float]()
+        for number, row in enumerate(asked if world.is_first else ()):
+            parts = found[number * count : (number + 1) * count]
+            x_adv, margin = (torch.cat([part[name] for part in parts]).to(x.device) for name in ("x_adv", "margin"))
+            states[row["eps"]], seconds[row["eps"]] = AttackState(x_adv, margin), sum(part["seconds"] for part in parts)
+        yield attack, clean < 0, states, seconds
 
 
 # --- what is asked for, and what is stored of it -------------------------------------------------------------------
@@ -180,14 +183,11 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
 
     :raises UserError: for a radius that no image in [0, 1] can use.
     """
-    notes: list[str] = []
-
-    def settle(value: float, flag: str) -> float:
-        settled, said = radius(value, subject.dataset, subject.norm, flag)
-        notes.extend(said)
-        return settled
-
-    step_size = None if flags.eps_iter is None else settle(flags.eps_iter, "eps_iter")
+    radii, notes = subject.radii(flags.eps)
+    step_size = None
+    if flags.eps_iter is not None:
+        step_size, said = radius(flags.eps_iter, subject.dataset, subject.norm, "eps_iter")
+        notes = [*said, *notes]
 
     def row(eps: float) -> Row:
         settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
@@ -199,19 +199,10 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
             settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
 
-    if flags.eps is None:
-        radii = [subject.training.test_eps]
-        notes.append(f"--eps not given: {radii[0]:.5g}, the test radius of its training")
-    elif flags.eps == ("grid",):  # type: ignore[comparison-overlap]  # a word that the flag lets through
-        six = [round(subject.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
-        radii = list(GRIDS.get((subject.dataset, subject.norm), six))  # the paper's, for other data sets up to d_max
-    else:
-        radii = [settle(eps, "eps") for eps in flags.eps]
     rows: list[Row] = []
-    for eps in sorted(radii):
-        if not rows or not same_eps(eps, rows[-1]["eps"]):
-            same = stored_row(stored, row(eps))
-            rows.append(row(eps if same is None else same["eps"]))
+    for eps in radii:
+        same = stored_row(stored, row(eps))
+        rows.append(row(eps if same is None else same["eps"]))
     return rows, notes
 
 

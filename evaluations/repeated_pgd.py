@@ -6,7 +6,6 @@ N images, B batch, ... any image shape, C classes. Images in [0, 1]; eps is a ra
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,6 @@ class AttackState:
     x_adv: Tensor  # (N, ...) the strongest perturbation found; the clean image where none raises the margin
     margin: Tensor  # (N,) logit margin there; >= 0: broken, or misclassified without any perturbation
     restart: int = 0  # how many restarts are whole
-    seconds: float = 0.0  # that they took
 
     @property
     def robust(self) -> Tensor:
@@ -41,12 +39,6 @@ class AttackState:
         """A copy before the restarts at a larger radius: what has fallen stays fallen, and (N,) bool `fallen` with it."""
         margin = self.margin.clone() if fallen is None else self.margin.masked_fill(fallen & self.robust, torch.inf)
         return AttackState(self.x_adv.clone(), margin)
-
-    def keep_stronger(self, rows: Tensor, x_adv: Tensor, margin: Tensor) -> None:
-        """(B,) rows, (B, ...), (B,): what is stronger than what is known of these images is kept."""
-        stronger = ~(margin <= self.margin[rows])  # an output that is not a number counts as broken
-        self.x_adv[rows[stronger]] = x_adv[stronger]
-        self.margin[rows[stronger]] = margin[stronger]
 
 
 def clean_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
@@ -67,7 +59,6 @@ def repeated_pgd(
     seed: int = 0,
     batch_size: int = 200,
     state: AttackState | None = None,
-    after_restart: Callable[[AttackState], object] = lambda state: None,
 ) -> AttackState:
     """(N, ...), (N,), (N,): each restart in turn, on the images that still stand.
 
@@ -78,22 +69,22 @@ def repeated_pgd(
     """
     if state is None:
         state = AttackState(x.clone(), logit_margin(clean_logits(model, x, batch_size), y))
+    bits = int.from_bytes(struct.pack(">d", eps), "big")  # so that each radius has starts of its own
     for number in range(state.restart, len(restarts)):
-        started = time.monotonic()
         standing = state.robust.nonzero().squeeze(1)
         for rows in standing.split(batch_size) if len(standing) else ():
             padded = _padded(rows, batch_size)
 
             def uniform(stream: int, shape: Sequence[int], number: int = number, padded: Tensor = padded) -> Tensor:
-                return row_noise(index[padded], shape, seed, stream, number, _bits(eps)).to(x)
+                return row_noise(index[padded], shape, seed, stream, number, bits).to(x)
 
             x_adv = restarts[number](model, x[padded], y[padded], uniform)
             with eval_mode(model), torch.no_grad():
-                margin = logit_margin(model(x_adv), y[padded]).float()
-            state.keep_stronger(rows, x_adv[: len(rows)], margin[: len(rows)])
+                margin = logit_margin(model(x_adv), y[padded])[: len(rows)].float()
+            stronger = ~(margin <= state.margin[rows])  # an output that is not a number counts as broken
+            state.x_adv[rows[stronger]] = x_adv[: len(rows)][stronger]
+            state.margin[rows[stronger]] = margin[stronger]
         state.restart = number + 1
-        state.seconds += time.monotonic() - started
-        after_restart(state)
     return state
 
 
@@ -144,11 +135,6 @@ def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_si
 
 
 RESTARTS = {"paper": paper_restarts, "strong": strong_restarts}
-
-
-def _bits(eps: float) -> int:
-    """The radius as a whole number, so that each radius has starts of its own."""
-    return int.from_bytes(struct.pack(">d", eps), "big")
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

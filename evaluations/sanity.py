@@ -20,8 +20,8 @@ from evaluations.repeated_pgd import AttackState
 from evaluations.results import as_flags
 from evaluations.subject import Subject
 from losses import cross_entropy, logit_margin
-from pgd import GEOMETRY, PgdFn, as_rows, pgd
-from utils import SANITY, eval_mode, frozen, row_noise, row_norms
+from pgd import GEOMETRY, PgdFn, pgd
+from utils import SANITY, frozen, row_noise, row_norms
 
 COUNT = 100  # images of the battery
 STEPS = 20  # of plain PGD on its own
@@ -41,18 +41,18 @@ class Finding(NamedTuple):
 Findings = dict[str, Finding]  # by the check's name
 
 
-def lines(found: Findings) -> list[str]:
-    """What to print: one line if all is well, and a warning for each failed check."""
-    failed = [(name, finding) for name, finding in found.items() if finding.ok is False]
-    absent = [name for name, finding in found.items() if finding.ok is None]
+def lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What to print of a row's `sanity`: one line if all is well, and a warning for each failed check."""
+    failed = [name for name, finding in found.items() if finding["ok"] is False]
+    absent = [name for name, finding in found.items() if finding["ok"] is None]
     passed = len(found) - len(failed) - len(absent)
     return [
         f"sanity: {passed} checks passed, {len(failed)} failed" + (f"; not run: {', '.join(absent)}" if absent else ""),
-        *(f"WARNING: sanity check failed: {name}: {finding.value}" for name, finding in failed),
+        *(f"WARNING: sanity check failed: {name}: {found[name]['value']}" for name in failed),
     ]
 
 
-def as_json(found: Findings) -> dict[str, dict[str, bool | str | None]]:
+def as_json(found: Findings) -> dict[str, dict[str, Any]]:
     """What a row of results holds under `sanity`."""
     return {name: finding._asdict() for name, finding in found.items()}
 
@@ -76,22 +76,16 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     }
     if found["gradients"].value == NO_GRADIENT:
         return found
-    with torch.no_grad():
-        wrong = ~(logit_margin(_logits(model, x, batch_size), y) < 0)
+    wrong = _broken(model, x, y, batch_size)
 
     if subject.accuracy is not None:
         found["clean accuracy as the file says"] = _as_said(~wrong, subject.accuracy)
 
     def broken(radius: float, steps: int = STEPS) -> Tensor:
         """(N,) bool: by one random start of plain PGD, misclassified images included."""
-        x_adv = []
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            noise = row_noise(index[rows], x.shape[1:], 0, SANITY).to(x)
-            how: dict[str, Any] = {"loss_fn": cross_entropy, "norm": subject.norm, "eps": radius, "noise": noise}
-            x_adv.append(pgd(model, x[rows], y[rows], **how, step_size=2.5 * radius / steps, steps=steps))
-        with torch.no_grad():
-            logits = torch.cat([model(part) for part in x_adv])
-        return wrong | ~(logit_margin(logits, y) < 0)
+        how = {"loss_fn": cross_entropy, "norm": subject.norm, "step_size": 2.5 * radius / steps, "steps": steps}
+        x_adv = torch.cat(_one_start(pgd, model, x, y, index, 0, batch_size, eps=radius, **how))
+        return wrong | _broken(model, x_adv, y, batch_size)
 
     nothing, half, whole, few = broken(0.0, 1), broken(eps / 2), broken(eps), broken(eps, STEPS // 4)
     found |= {
@@ -106,7 +100,24 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model(part) for part in x.split(batch_size)])
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(batch_size)])
+
+
+def _broken(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """(N,) bool: not classified right; an output that is not a number counts as that."""
+    return ~(logit_margin(_logits(model, x, batch_size), y) < 0)
+
+
+def _one_start(
+    attack: PgdFn, model: nn.Module, x: Tensor, y: Tensor, index: Tensor, seed: int, batch_size: int, **how: Any
+) -> list[Tensor]:
+    """What the attack, told how, makes of each batch of (N, ...) images from one random start; index (N,): their numbers."""
+    made = []
+    for rows in torch.arange(len(x), device=x.device).split(batch_size):
+        noise = row_noise(index[rows], x.shape[1:], seed, SANITY).to(x)
+        made.append(attack(model, x[rows], y[rows], **how, noise=noise).clone())  # a graph's holds for a while
+    return made
 
 
 def _left(broken: Tensor) -> str:
@@ -120,8 +131,7 @@ def _huge(subject: Subject, x: Tensor, batch_size: int, broken: Callable[[float,
         left = ~broken(largest, steps)
         if ok := bool(left.float().mean() <= 0.1):
             break
-    with torch.no_grad():
-        said = _logits(subject.model, x, batch_size).argmax(1).unique()
+    said = _logits(subject.model, x, batch_size).argmax(1).unique()
     why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
     return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
 
@@ -149,20 +159,17 @@ def _in_range(*images: Tensor) -> Finding:
 
 def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
     """In eval mode, deterministic, and giving logits: rows that are no probabilities, or their logarithms."""
-    with torch.no_grad():
-        first, second = _logits(model, x, batch_size), _logits(model, x, batch_size)
-    wrong = []
-    if any(module.training for module in model.modules()):
-        wrong.append("not in eval mode")
-    if not torch.isfinite(first).all():
-        wrong.append("outputs are not finite")
-    elif not torch.equal(first, second):
-        wrong.append("not deterministic")
-    ones = torch.ones(len(x), device=x.device)
-    if (first >= 0).all() and torch.allclose(first.sum(1).float(), ones, atol=1e-3):
-        wrong.append("outputs are probabilities, not logits")
-    if torch.allclose(first.exp().sum(1).float(), ones, atol=1e-3):
-        wrong.append("outputs are log-probabilities, not logits")
+    first, second = _logits(model, x, batch_size), _logits(model, x, batch_size)
+    finite, ones = bool(torch.isfinite(first).all()), torch.ones(len(x), device=x.device)
+    seen = {
+        "not in eval mode": any(module.training for module in model.modules()),
+        "outputs are not finite": not finite,
+        "not deterministic": finite and not torch.equal(first, second),
+        "outputs are probabilities, not logits": (first >= 0).all()
+        and torch.allclose(first.sum(1).float(), ones, atol=1e-3),
+        "outputs are log-probabilities, not logits": torch.allclose(first.exp().sum(1).float(), ones, atol=1e-3),
+    }
+    wrong = [what for what, is_so in seen.items() if is_so]
     return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
 
 
@@ -231,21 +238,12 @@ def _attack_checks(
     """One start of the attack under test and of plain PGD on the same images, compared in every way that can go wrong."""
     model, geometry = subject.model, GEOMETRY[how["norm"]]
     x, y, index = (part[:COUNT] for part in subject.test.everything())
-    # In two batches at least, so that an answer to another batch is seen.
-    batches = torch.arange(len(x), device=x.device).split(max(1, min(batch_size, (len(x) + 1) // 2)))
-    starts, answers, plain_answers = list[Tensor](), list[Tensor](), list[Tensor]()
-    for rows in batches:
-        noise = row_noise(index[rows], x.shape[1:], seed, SANITY).to(x)
-        starts.append(geometry.start(x[rows], as_rows(how["eps"], x[rows]), noise))
-        for run, found in ((attack, answers), (pgd, plain_answers)):
-            found.append(run(model, x[rows], y[rows], **how, noise=noise).clone())  # a graph's holds for a while
-    start, made, plain = (torch.cat(parts) for parts in (starts, answers, plain_answers))
-
-    def judged(x_adv: Tensor, rows: int = len(batches[0])) -> tuple[Tensor, Tensor]:
-        """(N, ...) -> (N,) what the attack maximises, (N,) bool broken; NaN is broken."""
-        with eval_mode(model), torch.no_grad():
-            logits = _logits(model, x_adv, rows)
-        return how["loss_fn"](logits, y), ~(logit_margin(logits, y) < 0)
+    size = max(1, min(batch_size, (len(x) + 1) // 2))  # two batches at least: an answer to another batch is seen
+    given = model, x, y, index, seed, size
+    starts, answers = _one_start(pgd, *given, **{**how, "steps": 0}), _one_start(attack, *given, **how)
+    start, made, plain = torch.cat(starts), torch.cat(answers), torch.cat(_one_start(pgd, *given, **how))
+    start_loss, loss, plain_loss = (how["loss_fn"](_logits(model, x_adv, size), y) for x_adv in (start, made, plain))
+    broken = _broken(model, made, y, size)
 
     def as_many(ours: Tensor, theirs: Tensor, verb: str) -> Finding:
         """(N,) bool both: at least half as many images as plain PGD."""
@@ -256,8 +254,6 @@ def _attack_checks(
         ours, theirs = (geometry.length(x_adv - away_from) > least * how["eps"] for x_adv in (made, plain))
         return as_many(ours, theirs, "moved")
 
-    (loss, broken), (plain_loss, plain_broken) = judged(made), judged(plain)
-    start_loss, _ = judged(start)
     way, plain_way = (float(row_norms(x_adv - start).double().mean()) for x_adv in (made, plain))
     # The same answer to two batches that began elsewhere is an answer to neither.
     wrong = sum(
@@ -272,12 +268,14 @@ def _attack_checks(
         ),
         "the attack raises its loss": as_many(loss > start_loss, plain_loss > start_loss, "raised"),
         "the attack answers for its own batch": Finding(not wrong, f"{wrong} later batches got the first one's answer")
-        if len(batches) > 1
+        if len(answers) > 1
         else Finding(None, "one image only"),
-        "the attack breaks what plain PGD breaks": _no_more(broken, plain_broken, ("it", "plain PGD")),
+        "the attack breaks what plain PGD breaks": _no_more(
+            broken, _broken(model, plain, y, size), ("it", "plain PGD")
+        ),
         "judged on the perturbed images": _no_more(
             ~state.robust[:COUNT],
-            judged(state.x_adv[:COUNT], batch_size)[1] | broken,
+            _broken(model, state.x_adv[:COUNT], y, batch_size) | broken,
             ("the evaluation", "its attack, judged again,"),
         ),
     }

@@ -7,17 +7,17 @@ have found. What is done lies beside the model, piece by piece, until the result
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from errors import UserError
-from evaluations.flags import EvaluationFlags
-from evaluations.results import Row, alone_in, says_where, stored_row
+from evaluations.flags import Flags
+from evaluations.results import Row, alone_in, require_writable, says_where, stored_row
 from evaluations.subject import Subject, load_subject
 from processes.distributed import World, device_of
 from records import checkpoint
@@ -25,8 +25,6 @@ from records.commands import command
 from records.progress import Teller, duration
 
 Part = dict[str, Any]  # what was found in a piece of work: tensors and plain values
-Keep = Callable[..., None]  # what was found, what to show beside the bar
-Flags = TypeVar("Flags", bound=EvaluationFlags)
 
 
 def run_evaluation(
@@ -79,18 +77,15 @@ class Parts:
     """What this process has of an evaluation so far, by piece: in memory, and a file each beside the model."""
 
     def __init__(
-        self, subject: Subject, attack: str, shards: int, world: World, *identity: object, rounds: int = 1
+        self, subject: Subject, attack: str, shards: int, rounds: int, identity: Sequence[object], world: World
     ) -> None:
-        """Of each round this process does every so many-th shard, always the same ones; the second round of 5 shards begins
-        at piece 5. identity: everything that the result depends on, beside the network and its images.
-        """
+        """See `run_shards`. Of each round this process does the same shards."""
         images = [subject.split, subject.images, subject.overrides, str(subject.device)]
         about = [subject.head(attack), *images, str(torch.__version__), shards, *identity]
         self.identity = checkpoint.digest(about)
         self.folder, self.stem = subject.path.parent, f"partial_{attack}_{subject.norm}_{self.identity[:12]}"
         self.pieces = [piece for piece in range(rounds * shards) if piece % shards % world.size == world.rank]
         self.known = {piece: part for piece in self.pieces if (part := self._load(piece)) is not None}
-        self.collect = world.collector()
 
     def _load(self, piece: int) -> Part | None:
         """Tensors on the CPU; None if there is no such file, or it is damaged."""
@@ -109,29 +104,40 @@ class Parts:
         with alone_in(self.folder), says_where(self._path(piece)):
             checkpoint.save(self._path(piece), {**part, "identity": self.identity})
 
-    def close(self) -> None:
-        """When the first process has written the result, nothing need be kept."""
-        self.collect({})
+    def remove(self) -> None:
+        """The files."""
         for piece in self.pieces:
             self._path(piece).unlink(missing_ok=True)
 
 
+@contextmanager
 def run_shards(
-    parts: Parts,
-    attack: Callable[[int, Keep], None],
-    title: str,
+    attack: Callable[[int, Mapping[int, Part]], Part],
+    shards: int,
+    subject: Subject,
+    name: str,
+    identity: Sequence[object],
     teller: Teller,
     world: World,
     *,
+    title: str,
+    rounds: int = 1,
     unit: str = "shard",
     times: int = 1,
-) -> list[Part]:
-    """Work through this process's pieces and keep each. On the first process: every piece in order; elsewhere some.
+    shown: Callable[[int, Part], str] = lambda piece, part: "",
+) -> Iterator[list[Part]]:
+    """Attack piece after piece, of several processes each its own; give what was found in each, in order, to the first one.
 
-    attack: the number of a piece of which something is left, and what keeps it, to be called after each of the times that
-    the piece is attacked, with what to show beside the bar. times: how often; of a piece that was attacked less often
-    `restart` says how often.
+    A piece is a shard in a round: the second round of 5 shards begins at piece 5. attack: number of a piece, and what is
+    known by piece -> what is known of that piece after one more attack. times: how often a piece is attacked; where it is
+    more than once, `restart` says how often it was. identity: everything that the result depends on, beside the network and
+    its images. shown: beside the bar. What is known, with the `seconds` it took, is kept beside the model until the end of
+    the context, in which the first process writes the result.
+
+    :raises UserError: if the folder cannot be written.
     """
+    world.together(lambda: require_writable(subject.path.parent))
+    parts, collect = Parts(subject, name, shards, rounds, identity, world), world.collector()
 
     def left(piece: int) -> int:
         return times - int(parts.known.get(piece, {"restart": 0}).get("restart", times))
@@ -141,16 +147,17 @@ def run_shards(
         teller.note(f"{title}: going on with an evaluation that was stopped; {begun}")
     total, started = sum(map(left, parts.pieces)), time.monotonic()
     with teller.bar(total, unit) as bar:
-
-        def keep(piece: int, part: Part, said: str = "") -> None:
-            parts.save(piece, part)
-            bar.set_postfix_str(said, refresh=False)
-            bar.update(1)
-            if (remaining := sum(map(left, parts.pieces))) and remaining == total - 1:
-                seconds = (time.monotonic() - started) * remaining
-                teller.note(f"{title}: at most about {duration(seconds)} for the {remaining} {unit}s left")
-
-        for piece in filter(left, parts.pieces):
-            attack(piece, partial(keep, piece))
-    found = parts.collect(parts.known)
-    return [found[piece] for piece in sorted(found)]
+        for piece in parts.pieces:
+            while left(piece):
+                begin, before = time.monotonic(), parts.known.get(piece, {"seconds": 0.0})["seconds"]
+                part = attack(piece, parts.known)
+                parts.save(piece, {**part, "seconds": before + time.monotonic() - begin})
+                bar.set_postfix_str(shown(piece, part), refresh=False)
+                bar.update(1)
+                if (remaining := sum(map(left, parts.pieces))) and remaining == total - 1:
+                    seconds = (time.monotonic() - started) * remaining
+                    teller.note(f"{title}: at most about {duration(seconds)} for the {remaining} {unit}s left")
+    found = collect(parts.known)
+    yield [found[piece] for piece in sorted(found)] if world.is_first else []
+    collect({})  # waits for the first process's result
+    parts.remove()

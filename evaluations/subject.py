@@ -14,7 +14,7 @@ from torch import nn
 from config import PRESETS, SPLITS, Config
 from errors import UserError
 from evaluations.flags import EvaluationFlags
-from evaluations.results import Row, add_rows, checkpoint_rows, stored_row
+from evaluations.results import Row, add_rows, checkpoint_rows, same_eps, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
 from loading.datasets import Part, load_own, load_test
@@ -23,8 +23,9 @@ from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from networks.own import code_of
 from networks.standardise import behind_standardisation
+from presets import GRIDS
 from records.checkpoint import digest, load_model_file, load_weights
-from validation import stored_config
+from validation import radius, stored_config
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ class Subject:
     def result_file(self, attack: str) -> Path:
         """The JSON beside the checkpoint."""
         return self.path.parent / f"eval_{attack}_{self.norm}.json"
+
+    def radii(self, given: Sequence[float | str] | None) -> tuple[list[float], list[str]]:
+        """What `--eps` means for these images, in input units, ascending, and what the user should be told of it.
+
+        :raises UserError: for a radius that no image in [0, 1] can use.
+        """
+        if given is None:
+            eps = self.training.test_eps
+            return [eps], [f"--eps not given: {eps:.5g}, the test radius of its training"]
+        if given == ("grid",):
+            six = [round(self.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
+            return list(GRIDS.get((self.dataset, self.norm), six)), []  # the paper's, for other data sets up to d_max
+        settled = [radius(float(eps), self.dataset, self.norm, "eps") for eps in given]
+        found: list[float] = []
+        for eps in sorted(eps for eps, _ in settled):
+            if not found or not same_eps(eps, found[-1]):
+                found.append(eps)
+        return found, [note for _, notes in settled for note in notes]
 
     def rows(self, attack: str) -> list[Row]:
         """What that JSON says of this very checkpoint file, with the same code of somebody's own as its network, and the

@@ -5,6 +5,7 @@ N images of the split, ... any image shape; images in [0, 1]; eps in the same un
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,12 +104,10 @@ def right_on(subject: Subject, images: Tensor, batch_size: int) -> Tensor:
     return (logit_margin(logits, y) < 0).cpu()
 
 
-def rows_asked(
-    subjects: Sequence[Subject], images: Sequence[Mapping[float, Tensor]], seeds: Sequence[int], eps: float
-) -> list[Row]:
-    """For each network what its row says before the replay; seeds: of the white-box attacks that made the images."""
+def rows_asked(subjects: Sequence[Subject], images: Sequence[Tensor], seeds: Sequence[int], eps: float) -> list[Row]:
+    """What each network's row says before the replay of (N, ...) images of each; seeds: of the attacks that made them."""
     sources = [
-        {"run": subject.run, "model_sha256": subject.sha256, "images": checkpoint.digest(own[eps])[:16]}
+        {"run": subject.run, "model_sha256": subject.sha256, "images": checkpoint.digest(own)[:16]}
         for subject, own in zip(subjects, images, strict=True)
     ]
     settings = {"sources": len(subjects)}
@@ -116,61 +115,42 @@ def rows_asked(
 
 
 def replay(
-    subjects: Sequence[Subject],
-    images: Sequence[Mapping[float, Tensor]],
-    rows: Mapping[float, Sequence[Row]],
-    batch_size: int,
-    teller: Teller,
+    subjects: Sequence[Subject], images: Sequence[Tensor], rows: Sequence[Row], batch_size: int, teller: Teller
 ) -> None:
-    """Replay all images on all networks, write a row for each network and radius, and print a matrix for each radius.
+    """Replay (N, ...) images of each network on all, write the row of each, and print a matrix.
 
-    images: (N, ...) of each network by radius. rows: `rows_asked` by radius. An image is robust if it stands against its own
-    white-box attack and against the images made against every other network.
+    rows: `rows_asked` at one radius. An image is robust if it stands against its own white-box attack and against the images
+    made against every other network.
 
     :raises UserError: if a folder cannot be written.
     """
-    clean = [right_on(subject, subject.test.everything().x, batch_size) for subject in subjects]
-    for eps, asked in rows.items():
-        started = time.monotonic()
-        with teller.bar(len(subjects) ** 2, "replay") as bar:
-            right: list[list[Tensor]] = [[] for _ in subjects]  # [network][source] -> (N,) bool
-            for source in images:
-                for subject, answers in zip(subjects, right, strict=True):
-                    answers.append(right_on(subject, source[eps], batch_size))
-                    bar.update(1)
-        seconds = time.monotonic() - started
-        lines = []
-        for own, (subject, row) in enumerate(zip(subjects, asked, strict=True)):
-            transferred = torch.stack([flags for source, flags in enumerate(right[own]) if source != own]).all(0)
-            robust = transferred & right[own][own] & clean[own]
-            source_accs, transferred_acc = [_share(flags) for flags in right[own]], _share(transferred)
-            whole = finished(row, clean[own], robust, seconds, device=str(subject.device))
-            accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": transferred_acc}
-            # In the order of `sources`, itself among them.
-            subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
-            lines.append([_share(clean[own]), *source_accs, source_accs[own], transferred_acc, _share(robust)])
-        for line in _matrix(subjects, eps, lines):
-            teller.say(line)
-    teller.say(f"written: eval_transfer_{subjects[0].norm}.json beside each of them")
+    started, count, names = time.monotonic(), len(subjects), [subject.run for subject in subjects]
+    right = torch.ones(count, count, len(subjects[0].test), dtype=torch.bool)  # by network and source
+    with teller.bar(count**2, "replay") as bar:
+        for source, own in itertools.product(range(count), repeat=2):
+            right[own, source] = right_on(subjects[own], images[source], batch_size)
+            bar.update(1)
+    seconds = time.monotonic() - started
+    width, eps = max(map(len, names)) + 4, rows[0]["eps"]
+    teller.say(
+        f"\naccuracy [%] of the row's network on images made against the column's: {subjects[0].dataset}, "
+        f"{subjects[0].images_named}, {subjects[0].norm} PGD at {eps:.5g}"
+    )
+    heads = ["clean", *(f"[{number}]" for number in range(1, count + 1)), "white-box", "transferred", "strongest"]
+    teller.say(" " * width + "".join(f"{head:>13}" for head in heads))
+    for own, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
+        clean = right_on(subject, subject.test.everything().x, batch_size)
+        transferred = right[own, [source for source in range(count) if source != own]].all(0)
+        robust, source_accs = transferred & right[own, own] & clean, list(map(_share, right[own]))
+        accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": _share(transferred)}
+        whole = finished(row, clean, robust, seconds, device=str(subject.device))
+        # In the order of `sources`, itself among them.
+        subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
+        shares = [whole["clean_acc"], *source_accs, *accuracies.values(), whole["robust_acc"]]
+        teller.say(f"[{own + 1}] {subject.run}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares))
+    teller.say("strongest: right on the image, under white-box PGD and on every network's images")
 
 
 def _share(flags: Tensor) -> float:
     """(N,) bool -> a fraction."""
     return int(flags.sum()) / len(flags)
-
-
-def _matrix(subjects: Sequence[Subject], eps: float, figures: Sequence[Sequence[float]]) -> list[str]:
-    """What to print for one radius; figures: of each network, fractions."""
-    subject, names = subjects[0], [subject.run for subject in subjects]
-    width = max(map(len, names)) + 4
-    heads = ["clean", *(f"[{number}]" for number in range(1, len(names) + 1)), "white-box", "transferred", "strongest"]
-    return [
-        f"\naccuracy [%] of the row's network on images made against the column's: {subject.dataset}, "
-        f"{subject.images_named}, {subject.norm} PGD at {eps:.5g}",
-        " " * width + "".join(f"{head:>13}" for head in heads),
-        *(
-            f"[{number}] {name}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares)
-            for number, (name, shares) in enumerate(zip(names, figures, strict=True), 1)
-        ),
-        "strongest: right on the image, under white-box PGD and on every network's images",
-    ]

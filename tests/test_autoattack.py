@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 import torch
+from pyautoattack import AutoAttack
 from torch import nn
 
 import evaluate_on_autoattack
 import linear
 from command_lines import fails
-from evaluate_on_autoattack import build_autoattack, main, run_ensemble
+from evaluate_on_autoattack import main, run_ensemble
 from evaluations.autoattack import STANDARD, package_log
 from evaluations.external_attacks import verified
 from folders import images
@@ -28,14 +29,15 @@ def row_of(path, norm="Linf"):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The standard ensemble with fewer target classes and queries of Square."""
+    """The package's attacks with fewer steps, target classes and queries of Square."""
+    run = AutoAttack.run_standard_evaluation
 
-    def build(*args, **kwargs):
-        built = build_autoattack(*args, **kwargs)
-        built.apgd_targeted.n_target_classes, built.fab.n_target_classes, built.square.n_queries = 1, 1, 100
-        return built
+    def run_a_little(ensemble, *args, **more):
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = 1
+        ensemble.square.n_queries = 100
+        return run(ensemble, *args, **more)
 
-    monkeypatch.setattr(evaluate_on_autoattack, "build_autoattack", build)
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", run_a_little)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 1.5)])
@@ -55,20 +57,11 @@ def test_flags_equal_the_closed_form(network, digits, short, norm, eps):
     assert not list(network.parent.glob("partial_*"))
 
 
-@pytest.fixture
-def stub(monkeypatch):
-    """Instead of the ensemble: noise of length eps from the shard's seed, which breaks some images."""
-
-    def run_ensemble(built, x, y):
-        torch.manual_seed(built.seed)
-        return (x + built.epsilon * torch.randn_like(x).sign()).clamp(0, 1), []
-
-    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", run_ensemble)
-
-
-def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, stub, monkeypatch):
+def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_others(network, monkeypatch):
     seeds = []
-    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", lambda built, x, y: seeds.append(built.seed) or (x, []))
+    monkeypatch.setattr(
+        evaluate_on_autoattack, "run_ensemble", lambda model, x, *_, seed, **__: seeds.append(seed) or (x, [])
+    )
     for seed in (0, 0, 1):
         argv = arguments(network, attacks="fab", test_size=40, batch_size=20, seed=seed)
         assert main([*argv, "--overwrite"]) == 0
@@ -94,8 +87,8 @@ def test_three_classes_are_not_standard(tmp_path, short, capsys):
     fails(capsys, main, [*argv, "--attacks", "apgd-t,square"], "at least 4 classes", "leave it out")
 
 
-def test_a_perturbation_beyond_eps_breaks_nothing_and_is_said(network, stub, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", lambda built, x, y: (1 - x, ["it went too far"]))
+def test_a_perturbation_beyond_eps_breaks_nothing_and_is_said(network, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_on_autoattack, "run_ensemble", lambda model, x, *_, **__: (1 - x, ["it went too far"]))
     assert main(arguments(network, test_size=30, eps=0.1)) == 0
     found, out = row_of(network), capsys.readouterr().out
     assert found["robust_acc"] == found["clean_acc"] and found["invalid"] > 0
@@ -113,7 +106,7 @@ def test_verified():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_network_is_as_before(norm):
+def test_the_network_is_as_before(norm, short):
     """No gradients, flags and modes as they were; the generator and the package's logger too."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
     model[1].weight.requires_grad_(False)
@@ -124,9 +117,7 @@ def test_the_network_is_as_before(norm):
     before = list(logger.handlers), logger.level, logger.propagate
     settings = {"attacks": ["fab", "fab-t", "apgd-dlr"], "version": "custom", "targets": 9}
     with untouched(model, CPU):
-        built = build_autoattack(model, settings, norm=norm, eps=0.01, seed=3, device=CPU)
-        built.fab.n_iter = built.apgd.n_iter = 3
-        x_adv, _ = run_ensemble(built, x, y)
+        x_adv, _ = run_ensemble(model, x, y, settings, norm=norm, eps=0.01, seed=3)
     assert x_adv.shape == x.shape and all(p.grad is None for p in model.parameters())
     assert model.training and model[2].training
     assert [p.requires_grad for p in model.parameters()] == [False, True]
@@ -145,7 +136,6 @@ def test_package_log():
 
 
 def test_an_unknown_attack(network, capsys):
-    fails(
-        capsys, main, [*arguments(network), "--attacks", "apgd-ce,apgd"], "--attacks apgd-ce,apgd", "'apgd'", "apgd-t"
-    )
+    argv = arguments(network, attacks="apgd-ce,apgd")
+    fails(capsys, main, argv, "--attacks apgd-ce,apgd", "'apgd'", "apgd-t")
     assert {path.name for path in network.parent.iterdir()} == {"net.pt"}

@@ -146,30 +146,25 @@ def test_images_and_labels_that_do_not_fit_are_one_line(text, model, x, y):
         assert str(said.value).startswith(text) and "\n" not in str(said.value)
 
 
-@pytest.mark.parametrize("name", ["max_eps", "eps"])
-@pytest.mark.parametrize(
-    ("norm", "value"), [("L2", math.nan), ("L2", math.inf), ("L2", 0), ("Linf", -0.1), ("Linf", 1.5)]
-)
-def test_radii_that_mean_nothing_are_refused(name, norm, value):
-    entry = "margins" if name == "max_eps" else "robust_accuracy"
-    with pytest.raises(ValueError, match=f"{name} .*must be above 0"):
-        torch.hub.load(ROOT, entry, source="local", **{"norm": norm, name: value})
+RADIUS = {"margins": "max_eps", "robust_accuracy": "eps"}
+RADII = [("L2", math.nan), ("L2", math.inf), ("L2", 0), ("Linf", -0.1), ("Linf", 1.5)]
+OF_BOTH = [{"steps": 0}, {"batch_size": 0}, {"norm": "L1"}]
+OF_ONE = {
+    "margins": [{"projections": -1}, {"targets": 1.5}, {"targets": "most"}],
+    "robust_accuracy": [{"restarts": 0}, {"protocol": "weak"}, {"attack": "fgsm"}, {"step_size": 0.0}, {"seed": -1}],
+}
+WRONG = [
+    (entry, wrong)
+    for entry, radius in RADIUS.items()
+    for wrong in [*OF_BOTH, *OF_ONE[entry], *({radius: value, "norm": norm} for norm, value in RADII)]
+]
 
 
-WRONG = [{"steps": 0}, {"batch_size": 0}, {"norm": "L1"}]
-WRONG_MARGINS = [*WRONG, {"projections": -1}, {"targets": 1.5}, {"targets": "most"}]
-WRONG_ROBUST = [*WRONG, {"restarts": 0}, {"protocol": "weak"}, {"attack": "fgsm"}, {"step_size": 0.0}, {"seed": -1}]
-
-
-@pytest.mark.parametrize(
-    ("entry", "wrong"),
-    [*(("margins", wrong) for wrong in WRONG_MARGINS), *(("robust_accuracy", wrong) for wrong in WRONG_ROBUST)],
-    ids=str,
-)
+@pytest.mark.parametrize(("entry", "wrong"), WRONG, ids=str)
 def test_settings_that_mean_nothing_are_refused(entry, wrong):
-    radius = {"max_eps": 0.3} if entry == "margins" else {"eps": 0.3}
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        getattr(hubconf, entry)(**{"norm": "Linf", **radius, **wrong})
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"{name} .*must be above 0" if name == RADIUS[entry] else name):
+        getattr(hubconf, entry)(**{"norm": "Linf", RADIUS[entry]: 0.3, **wrong})
 
 
 def test_two_classes_have_margins():

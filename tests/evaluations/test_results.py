@@ -24,7 +24,6 @@ from evaluations.results import (
     merged,
     quoted,
     read_file,
-    same_eps,
     way,
 )
 from evaluations.subject import load_subject
@@ -102,9 +101,9 @@ def test_nothing_is_replaced_by_a_result_in_which_fewer_images_fell(run, capsys)
 def test_only_what_is_missing_is_attacked(run, monkeypatch):
     begun, original = [], pgd_attacks.repeated_pgd
 
-    def counted(*args, eps, **more):
-        begun.append(eps)
-        return original(*args, eps=eps, **more)
+    def counted(*args, eps, state, **more):
+        begun.extend([] if state.restart else [eps])
+        return original(*args, eps=eps, state=state, **more)
 
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", counted)
     assert attack(run, "--eps", 0.1) == attack(run, "--eps", 0.05, 0.1, 0.15) == 0
@@ -113,21 +112,6 @@ def test_only_what_is_missing_is_attacked(run, monkeypatch):
     assert attack(run, "--eps", 0.1, "--save_adv") == 0 and begun[3:] == [0.1], "for its images"
     assert attack(run, "--eps", 0.1, "--save_adv") == 0 and len(begun) == 4
     assert (run / "eval_pgd_Linf.json").read_bytes() == before
-
-
-def test_a_radius_that_is_stored_but_for_rounding_is_the_stored_one(tmp_path, capsys):
-    """As in the committed file, whose step size differs by rounding, too: its random starts belong to its radius."""
-    name = "digits-Linf-MMA-0.3-sd0"
-    run = shutil.copytree(ROOT / "trained_models" / name, tmp_path / name)
-    before = (run / "eval_pgd_Linf.json").read_bytes()
-    stored = [row["eps"] for row in json.loads(before)["results"]]
-    assert 0.2 not in stored and any(same_eps(eps, 0.2) for eps in stored)
-    argv = ["--model", str(run), "--device", "cpu"]
-    assert evaluate_on_pgd_attacks.main([*argv, "--eps", "0.2"]) == 0
-    assert "already done" in capsys.readouterr().out
-    subject = load_subject(parse_flags(PgdFlags, argv), CPU)
-    (row,), _ = pgd_attacks.rows_asked(parse_flags(PgdFlags, [*argv, "--eps", "0.2"]), subject, subject.rows("pgd"))
-    assert row["eps"] in stored and (run / "eval_pgd_Linf.json").read_bytes() == before
 
 
 def test_results_of_another_checkpoint_stay(run):

@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import evaluate_on_pgd_attacks
+from config import PRESETS
 from evaluations import pgd_attacks
 from evaluations.compare_attacks import overestimates
 from evaluations.repeated_pgd import AttackState, from_noise, repeated_pgd
-from evaluations.results import accuracy_of, checkpoint_rows
+from evaluations.results import accuracy_of
 from evaluations.sanity import as_json, battery, lines, not_stronger, pgd_battery
+from evaluations.subject import Subject
 from hardware.fast_pgd import FastPgd
 from linear import problem
 from loading.batches import Split
@@ -28,24 +30,17 @@ from support import ROOT
 EPS = 0.05
 
 
-class Subject(SimpleNamespace):
-    def result_file(self, attack):
-        return self.folder / f"eval_{attack}_{self.norm}.json"
-
-    def rows(self, attack):
-        return checkpoint_rows(self.result_file(attack), {"model_sha256": self.sha256, "dataset": self.dataset})
+def subject_of(model, folder, test, dataset="mnist", norm="Linf"):
+    return Subject(model.eval(), folder / "net.pt", "abc", test, PRESETS[dataset, norm], dataset, norm, overrides={})
 
 
 def subject(tmp_path, wrap=lambda model: model, norm="Linf", count=120):
-    model, x, y = problem((1, 8, 8), count, norm)
+    model, x, _ = problem((1, 8, 8), count, norm)
     images = (x * 255).round().to(torch.uint8)
     x = images.float() / 255
     model = model.float().eval()
-    y = model(x).argmax(1)
-    test = Split(images, y, torch.arange(count))
-    return Subject(
-        model=wrap(model).eval(), norm=norm, test=test, sha256="abc", dataset="mnist", folder=tmp_path, split="test"
-    )
+    test = Split(images, model(x).argmax(1), torch.arange(count))
+    return subject_of(wrap(model), tmp_path, test, norm=norm)
 
 
 def evaluated(s, attack=pgd, eps=EPS, steps=20):
@@ -69,7 +64,7 @@ def test_an_honest_network_passes(norm, tmp_path):
     assert [name for name, finding in found.items() if finding.ok is None] == [
         f"{name} not stronger" for name in ("square", "spsa", "transfer")
     ]
-    assert len(lines(found)) == 1 and "0 failed; not run: square" in lines(found)[0]
+    assert len(lines(as_json(found))) == 1 and "0 failed; not run: square" in lines(as_json(found))[0]
     json.dumps(as_json(found))
 
 
@@ -127,7 +122,7 @@ def test_each_broken_attack_is_caught_by_name(name, norm, tmp_path):
     s = subject(tmp_path, norm=norm)
     found, name = pgd_battery(s, *BROKEN[name](s)), name.strip()
     assert name in failed(found)
-    assert any(line.startswith(f"WARNING: sanity check failed: {name}: ") for line in lines(found))
+    assert any(line.startswith(f"WARNING: sanity check failed: {name}: ") for line in lines(as_json(found)))
     if name in ("the attack moves the images", "judged on the perturbed images"):  # others break a few by luck
         assert "plain PGD breaks no more" in failed(found)
 
@@ -156,7 +151,7 @@ def digits(tmp_path, norm, trained):
     if trained:
         file = load_model_file(str(ROOT / "trained_models" / "digits-Linf-MMA-0.3-sd0"))
         load_weights(model, file.weights, file.path)
-    return Subject(model=model, norm=norm, test=test, sha256="abc", dataset="digits", folder=tmp_path, split="test")
+    return subject_of(model, tmp_path, test, "digits", norm)
 
 
 def test_no_radius_and_one_image(tmp_path):
@@ -196,7 +191,7 @@ def test_networks_that_fool_an_attack(name, tmp_path):
     change, names = FOOLING[name]
     found = pgd_battery(subject(tmp_path, partial(Wrapped, change)), *evaluated(subject(tmp_path)))
     assert names <= failed(found) and (name != "no gradient" or failed(found) == names)
-    assert sum(line.startswith("WARNING: sanity check failed") for line in lines(found)) == len(failed(found))
+    assert sum(line.startswith("WARNING: sanity check failed") for line in lines(as_json(found))) == len(failed(found))
     if name == "one class":
         assert found["a huge eps leaves about none"].value.endswith("; it says class 1 of every image")
 
@@ -225,10 +220,10 @@ def test_train_mode_and_images_out_of_bounds(tmp_path):
 
 
 def write(s, attack, flags="", eps=EPS, model_sha256="abc", **more):
-    shared = {"n": len(flags), "split": "test", "settings": {}, "clean_acc": 1.0, "seed": 0, "mean": None}
-    row = {**shared, **({"eps": eps, **accuracy_of(flags)} if flags else {}), **more}
-    content = {"format": 2, "attack": attack, "model_sha256": model_sha256, "dataset": s.dataset, "norm": s.norm}
-    s.result_file(attack).write_text(json.dumps({**content, "results": [row]}))
+    """The only row of its JSON."""
+    row = s.row(0, {}, eps if flags else None, clean_acc=1.0, **(accuracy_of(flags) if flags else {}))
+    s.result_file(attack).unlink(missing_ok=True)
+    replace(s, sha256=model_sha256).add_rows(attack, [row | {"n": len(flags), **more}])
 
 
 @pytest.mark.parametrize(("theirs", "ok"), [(0, False), (30, True)])
@@ -246,8 +241,7 @@ def test_another_attack_beside_the_model_that_is_stronger(theirs, ok, tmp_path):
 
 
 def test_a_selection_of_an_image_folder_is_not_compared(tmp_path):
-    s = subject(tmp_path, count=40)
-    s.dataset = "imagefolder"
+    s = replace(subject(tmp_path, count=40), dataset="imagefolder")
     write(s, "square", "0" * 20)
     assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool)).ok is None
     write(s, "square", "0" * 40)
@@ -275,7 +269,7 @@ def test_a_search_for_the_nearest_image_breaks_every_radius_beyond(tmp_path):
     """Of the first 20 images PGD leaves all; FMN finds 4 that are wrong or not beyond eps, DDN all of the ten it saw."""
     s = subject(tmp_path, count=40)
     write(s, "pgd", "1" * 30 + "0" * 10)
-    near = {"quartiles": [None] * 3}
+    near = {"mean": None, "quartiles": [None] * 3, "not_found": 0, "mean_of_found": None}
     found = {"fmn": [0.0, EPS / 2, EPS, EPS * 0.99, EPS * 1.01, None, *[0.3] * 14], "ddn": [0.0] * 10}
     for attack, distances in found.items():
         write(s, attack, **near, n=len(distances), distances=distances)

@@ -18,8 +18,7 @@ import evaluate_on_pgd_attacks
 import evaluate_on_transfer
 import linear
 from command_lines import fails
-from errors import exits_on_user_error
-from evaluations import pgd_attacks, shards
+from evaluations import pgd_attacks
 from evaluations.shards import Parts
 from hardware.fast_pgd import FastPgd
 from linear import arguments, attack
@@ -99,15 +98,21 @@ def test_flags_in_a_file(network, name, capsys, tmp_path):
     fails(capsys, main, given, "unknown name tets_size", "did you mean test_size?")
 
 
-def test_ctrl_c_says_how_to_go_on(capsys):
-    @exits_on_user_error
-    def main() -> int:
-        raise KeyboardInterrupt
-
-    assert main() == 130 and "the same command goes on" in capsys.readouterr().err
-
-
 # --- stopped, and gone on with -------------------------------------------------------------------------------------
+
+
+def stopping(monkeypatch, every=1):
+    """Ctrl-C after each so many-th piece that is kept; the list of these pieces."""
+    saved, save = [], Parts.save
+
+    def save_and_stop(parts, piece, part):
+        save(parts, piece, part)
+        saved.append((parts.stem, piece))
+        if len(saved) % every == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "save", save_and_stop)
+    return saved
 
 
 @each_evaluation
@@ -118,20 +123,14 @@ def test_stopped_after_any_piece_and_started_again_gives_the_same(network, name,
     whole = results(network.parent)
     for path in [*network.parent.glob("eval_*"), *network.parent.glob("adv_*")]:
         path.unlink()
-    saved, save = [], Parts.save
-
-    def save_and_stop(parts, piece, part):
-        save(parts, piece, part)
-        saved.append((parts.stem, piece))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Parts, "save", save_and_stop)
-    statuses = [main(argv)]
+    saved = stopping(monkeypatch)
+    statuses, said = [main(argv)], capsys.readouterr()
     while statuses[-1] == 130:
         assert not list(network.parent.glob("eval_autoattack*")) and list(network.parent.parent.glob("*/partial_*"))
-        capsys.readouterr()
+        assert "the same command goes on" in said.err
         statuses.append(main(argv))
-        assert "going on with an evaluation that was stopped" in capsys.readouterr().out or name == "transfer"
+        said = capsys.readouterr()
+        assert "going on with an evaluation that was stopped" in said.out or name == "transfer"
         assert len(statuses) < 20
     assert statuses[-1] == 0 and results(network.parent) == whole
     pieces = {"pgd": 3, "autoattack": 3, "gradient-free": 6}.get(name)
@@ -140,17 +139,9 @@ def test_stopped_after_any_piece_and_started_again_gives_the_same(network, name,
 
 
 def stopped(run, monkeypatch, *flags, after=1):
-    """An evaluation that ends when the first process is killed after so many saves."""
-    saves, save = [], Parts.save
-
-    def stop(parts, piece, part):
-        save(parts, piece, part)
-        saves.append(piece)
-        if len(saves) == after:
-            raise KeyboardInterrupt
-
+    """What is kept of an evaluation that ends after so many pieces."""
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "save", stop)
+        stopping(patch, after)
         assert attack(run, *flags) == 130
     return sorted(run.glob("partial_*"))
 
@@ -196,7 +187,6 @@ def test_what_is_kept_is_of_this_very_evaluation(run, monkeypatch, capsys):
 
 def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(shards.checkpoint, "save", shards.checkpoint.save)
         patch.setattr("evaluations.results.write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         assert attack(run, "--eps", 0.1) == 2
     assert "cannot be written (full)" in capsys.readouterr().err and list(run.glob("partial_*"))

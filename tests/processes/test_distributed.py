@@ -14,7 +14,7 @@ from torch import nn
 
 import ranks
 import train
-from check import checker_of
+from check import check_split
 from config import PRESETS
 from errors import UserError
 from loading.batches import Split
@@ -196,7 +196,7 @@ def check_here(folder):
         model = small_wrn(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(folder / "wrn" / "last.pt")["model"])
         config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, eval_batch_size=30)
-        return tuple(checker_of(config)(model, digits(torch.float32).val, 0, 1, world=world))
+        return tuple(check_split(model, digits(torch.float32).val, config, 0, 1, world=world))
 
 
 def test_the_check_gives_every_image_the_same(trained):

@@ -19,7 +19,7 @@ from records import checkpoint
 OWNERS = {
     "attack": (fast_pgd.FastPgd, "__call__"),
     "save": (checkpoint, "save"),
-    "check": (check.Checker, "_measure"),
+    "check": (check, "check_batch"),
 }
 
 

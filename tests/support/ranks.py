@@ -235,7 +235,7 @@ def train_until(argv, place, count):
         "link": (os, "link", True),  # the old state has its second name
         "save": (checkpoint, "digest", False),
         "rows": (run_folder.RunFolder, "append", True),  # a check's rows are there, the state after it is not
-        "check": (check.Checker, "_measure", False),
+        "check": (check, "check_batch", False),
         "step": (trainer, "merged", False),
     }[place]
     setattr(owner, name, dying(getattr(owner, name), after))
