@@ -30,7 +30,7 @@ from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
 from records.commands import command
 from records.progress import Teller
-from utils import use_device
+from utils import radius_text, use_device
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[S
 
 
 def _listed(radii: Sequence[float]) -> str:
-    return " ".join(f"{eps:.5g}" for eps in radii)
+    return " ".join(map(radius_text, radii))
 
 
 def compare(
