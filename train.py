@@ -35,7 +35,7 @@ from records.run_folder import RunFolder, environment
 from trainer import Trainer
 from training.bounds import small_weights
 from training.guard import NotFinite
-from utils import batchnorms, has_batchnorm
+from utils import batchnorms, has_batchnorm, seed_global_draws
 
 
 def warn(line: str) -> None:
@@ -193,7 +193,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
-    torch.manual_seed(config.seed)
+    seed_global_draws(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
     if config.ibp_weight:
         small_weights(model)

@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import platform
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ def row_norms(x: Tensor) -> Tensor:
 def mixed_seed(*key: int) -> int:
     """One 63-bit seed from several whole numbers >= 0, by numpy's fixed SeedSequence arithmetic."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_global_draws(seed: int) -> None:
+    """Torch's, NumPy's and Python's own generators, from which a custom network may draw: dropout, say."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def generator(*key: int) -> torch.Generator:
