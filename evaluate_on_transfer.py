@@ -65,7 +65,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
 
     :raises UserError: for a wrong flag or value.
     """
-    parser = build_parser(TransferFlags, "Replay every network's adversarial images on every other.", "default: ")
+    needed = "RUN RUN ...", "runs/first runs/second --eps 0.2"
+    parser = build_parser(
+        TransferFlags, "Replay every network's adversarial images on every other.", "default: ", needed
+    )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder or checkpoint file", default=[])
     given = parser.parse_with_file(argv)
     runs = given.pop("runs")

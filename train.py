@@ -7,6 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from flags import answers_help, parse_train
+
+answers_help(__name__, parse_train)
+
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +20,6 @@ from torch import nn
 
 from config import BEST_BY, Config
 from errors import UserError, exits_on_user_error, remedy
-from flags import parse_train
 from hardware.layout import lay_out, layout_for
 from hardware.precision import remark
 from loading.batches import first_batch

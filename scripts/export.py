@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
 from evaluations.results import quoted, read_file, same_eps
+from evaluations.subject import load_subject
 from flags import Parser, number, whole
-from loading.datasets import load_test
 from networks.build import build_model
 from networks.foreign import shape_of
 from networks.names import is_built_in
@@ -178,9 +179,8 @@ def properties(
         )
     if out.exists():
         raise UserError(f"--out {out}: there already: remove it, or name another")
-    x, y, _ = load_test(
-        config.dataset, data_root or config.data_root, test_size=count, device=torch.device("cpu")
-    ).split.everything()
+    asked = EvaluationFlags(model=str(source.path), test_size=count, data_root=data_root)
+    x, y, _ = load_subject(asked, torch.device("cpu")).test.everything()
     found = margins("Linf", config.search_maxeps, steps=40, projections=1, targets=9, batch_size=200)(model, x, y)
     out.mkdir(parents=True)
     contents, _ = onnx(source, model, x[:1].repeat(7, 1, 1, 1))

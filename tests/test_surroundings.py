@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,13 +62,24 @@ def test_output_that_is_full_or_closed():
     assert run(None, preexec_fn=lambda: os.close(1)) == (0, "")
 
 
+QUICK = ("train.py", "evaluate_on_pgd_attacks.py", "evaluate_on_autoattack.py", "evaluate_on_gradient_free_attacks.py")
+
+
 @pytest.mark.parametrize("program", ["train.py", *sorted(path.name for path in ROOT.glob("evaluate_on_*.py"))])
-def test_an_isolated_python(tmp_path, program):
-    """It leaves the program's folder off its path."""
-    found = subprocess.run(
-        [sys.executable, "-I", ROOT / program, "--help"], cwd=tmp_path, capture_output=True, check=False
-    )
-    assert (found.returncode, found.stderr) == (0, b"")
+def test_help_from_an_isolated_python_in_ascii_and_without_torch(tmp_path, program):
+    """Isolated, it leaves the program's folder off its path."""
+    argv = [sys.executable, "-I", "-X", "importtime", ROOT / program, "--help"]
+    environment = os.environ | {
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+    }  # -I heeds no PYTHONIOENCODING
+    found = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 0 and "Traceback" not in found.stderr
+    usage, *_, example = found.stdout.strip().splitlines()
+    assert usage.endswith("[--FLAG VALUE ...]") or program == "evaluate_on_transfer.py"
+    assert example.startswith(f"example: python {program} ") or program == "evaluate_on_transfer.py"
+    assert not re.search(r"\| +torch$", found.stderr, re.MULTILINE) or program not in QUICK
 
 
 def test_what_a_launcher_left_behind(monkeypatch, capsys, tmp_path):
