@@ -275,7 +275,7 @@ def best_known(subject: Subject, found: Mapping[str, Row]) -> tuple[Tensor, list
 
 
 def local_optimality(distances: Tensor, best: Tensor) -> float | None:
-    """(N,), (N,) of the best known -> 1 - (A - A*) / (clean D - A*), as AttackBench defines it (Cina et al. 2024).
+    """(N,), (N,) of the best known -> 1 - (A - A*) / (clean D - A*), as AttackBench defines it (Cinà et al. 2024).
 
     A is the area under robust accuracy against distance up to D, the largest of the nearest distances; A* that of the best
     known; clean D that of an attack that finds nothing. 1: all that is known; None: nothing is, or all lies at D.
