@@ -12,18 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from evaluations.flags import SEARCHES, MinimumNormFlags, choose, parse_flags
+from flags import answers_help
+
+answers_help(__name__, lambda: parse_flags(MinimumNormFlags))
+
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.compare_attacks import SEARCHES, overestimates, write_curve
-from evaluations.flags import EvaluationFlags, choose, parse_flags
+from evaluations.compare_attacks import overestimates, write_curve
 from evaluations.minimum_norm import (
     ATTACKS,
     best_known,
@@ -44,25 +46,6 @@ from utils import EVALUATE, mixed_seed
 
 PAPER_SIZE, CW_SIZE_ON_CPU = 1000, 100
 STEPS, CW_STEPS = 1000, 10_000  # on a CPU cw takes as many as the others
-
-
-@dataclass(frozen=True)
-class MinimumNormFlags(EvaluationFlags):
-    """Look for the nearest adversarial images."""
-
-    attacks: str | None = opt(None, f"some of {','.join(SEARCHES)} (default: all that there are for the norm)")
-    test_size: int | None = opt(
-        None,
-        "so many images of the split: the first; by class from a folder of pictures (default: 1000, the paper's; 100 for cw "
-        "on a CPU)",
-    )
-    steps: int | None = opt(
-        None,
-        "forward/backward passes an image of every attack; of cw its steps in each of 9 searches (default: 1000; cw 10000, on a "
-        "CPU 1000)",
-    )
-    batch_size: int | None = opt(None, "images attacked together, and kept when stopped later (default: 200; CPU: 25)")
-    curve: bool = opt(False, "also write robust accuracy at every eps beside the model, curve_<norm>.csv")
 
 
 @exits_on_user_error

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
-from evaluations.compare_attacks import SEARCHES
-from evaluations.flags import EvaluationFlags
+from evaluations.flags import SEARCHES, EvaluationFlags
 from evaluations.results import read_file
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError
+from evaluations.flags import SEARCHES
 from evaluations.results import Row, accuracy_curve, quoted, same_eps, says_where, wilson
 from evaluations.subject import Subject
 from utils import radius_text, write_atomically
 
 GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("strong", "autoattack", "transfer")
-SEARCHES = ("cw", "ddn", "fmn", "apgd", "apgdt", "anpgd", "anpgd_projected")
 NAMES = {
     "pgd": "PGD",
     "strong": "strong PGD",

@@ -12,6 +12,7 @@ from flags import Radii, build_parser
 from validation import require_positive
 
 PROTOCOLS = ("paper", "strong")
+SEARCHES = ("cw", "ddn", "fmn", "apgd", "apgdt", "anpgd", "anpgd_projected")  # for the nearest adversarial image
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,25 @@ class GradientFreeFlags(EvaluationFlags):
     square_queries: int = opt(5000, "queries of Square an image")
     spsa_iter: int = opt(100, "steps of SPSA")
     spsa_samples: int = opt(128, "pairs of queries for one step of SPSA")
+
+
+@dataclass(frozen=True)
+class MinimumNormFlags(EvaluationFlags):
+    """Look for the nearest adversarial images."""
+
+    attacks: str | None = opt(None, f"some of {','.join(SEARCHES)} (default: all that there are for the norm)")
+    test_size: int | None = opt(
+        None,
+        "so many images of the split: the first; by class from a folder of pictures (default: 1000, the paper's; 100 for cw "
+        "on a CPU)",
+    )
+    steps: int | None = opt(
+        None,
+        "forward/backward passes an image of every attack; of cw its steps in each of 9 searches (default: 1000; cw 10000, on a "
+        "CPU 1000)",
+    )
+    batch_size: int | None = opt(None, "images attacked together, and kept when stopped later (default: 200; CPU: 25)")
+    curve: bool = opt(False, "also write robust accuracy at every eps beside the model, curve_<norm>.csv")
 
 
 Shared = TypeVar("Shared", bound=SharedFlags)

@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from errors import UserError, exits_on_user_error
-from evaluations.compare_attacks import SEARCHES, nearest
+from evaluations.compare_attacks import nearest
+from evaluations.flags import SEARCHES
 from evaluations.results import Row
 from flags import Parser, number
 from reports import published, writing

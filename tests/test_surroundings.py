@@ -62,7 +62,10 @@ def test_output_that_is_full_or_closed():
     assert run(None, preexec_fn=lambda: os.close(1)) == (0, "")
 
 
-QUICK = ("train.py", "evaluate_on_pgd_attacks.py", "evaluate_on_autoattack.py", "evaluate_on_gradient_free_attacks.py")
+QUICK = (
+    "train.py",
+    *(f"evaluate_on_{name}.py" for name in ("pgd_attacks", "autoattack", "gradient_free_attacks", "minimum_norm")),
+)
 
 
 @pytest.mark.parametrize("program", ["train.py", *sorted(path.name for path in ROOT.glob("evaluate_on_*.py"))])
