@@ -66,7 +66,9 @@ class PgdFlags(EvaluationFlags):
         "0, every second start by ODI, towards each class in turn; in a file of its own",
         PROTOCOLS,
     )
-    eps_iter: float | None = opt(None, "step size (default: eps/4, MNIST Linf: eps/40; strong: eps/3, falling)")
+    eps_iter: float | None = opt(
+        None, "step size (default: eps/4, MNIST Linf: eps/40, at least 2.5 eps/nb_iter; strong: eps/3, falling)"
+    )
     nb_iter: int = opt(100, "PGD steps a restart; of strong those of ODI are a part")
     nb_restart: int = opt(10, "restarts")
     save_adv: bool = opt(False, "also save the adversarial images beside the model")

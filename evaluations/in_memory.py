@@ -24,7 +24,6 @@ from utils import per_row, untouched
 PRECISION = 1e-4  # of max_eps: how near the boundary an adversarial image is looked for
 HALVINGS = 16  # of [0, max_eps]: well below that
 SURELY = 1e-5  # of the largest logit: rounding in another batch does not turn a larger margin
-STEP_SHARES = {"paper": 1 / 4, "strong": 1 / 3}  # of eps: the step by default
 
 
 class Margins(NamedTuple):
@@ -112,7 +111,8 @@ def robust_accuracy(
     _require_whole(0, seed=seed)
     _require_choice("protocol", protocol, RESTARTS)
     _require_choice("attack", attack, ("pgd", "autoattack"))
-    step_size = eps * STEP_SHARES[protocol] if step_size is None else step_size
+    if step_size is None:  # few steps cross the ball too
+        step_size = eps * (1 / 3 if protocol == "strong" else max(1 / 4, 2.5 / steps))
     _require_radius(norm, "step_size", step_size)
     how = RESTARTS[protocol](pgd, restarts, norm=norm, eps=eps, step_size=step_size, steps=steps)
     if attack == "autoattack":

@@ -193,8 +193,10 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
         if flags.protocol == "paper":
             settings["losses"] = dict(Counter(loss_names(flags.nb_restart)))
-            usual = eps / 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else eps / 4  # the reference's
-            settings["eps_iter"] = step_size or usual
+            of_reference = 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else 4
+            settings["eps_iter"] = step_size or eps / min(
+                of_reference, flags.nb_iter / 2.5
+            )  # few steps cross the ball too
         else:
             settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)

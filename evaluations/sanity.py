@@ -72,6 +72,7 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     found = {
         "inputs in [0, 1]": _in_range(everything),
         "network": _network(model, x, batch_size),
+        "an image's logits are its own": _by_itself(model, x, batch_size),
         "gradients": _gradients(model, x, y, batch_size),
     }
     if found["gradients"].value == NO_GRADIENT:
@@ -173,6 +174,13 @@ def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
     return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
 
 
+def _by_itself(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
+    """Whether its neighbours in the batch leave an image's logits alone, as BatchNorm of the batch's own statistics does not."""
+    together, few = _logits(model, x, batch_size), _logits(model, x, max(1, batch_size // 7))
+    apart = float((together - few).abs().max() / together.abs().max().clamp(min=1e-12))
+    return Finding(not apart > 1e-3, f"{apart:.2g} of the largest logit between batches of two sizes")
+
+
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Finding:
     """Whether cross-entropy has a gradient, neither zero nor not a number, at more than 95 % of the images."""
     found = []
@@ -212,6 +220,10 @@ def pgd_battery(
     """
     x = subject.test.everything().x
     found = battery(subject, how["eps"], batch_size, state.robust)
+    weaker = found.get("plain PGD breaks no more", Finding(None, ""))
+    if weaker.ok is False and how["steps"] * how["step_size"] < 2 * how["eps"]:
+        few = f"{how['steps']} steps of {how['step_size']:.3g} cannot cross the ball: leave --eps_iter out, or raise it"
+        found["plain PGD breaks no more"] = weaker._replace(value=f"{weaker.value}; {few}")
     length = float(GEOMETRY[how["norm"]].length(state.x_adv - x).max())
     within = length <= how["eps"] * (1 + 1e-4) + 1e-6
     found["perturbations within eps"] = Finding(within, f"largest {length:.6g} of {how['eps']:.6g}")

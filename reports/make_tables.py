@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_or_write(make_page(runs), given["out"])
     for path in (ROOT / page for page in PAGES):
         with writing(path):
-            write_atomically(path, filled(path.read_text(), runs).encode())
+            write_atomically(path, filled(path.read_text(encoding="utf-8"), runs).encode())
         print(f"written: {path}")
     return 0
 

@@ -39,6 +39,7 @@ METHODS = {"std": "standard training", "pgd": "PGD", "pgdls": "PGDLS", "trades":
 STRONGEST = "strongest of white-box and transferred PGD"
 ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": STRONGEST, "cw": "Carlini-Wagner ℓ2"}
 Rows: TypeAlias = pd.DataFrame  # what `frame` gives, or a part of it
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".th", ".tar", ".bin", ".safetensors")
 NORMS = {"Linf": "ℓ∞", "L2": "ℓ2"}
 TITLES = {
     "digits": "Digits",
@@ -133,16 +134,17 @@ class Run:
     log: list[dict[str, Any]]  # rows of metrics.jsonl
     evaluations: dict[str, list[Row]]  # by file: every row, with attack, norm, dataset, model_sha256
     damaged: list[str]  # a line each
+    checkpoint: str = ""  # the file that was evaluated, where several of another program lie in one folder
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return self.folder.resolve().name + (f"/{self.checkpoint}" if self.checkpoint else "")
 
     @property
     def shown(self) -> Path:
         """Inside this repository by its path there, else as it was given."""
         whole = self.folder.resolve()
-        return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else self.folder
+        return (whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else self.folder) / self.checkpoint
 
     @property
     def trained(self) -> Config:
@@ -211,8 +213,7 @@ class Run:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every checkpoint in the folder -> its name."""
-        files = [path for path in self.folder.glob("*.pt") if not path.name.startswith("adv_")]
-        return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
+        return checkpoints_in(self.folder)
 
     def doubts(self, file: str, split: str = "test") -> list[str]:
         """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's."""
@@ -276,8 +277,9 @@ class Run:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_run(folder: Path) -> Run:
-    """Everything in the folder that can be read; what cannot is named in `damaged`.
+def read_run(folder: Path, checkpoint: str = "") -> Run:
+    """Everything in the folder that can be read; what cannot is named in `damaged`. Results are those of model_best.pt, else
+    of what was evaluated last; with `checkpoint`, a file's name, of that file alone.
 
     :raises UserError: if the folder is not there, or holds neither a config nor an evaluation.
     """
@@ -289,17 +291,20 @@ def read_run(folder: Path) -> Run:
     if not paths:
         why = "holds no run" if folder.is_dir() else "not there"
         raise UserError(f"run folder {folder}: {why}: name folders that train.py made")
+    files = checkpoints_in(folder)
     for path in paths:
         try:
             if path.name == "config.json":
                 content = parse_json(path.read_bytes())
                 config, environment = stored_config(content, path), content.get("environment") or {}
             else:
-                evaluations[path.name] = _rows_of(path, config)
+                wanted = [sha256 for sha256, name in files.items() if name == (checkpoint or "model_best.pt")]
+                if rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
+                    evaluations[path.name] = rows
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             damaged.append(f"`{path}` is left out: {why}")
-    return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged)
+    return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, checkpoint)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -310,7 +315,26 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     different = {folder.resolve(): folder for folder in folders if not folder.is_file()}
     if not different:
         raise UserError(f"run folder {folders[0]}: is a file: name folders that train.py made")
-    return [read_run(folder) for folder in different.values()]
+    return [read_run(folder, file) for folder in different.values() for file in _evaluated(folder) or [""]]
+
+
+def _evaluated(folder: Path) -> list[str]:
+    """The checkpoint files of a folder that train.py did not make which have results there, if they are several."""
+    if (folder / "config.json").exists():
+        return []
+    found = set()
+    for path in folder.glob("eval_*.json"):
+        with suppress(OSError, ValueError):  # said when it is read
+            found |= {content.get("model_sha256") for content in read_file(path)}
+    names = sorted(name for sha256, name in checkpoints_in(folder).items() if sha256 in found)
+    return names if len(names) > 1 else []
+
+
+def checkpoints_in(folder: Path) -> dict[str, str]:
+    """SHA-256 of every checkpoint file -> its name."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    files = [path for path in there if path.suffix in CHECKPOINTS and not path.name.startswith("adv_")]
+    return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -322,14 +346,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0]
 
 
-def _rows_of(path: Path, config: Config | None) -> list[Row]:
-    """Every row of the first checkpoint in an `eval_*.json`, on the data set of its training if there are such.
+def _rows_of(path: Path, wanted: Sequence[str], config: Config | None, alone: bool) -> list[Row]:
+    """Every row of the wanted checkpoint (its sha256) in an `eval_*.json`; where it has none, those of the first one there,
+    or if it is `alone` none. Those on the data set of its training, if there are such.
 
     :raises ValueError, KeyError, TypeError: if it is not what an evaluation writes.
     """
     contents = read_file(path)
-    own = [part for part in contents if config and part["dataset"] == config.dataset]
-    content = next((part for part in own if part["model_sha256"] == contents[0]["model_sha256"]), contents[0])
+    if not (mine := [one for one in contents if one["model_sha256"] in wanted]):
+        if alone:
+            return []
+        mine = [one for one in contents if one["model_sha256"] == contents[0]["model_sha256"]]
+    content = next((one for one in mine if config and one["dataset"] == config.dataset), mine[0])
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
     if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")

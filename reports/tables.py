@@ -76,7 +76,7 @@ def show_or_write(text: str, out: str | None) -> int:
         print(text, end="")
         return 0
     with writing(f"--out {out}"):
-        Path(out).write_text(text)
+        Path(out).write_text(text, encoding="utf-8")
     print(f"written: {out}")
     return 0
 

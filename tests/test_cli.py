@@ -257,7 +257,7 @@ def test_attack(run, capsys):
     assert evaluate_on_pgd_attacks.main(["--model", str(run), *ATTACK, "--eps", "0.2", "1/20", "--save_adv"]) == 0
     out, found = capsys.readouterr().out, found_in(run)
     shown = [(row["eps"], row["n"], row["settings"]["eps_iter"]) for row in found]
-    assert shown == [(0.05, 60, 0.0125), (0.2, 60, 0.05)]
+    assert shown == [(0.05, 60, 0.025), (0.2, 60, 0.1)]
     assert found[0]["robust_acc"] > found[1]["robust_acc"]
     saved = checkpoint.load(run / "adv_pgd_Linf.pt")
     clean = load_test("digits", ".", test_size=60, device=torch.device("cpu")).split.everything()

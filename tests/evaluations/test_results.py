@@ -261,6 +261,8 @@ def test_the_papers_radii_and_steps(run, dataset, norm, radii, step):
     assert [row["eps"] for row in rows] == pytest.approx(radii, abs=0 if dataset == "digits" else 1e-12)
     assert [row["settings"]["eps_iter"] / row["eps"] for row in rows] == pytest.approx([step] * len(radii))
     assert sum(rows[0]["settings"]["losses"].values()) == rows[0]["settings"]["nb_restart"] == 10
+    few, _ = pgd_attacks.rows_asked(parse_flags(PgdFlags, ["--model", "run", "--nb_iter", "5"]), there, [])
+    assert few[0]["settings"]["eps_iter"] == pytest.approx(few[0]["eps"] / 2), "five steps that cross the ball"
 
 
 def test_averages_and_checks_of_several_rows():

@@ -182,6 +182,7 @@ FOOLING = {
     "no number": (lambda model, x: model(x) * float("nan"), {"network", "gradients"}),
     "hidden gradient": (lambda model, x: model((x * 8).round() / 8), {"gradients", "a huge eps leaves about none"}),
     "no gradient": (lambda model, x: model(x.detach()), {"gradients"}),
+    "of the batch": (lambda model, x: model(x - x.mean(0, keepdim=True)), {"an image's logits are its own"}),
     "one class": (lambda model, x: model(x) * 1e-3 + torch.tensor([0.0, 1.0]), {"a huge eps leaves about none"}),
 }
 
@@ -301,3 +302,7 @@ def test_the_command_says_so_loudly_and_goes_on(attack, tmp_path, capsys, monkey
     honest = attack is FastPgd
     assert warned is not honest and said["the attack moves the images"]["ok"] is honest
     assert said["plain PGD breaks no more"]["ok"] is honest
+    if honest:
+        short = [*argv.split()[:-1], "0.002"]
+        assert evaluate_on_pgd_attacks.main(short) == 0
+        assert "10 steps of 0.002 cannot cross the ball: leave --eps_iter out" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Run folders: named and grouped by config.json, what training cost, damaged files, the command that trains them again."""
 
 import dataclasses
+import hashlib
 import json
 import shlex
 import subprocess
@@ -96,6 +97,23 @@ def test_cost_of_training(tmp_path, method, each):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "train", "step": 144, "passes": 123.0}) + "\n{half a li")
     assert read_run(folder).passes == read_run(folder).passes_at_most == 123.0
+
+
+def test_each_checkpoint_of_a_folder_has_its_own_rows(tmp_path):
+    """Several of another program in one folder are several networks; of a run of ours the best network's results count."""
+    theirs, run = tmp_path / "theirs", make_run(tmp_path / "run")
+    theirs.mkdir()
+    for folder, names in ((theirs, ("a.pth", "b.safetensors")), (run, ("model_best.pt", "last.pt"))):
+        contents = []
+        for name, robust in zip(names, (0.6, 0.4), strict=True):
+            (folder / name).write_text(name)
+            sha256 = hashlib.sha256(name.encode()).hexdigest()
+            evaluate(folder, "pgd", [row(0.1, robust)], dataset="digits", sha256=sha256)
+            contents.insert(0, json.loads((folder / "eval_pgd_Linf.json").read_text()))
+        (folder / "eval_pgd_Linf.json").write_text(json.dumps(contents[0] | {"others": contents[1:]}))
+    found = read_runs([theirs])
+    assert [run.name for run in found] == ["theirs/a.pth", "theirs/b.safetensors"]
+    assert [frame([run])["robust"].tolist() for run in (*found, read_run(run))] == [[60], [40], [60]]
 
 
 def test_the_frame_quotes_one_row_a_radius(tmp_path):
