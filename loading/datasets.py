@@ -76,8 +76,8 @@ def load_dataset(
 
     MNIST and CIFAR-10: the first `val_size` training images are the validation set; digits: a fixed stratified split;
     image folders: one that depends on `seed`. Sizes by default: a tenth of the training images for validation, and all
-    that there are else. image_size: see `image_folder.read_image`. streaming: leave an image folder on disk; None: if it took over half of the device's free memory.
-    num_workers: threads that read what is on disk.
+    that there are else. image_size: see `image_folder.read_image`. streaming: leave an image folder on disk; None: if it
+    took over half of the device's free memory. num_workers: threads that read what is on disk.
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """

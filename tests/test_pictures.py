@@ -26,6 +26,7 @@ from folders import images, pictures
 from loading.datasets import load_dataset, load_test
 from records import checkpoint
 from reports import plots
+from reports.model_card import card
 from reports.runs import frame, read_run, training_command
 from validation import Kind, stored_config
 
@@ -115,6 +116,7 @@ def test_the_digest_of_a_folder_knows_names_and_content(tmp_path):
 def test_names_elsewhere(made, tmp_path, monkeypatch):
     """The hub's attribute, and the metadata of exports."""
     monkeypatch.chdir(tmp_path)
+    assert "its classes, in the order of the logits: ant, bee, cat |" in card(made / "run")
     assert hubconf.mma(str(made / "run")).classes == ("ant", "bee", "cat")
     assert hubconf.mma("digits-Linf-MMA-0.3-sd0").classes == tuple("0123456789")
     from scripts import export
@@ -214,6 +216,13 @@ def test_what_resume_refuses(here, capsys, change, said):
     going_on = [*SMALL, "--data_root", "pictures", "--savepath", "run", "--resume", "--max_steps", "4"]
     fails(capsys, train.main, going_on, "--resume: run was trained on", said, "restore the data")
     assert files(here / "run") == before
+
+
+def test_resume_says_that_the_test_images_have_changed(here, capsys):
+    going_on = [*SMALL, "--data_root", "pictures", "--savepath", "run", "--resume", "--max_steps"]
+    assert train.main([*going_on, "4"]) == 0 and "test images have changed" not in capsys.readouterr().err
+    (here / "pictures/test/ant/000.png").unlink()
+    assert train.main([*going_on, "5"]) == 0 and "its test images have changed" in capsys.readouterr().err
 
 
 def test_pretrained_says_that_classes_are_others(here, capsys):
@@ -428,6 +437,10 @@ def test_they_are_said_stored_and_the_same_when_it_goes_on(tmp_path, monkeypatch
     assert "--batch_size 128" in training_command(large, "x") and "--batch_size" not in training_command(
         config_of(), "x"
     )
+    Path("large").mkdir()
+    Path("large/config.json").write_text(json.dumps(large.to_dict()))
+    kept, _ = parse_train(["--config", "large", "--data_root", "pictures"])
+    assert for_so_many(kept, 10).batch_size == 128, "the same again, on a folder of any size"
     for command in (training_command(again, "x"), "python train.py --config run --data_root pictures --savepath x"):
         once_more = for_so_many(parse_train(shlex.split(command)[2:])[0], 10)
         assert [getattr(once_more, name) for name in BY_IMAGES] == [getattr(again, name) for name in BY_IMAGES]
