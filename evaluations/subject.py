@@ -192,7 +192,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     subject = Subject(model, file.path, file.sha256, images.split, *about)
     unknown = images.folder is not None and (stored is None or stored.test_files is None)
     if unknown and split == "test" and subject.images not in (subject.evaluated or {subject.images}):
-        said = "--data_root: not the test images that other results of this network are of; these are kept apart"
+        said = "--data_root: not the test images that other results of this network are of; these stand apart"
         return replace(subject, split=OTHER, notes=(*notes, said))
     return subject
 
@@ -219,10 +219,10 @@ def _images(
             f"--data_root {root}: {flags.model} was trained on {what}: {cure}name the folder of its classes"
         )
     if what:
-        notes.append(f"--dataset {dataset}: {flags.model} was trained on {what}; classes go by their place")
+        notes.append(f"--dataset {dataset}: {flags.model} was trained on {what}; classes go by position")
     if names is None:
         also = "" if images.folder is None else f", and the images in {root} are taken for its own"
-        notes.append(f"--model: {flags.model} does not name its classes: they go by their place{also}")
+        notes.append(f"--model: {flags.model} does not name its classes: they go by position{also}")
     if own is None or images.folder is None or own.test_files is None:
         return images, flags.split, notes
     if flags.split != "test" and own.training_files != images.folder.listing:
@@ -231,7 +231,7 @@ def _images(
             f"trained, so nobody knows which were its {SPLITS[flags.split]} images: restore them, or leave --split out"
         )
     if flags.split == "test" and own.test_files != images.folder.content:
-        notes.append(f"--data_root {root}: not the test images of its training; results on them are kept apart")
+        notes.append(f"--data_root {root}: not the test images of its training; results on them stand apart")
         return images, OTHER, notes
     return images, flags.split, notes
 

@@ -262,8 +262,7 @@ def test_results_on_another_folder_are_kept_apart(here, capsys):
     capsys.readouterr()
     assert attack("--eps", 0.02, 0.1, "--data_root", "other", "--nb_restart", 4) == 0
     assert (
-        "--data_root other: not the test images of its training; results on them are kept apart"
-        in capsys.readouterr().out
+        "--data_root other: not the test images of its training; results on them stand apart" in capsys.readouterr().out
     )
     assert figures() == own and [row for row in content()["results"] if row["split"] == "test"] == whole
     assert {row["images"] for row in quoted(content()["results"], "other")}.isdisjoint({row["images"] for row in whole})
@@ -298,8 +297,8 @@ def test_of_a_network_that_does_not_say_it_the_first_ones_are_its_own(here, caps
             capsys.readouterr()
             assert attack(*flags, folder, run=run) == 0
             said = capsys.readouterr().out
-            assert f"--model: {run} does not name its classes: they go by their place" in said
-            assert ("are kept apart" in said) == (split == "other")
+            assert f"--model: {run} does not name its classes: they go by position" in said
+            assert ("stand apart" in said) == (split == "other")
         found = content(Path(run).parent if run.endswith(".pt") else run)["results"]
         assert [row["split"] for row in found] == ["test", "other"]
 
