@@ -68,7 +68,7 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
             print(f"error: memory does not suffice for so many images together: lower {flags}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("interrupted; what was kept stays, and the same command goes on from there", file=sys.stderr)
+            print("interrupted; the same command goes on from what was kept, if anything was", file=sys.stderr)
             return 130
 
     return wrapped

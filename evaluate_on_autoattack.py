@@ -11,34 +11,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from evaluations.flags import AutoAttackFlags, parse_flags
+from flags import answers_help
+
+answers_help(__name__, lambda: parse_flags(AutoAttackFlags))
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from config import opt
 from errors import exits_on_user_error
 from evaluations import external_attacks
-from evaluations.autoattack import CLASSES, choose_ensemble, run_ensemble
+from evaluations.autoattack import choose_ensemble, run_ensemble
 from evaluations.external_attacks import settled_eps
-from evaluations.flags import EvaluationFlags, parse_flags
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
 from records.progress import Teller
-
-
-@dataclass(frozen=True)
-class AutoAttackFlags(EvaluationFlags):
-    """Attack a network with AutoAttack."""
-
-    eps: float | None = opt(None, "radius (default: the training's test radius)")
-    attacks: str | None = opt(
-        None,
-        f"some of {','.join(CLASSES)}, by the package's budgets for a list of one's own; "
-        "not standard AutoAttack (default: the standard ensemble)",
-    )
 
 
 @exits_on_user_error

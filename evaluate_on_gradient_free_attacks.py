@@ -11,8 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from evaluations.flags import GradientFreeFlags, choose, parse_flags
+from flags import answers_help
+
+answers_help(__name__, lambda: parse_flags(GradientFreeFlags))
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -20,12 +24,10 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations import external_attacks
 from evaluations.advertorch_compat import advertorch
 from evaluations.external_attacks import settled_eps, square_starts
-from evaluations.flags import EvaluationFlags, choose, parse_flags
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
@@ -35,19 +37,6 @@ IMAGES_A_SHARD = {"square": 50, "spsa": 10}
 DEFAULT_IMAGES = {"cpu": 100, "cuda": 1000}
 SPSA = {"delta": 0.01, "lr": 0.01}  # advertorch's own
 SPSA_IMAGES_A_PASS = 2000  # bounds memory
-
-
-@dataclass(frozen=True)
-class GradientFreeFlags(EvaluationFlags):
-    """Attack a network without its gradients."""
-
-    eps: float | None = opt(None, "radius (default: the training's test radius)")
-    attacks: str | None = opt(None, "square, spsa or square,spsa (default: both; under L2 square)")
-    test_size: int | None = opt(None, "test images (default: the first 1000, on a CPU the first 100)")
-    batch_size: int | None = opt(None, "images a shard: attacked together, then kept (default: square 50, spsa 10)")
-    square_queries: int = opt(5000, "queries of Square an image")
-    spsa_iter: int = opt(100, "steps of SPSA")
-    spsa_samples: int = opt(128, "pairs of queries for one step of SPSA")
 
 
 @exits_on_user_error

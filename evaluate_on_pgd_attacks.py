@@ -11,10 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from evaluations.flags import PgdFlags, parse_flags
+from flags import answers_help
+
+answers_help(__name__, lambda: parse_flags(PgdFlags))
+
 from collections.abc import Sequence
 
 from errors import exits_on_user_error
-from evaluations.flags import PgdFlags, parse_flags
 from evaluations.pgd_attacks import evaluate
 from evaluations.shards import run_evaluation
 from processes.distributed import main_of_process

@@ -30,7 +30,7 @@ from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
 from records.commands import command
 from records.progress import Teller
-from utils import use_device
+from utils import radius_text, use_device
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
 
     :raises UserError: for a wrong flag or value.
     """
-    parser = build_parser(TransferFlags, "Replay every network's adversarial images on every other.", "default: ")
+    needed = "RUN RUN ...", "runs/first runs/second --eps 0.2"
+    parser = build_parser(
+        TransferFlags, "Replay every network's adversarial images on every other.", "default: ", needed
+    )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder or checkpoint file", default=[])
     given = parser.parse_with_file(argv)
     runs = given.pop("runs")
@@ -115,7 +118,7 @@ def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[S
 
 
 def _listed(radii: Sequence[float]) -> str:
-    return " ".join(f"{eps:.5g}" for eps in radii)
+    return " ".join(map(radius_text, radii))
 
 
 def compare(

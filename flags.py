@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from config import ALPHA, BY_IMAGES, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
-from errors import UserError
+from errors import UserError, exits_on_user_error
 from presets import TRIED, USES, derived_lengths, recipe_values
 from records.reading import read_settings
 from validation import RADII, radius, validate
@@ -88,10 +88,11 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
-    "data": "dataset data_root split image_size streaming num_workers train_size val_size test_size augment crop_pad flip",
-    "method": "model network standardise recipe method norm hinge_maxeps clean_loss_coeff train_eps ramp_steps trades_beta "
+    "needed": "model dataset norm hinge_maxeps",
+    "data": "data_root split image_size streaming num_workers train_size val_size test_size augment crop_pad flip",
+    "method": "network standardise recipe method clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
-    "attack": "attacks eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
+    "attack": "attacks protocol eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
     "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size "
     "max_steps local_bn",
@@ -182,9 +183,15 @@ def as_typed(value: object) -> str:
     return str(value)
 
 
-def build_parser(cls: type, description: str, default_text: str, shown: Config | None = None) -> Parser:
-    """An argument parser with one flag for each field of the dataclass `cls`. shown: whose values are the defaults."""
-    parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+def build_parser(
+    cls: type, description: str, default_text: str, needed: tuple[str, str], shown: Config | None = None
+) -> Parser:
+    """An argument parser with one flag for each field of the dataclass `cls`. needed: what every call has, in words and in an
+    example. shown: whose values are the defaults."""
+    words_of, example = needed
+    usage = f"%(prog)s {words_of} [--FLAG VALUE ...]"
+    parser = Parser(usage=usage, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.epilog = f"example: python {parser.prog} {example}"
     parser.add_argument("--config", metavar="FILE", type=words, help=CONFIG)
     groups: Flags = {}
     fields = {f.name for f in dataclasses.fields(cls)}
@@ -192,12 +199,13 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
         if own := fields.intersection(names.split()):
             groups |= dict.fromkeys(own, parser.add_argument_group(title))
     hints = typing.get_type_hints(cls)
-    for f in (f for f in dataclasses.fields(cls) if f.metadata["flag"]):
+    flagged = (f for f in dataclasses.fields(cls) if f.metadata["flag"])
+    for f in sorted(flagged, key=lambda f: f.name != "model"):
         kind, meta = hints[f.name], dict(f.metadata)
         if typing.get_origin(kind) in (types.UnionType, typing.Union):
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
-        if default not in (None, "") and "default" not in text:
+        if default not in (None, "") and "default" not in text and f.name not in ("dataset", "norm"):
             value = f"{default:.4g}" if isinstance(default, float) else as_typed(default)
             text += f" ({default_text}{value})"
         group = groups.get(f.name, parser)
@@ -215,6 +223,12 @@ def build_parser(cls: type, description: str, default_text: str, shown: Config |
     return parser
 
 
+def answers_help(program: str, parse: typing.Callable[[], object]) -> None:
+    """In the program itself (its `__name__`), answer `--help` at once: to import torch and attacks takes seconds."""
+    if program == "__main__" and {"-h", "--help"} & set(sys.argv):
+        exits_on_user_error(lambda: bool(parse()))()
+
+
 def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """Training flags on top of the preset of their data set and norm, and what the user should be told.
 
@@ -224,7 +238,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     named = dict(itertools.pairwise(part for argument in argv for part in argument.split("=", 1)))
     shown = PRESETS.get((named.get("--dataset", ""), named.get("--norm", "")))  # by --help
     of = f"{shown.dataset} {shown.norm}: " if shown else "MNIST Linf: "
-    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, shown)
+    needed = "--dataset NAME --norm NORM --hinge_maxeps RADIUS", "--dataset digits --norm Linf --hinge_maxeps 0.3"
+    parser = build_parser(Config, "Train a network with MMA (Ding et al., ICLR 2020).", of, needed, shown)
     given = parser.parse_with_file(argv, _what_counts)
     if missing := {f"--{name}": of for name, of in (("dataset", DATASETS), ("norm", NORMS)) if name not in given}:
         choices = "; ".join(f"one of {', '.join(of)}" for of in missing.values())

@@ -7,6 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
+from flags import answers_help, as_typed, parse_train
+
+answers_help(__name__, parse_train)
+
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +21,6 @@ from torch import nn
 
 from config import BEST_BY, BY_IMAGES, MANY, PUBLISHED_IMAGES, Config, for_so_many
 from errors import UserError, exits_on_user_error, remedy
-from flags import as_typed, parse_train
 from hardware.layout import lay_out, layout_for
 from hardware.precision import remark
 from loading.batches import first_batch
@@ -37,7 +40,7 @@ from records.run_folder import RunFolder, environment
 from trainer import Trainer
 from training.bounds import small_weights
 from training.guard import NotFinite
-from utils import batchnorms, has_batchnorm
+from utils import batchnorms, has_batchnorm, seed_global_draws
 from validation import Kind
 
 FEW = 100  # images: an accuracy on them is known to ± 10 points
@@ -231,7 +234,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
-    torch.manual_seed(config.seed)
+    seed_global_draws(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
     if config.ibp_weight:
         small_weights(model)

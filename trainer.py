@@ -33,7 +33,7 @@ from training.bounds import bound_gradient
 from training.exchange import merged
 from training.guard import Guard, NotFinite, all_finite
 from training.warm_start import Stored, WarmStarts, start_of_margins
-from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, send
+from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, seed_global_draws, send
 
 
 class Recorder(Protocol):
@@ -179,7 +179,7 @@ class Trainer:
         the parameters."""
         config, rank = self.config, self.world.rank
         key = (config.seed, GLOBAL, step, *([rank] if rank else []))
-        torch.manual_seed(mixed_seed(*key))  # dropout in people's own networks
+        seed_global_draws(mixed_seed(*key))
         batch = self.batches(step)
         self.total = len(self.batches.global_rows(step))
         self.model.train()

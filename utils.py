@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
+import platform
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,21 +30,44 @@ def write_atomically(path: Path, content: bytes, before: Callable[[], None] = la
 
     :raises OSError: if the folder is full or cannot be written; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         before()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        sync(folder)
     finally:
         os.close(folder)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses; files of such names that dead processes left here are removed."""
+    start = f".{path.name}.{platform.node()}-"
+    for stray in path.parent.glob(glob.escape(start) + "*.tmp"):
+        number = stray.name.removeprefix(start).removesuffix(".tmp")
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            stray.unlink(missing_ok=True)
+        except (ValueError, OSError):  # another's, or not of ours
+            pass
+    return path.with_name(f"{start}{os.getpid()}.tmp")
+
+
+def sync(descriptor: int) -> None:
+    """Until it is on the disk, where the file system can say so: some of networks and of user space cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 @contextmanager
@@ -75,6 +102,12 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
 
 
+def radius_text(eps: float) -> str:
+    """A radius as people write it: 0.3, or 8/255 where that says it shorter."""
+    plain, whole = f"{eps:.5g}", 255 * eps
+    return f"{round(whole)}/255" if abs(float(plain) - eps) > 1e-9 and abs(whole - round(whole)) < 1e-6 else plain
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(B,) -> (B, 1, …, 1) with as many dimensions as `like`."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
@@ -89,6 +122,13 @@ def row_norms(x: Tensor) -> Tensor:
 def mixed_seed(*key: int) -> int:
     """One 63-bit seed from several whole numbers >= 0, by numpy's fixed SeedSequence arithmetic."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_global_draws(seed: int) -> None:
+    """Torch's, NumPy's and Python's own generators, from which a custom network may draw: dropout, say."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def generator(*key: int) -> torch.Generator:

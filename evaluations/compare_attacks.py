@@ -13,6 +13,7 @@ from typing import NamedTuple
 from errors import UserError
 from evaluations.results import Row, quoted, same_eps, wilson
 from evaluations.subject import Subject
+from utils import radius_text
 
 GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("strong", "autoattack", "transfer")
@@ -53,7 +54,7 @@ class Gap(NamedTuple):
     def text(self, radius: str = "") -> str:
         """In words; `radius` is how the reader writes eps, where not as a decimal."""
         return (
-            f"{NAMES[self.base]} overestimates by {self.points:.1f} points at {radius or f'{self.eps:.4g}'}: "
+            f"{NAMES[self.base]} overestimates by {self.points:.1f} points at {radius or radius_text(self.eps)}: "
             f"{NAMES[self.attack]} leaves {self.other:.1%}, {NAMES[self.base]} {self.pgd:.1%}, of the same {self.n} images"
         )
 

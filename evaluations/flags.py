@@ -74,6 +74,31 @@ class PgdFlags(EvaluationFlags):
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
 
 
+@dataclass(frozen=True)
+class AutoAttackFlags(EvaluationFlags):
+    """Attack a network with AutoAttack."""
+
+    eps: float | None = opt(None, "radius (default: the training's test radius)")
+    attacks: str | None = opt(
+        None,
+        "some of apgd-ce,apgd-t,fab-t,square,apgd-dlr,fab, by the package's budgets for a list of one's own; "
+        "not standard AutoAttack (default: the standard ensemble)",
+    )
+
+
+@dataclass(frozen=True)
+class GradientFreeFlags(EvaluationFlags):
+    """Attack a network without its gradients."""
+
+    eps: float | None = opt(None, "radius (default: the training's test radius)")
+    attacks: str | None = opt(None, "square, spsa or square,spsa (default: both; under L2 square)")
+    test_size: int | None = opt(None, "test images (default: the first 1000, on a CPU the first 100)")
+    batch_size: int | None = opt(None, "images a shard: attacked together, then kept (default: square 50, spsa 10)")
+    square_queries: int = opt(5000, "queries of Square an image")
+    spsa_iter: int = opt(100, "steps of SPSA")
+    spsa_samples: int = opt(128, "pairs of queries for one step of SPSA")
+
+
 Shared = TypeVar("Shared", bound=SharedFlags)
 Flags = TypeVar("Flags", bound=EvaluationFlags)
 
@@ -84,7 +109,8 @@ def parse_flags(cls: type[Flags], argv: Sequence[str] | None = None) -> Flags:
 
     :raises UserError: for a wrong flag or value.
     """
-    flags = checked_flags(cls, build_parser(cls, str(cls.__doc__), "default: ").parse_with_file(argv))
+    needed = "--model PATH", "--model runs/first"
+    flags = checked_flags(cls, build_parser(cls, str(cls.__doc__), "default: ", needed).parse_with_file(argv))
     if not flags.model:
         raise UserError("--model is missing: name a checkpoint file or a run folder")
     return flags

@@ -34,6 +34,7 @@ from hardware.precision import remark
 from losses import cross_entropy, logit_margin
 from processes.distributed import ALONE, World
 from records.progress import Teller
+from utils import radius_text
 from validation import radius
 
 ATTACKS = {"paper": "pgd", "strong": "strong"}  # how a protocol's JSON is named
@@ -143,7 +144,7 @@ def attacked(
 
     def standing(piece: int, part: Part) -> str:
         robust = part["margin"] < 0
-        return f"eps {asked[piece // count]['eps']:.4g}, {int(robust.sum())} of {len(robust)} images stand"
+        return f"eps {radius_text(asked[piece // count]['eps'])}, {int(robust.sum())} of {len(robust)} images stand"
 
     with run_shards(
         restart,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from errors import UserError
 from records.reading import parse_json
-from utils import write_atomically
+from utils import radius_text, write_atomically
 
 Row = dict[str, Any]
 FORMAT = 2
@@ -82,7 +82,10 @@ def accuracy_lines(rows: Sequence[Row]) -> list[str]:
     """What to say of rows at several radii of the same images."""
     return [
         f"clean accuracy            {rows[-1]['clean_acc']:8.2%}   {interval(rows[-1]['clean_ci95'])}",
-        *(f"robust accuracy at {row['eps']:<7.5g}{row['robust_acc']:8.2%}   {interval(row['ci95'])}" for row in rows),
+        *(
+            f"robust accuracy at {radius_text(row['eps']):<7}{row['robust_acc']:8.2%}   {interval(row['ci95'])}"
+            for row in rows
+        ),
     ]
 
 

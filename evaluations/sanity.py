@@ -21,7 +21,7 @@ from evaluations.results import as_flags
 from evaluations.subject import Subject
 from losses import cross_entropy, logit_margin
 from pgd import GEOMETRY, PgdFn, pgd
-from utils import SANITY, frozen, row_noise, row_norms
+from utils import SANITY, frozen, radius_text, row_noise, row_norms
 
 COUNT = 100  # images of the battery
 STEPS = 20  # of plain PGD on its own
@@ -92,7 +92,7 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     found |= {
         "eps 0 gives clean accuracy": Finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
         "a huge eps leaves about none": _huge(subject, x, batch_size, broken),
-        "falls with eps": _falls(half, whole, f"eps {eps / 2:.4g}", f"{eps:.4g}"),
+        "falls with eps": _falls(half, whole, f"eps {radius_text(eps / 2)}", radius_text(eps)),
         "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
     if robust is not None:

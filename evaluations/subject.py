@@ -26,6 +26,7 @@ from networks.own import code_of
 from networks.standardise import behind_standardisation
 from presets import GRIDS
 from records.checkpoint import digest, load_model_file, load_weights
+from utils import radius_text
 from validation import Kind, radius, stored_config
 
 
@@ -62,7 +63,9 @@ class Subject:
         """
         if given is None:
             eps = self.training.test_eps
-            return [eps], [f"--eps not given: {eps:.5g}, the test radius of its training"]
+            usual = self.training is PRESETS[self.dataset, self.norm]
+            of = f"that of {self.dataset} under {self.norm}" if usual else "the test radius of its training"
+            return [eps], [f"--eps not given: {radius_text(eps)}, {of}"]
         if given == ("grid",):
             six = [round(self.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
             return list(GRIDS.get((self.dataset, self.norm), six)), []  # the paper's, for other data sets up to d_max

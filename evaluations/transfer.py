@@ -22,7 +22,7 @@ from losses import logit_margin
 from pgd import GEOMETRY
 from records import checkpoint
 from records.progress import Teller
-from utils import per_row
+from utils import per_row, radius_text
 
 KEYS = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
 
@@ -135,7 +135,7 @@ def replay(
     width, eps = max(map(len, names)) + 4, rows[0]["eps"]
     teller.say(
         f"\naccuracy [%] of the row's network on images made against the column's: {subjects[0].dataset}, "
-        f"{subjects[0].images_named}, {subjects[0].norm} PGD at {eps:.5g}"
+        f"{subjects[0].images_named}, {subjects[0].norm} PGD at {radius_text(eps)}"
     )
     heads = ["clean", *(f"[{number}]" for number in range(1, count + 1)), "white-box", "transferred", "strongest"]
     teller.say(" " * width + "".join(f"{head:>13}" for head in heads))

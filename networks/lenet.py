@@ -51,14 +51,19 @@ class ImageConv2d(nn.Conv2d):
 
 
 class _FrozenConv(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.padding, ctx.dtype = padding, x.dtype
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         return F.conv2d(x, weight, bias, padding=padding)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, padding = inputs
+        ctx.save_for_backward(weight)
+        ctx.padding, ctx.dtype = padding, x.dtype
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
         padding = [size - 1 - pad for size, pad in zip(weight.shape[2:], ctx.padding, strict=True)]

@@ -31,7 +31,8 @@ class StopSignals:
         self.at = 0.0
 
     def __enter__(self) -> StopSignals:
-        heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in STOPPING if number != signal.SIGHUP or not ignored]
         self.before = {number: signal.signal(number, self._handle) for number in heard}
         if self.launched:
             self.over = threading.Event()

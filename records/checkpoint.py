@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from records.foreign_files import SAFE, accuracy_in, from_safetensors, weights_in, why_refused
-from utils import write_atomically
+from utils import temporary_name, write_atomically
 
 CHECKSUM = "checksum"
 ANOTHER = "name another file"
@@ -73,7 +73,7 @@ def save(path: Path, content: dict[str, Any], previous: Path | None = None) -> N
         if previous is None or not path.exists():
             return
         # A second name first, then one replace each: `path` never goes missing.
-        link = previous.with_name(f".{previous.name}.tmp")
+        link = temporary_name(previous)
         link.unlink(missing_ok=True)
         try:
             os.link(path, link)

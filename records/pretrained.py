@@ -36,16 +36,20 @@ def committed_runs() -> list[str]:
 
 
 def load_pretrained(name: str) -> Pretrained:
-    """Weights and config of a committed run, of a run folder, or of a checkpoint file.
+    """Weights and config of a run folder or a checkpoint file by its path, or else of a committed run by its name.
 
     :raises UserError: if there is none, it is damaged, or not the file that was committed; an unknown name is answered
         with those there are.
     """
-    own = [path for pattern in COMMITTED for path in ROOT.glob(pattern) if path.name == name and path.is_dir()]
-    path, known = own[0] if own else Path(name), False
+    path, known = Path(name), False
     with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL
         known = bool(name) and path.exists()
-    if not known:
+    committed_folders = [
+        path for pattern in COMMITTED for path in ROOT.glob(pattern) if path.name == name and path.is_dir()
+    ]
+    if not known and committed_folders:
+        path = committed_folders[0]
+    elif not known:
         there = ", ".join(committed_runs()) or "none in this clone"
         raise UserError(f"network {name!r}: there is no such run: there are {there}, and any run folder by its path")
     file = load_model_file(str(path))

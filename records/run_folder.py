@@ -24,8 +24,9 @@ import torchvision
 
 from config import SPLITS
 from errors import UserError
+from records.progress import tell
 from records.reading import parse_json, read_margins
-from utils import write_atomically
+from utils import sync, temporary_name, write_atomically
 
 
 class RunFolder:
@@ -43,7 +44,9 @@ class RunFolder:
     def lock(self) -> None:
         """Keep other processes out of this folder, which must be there, until `unlock` or the end of this one.
 
-        :raises UserError: if another process trains here, or this file system has no locks.
+        Where the file system has no locks a line says so, and nothing keeps them out.
+
+        :raises UserError: if another process trains here.
         :raises OSError: if the file cannot be written.
         """
         if self._locked is not None:
@@ -51,12 +54,15 @@ class RunFolder:
         file = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             file.seek(0)
-            who, has_locks = file.read(1000) or "unknown", isinstance(error, BlockingIOError)
+            who = file.read(1000) or "unknown"
             file.close()
-            wrong = f"another process trains here ({who})" if has_locks else f"no locks here ({error.strerror})"
-            raise UserError(f"--savepath {self.path}: {wrong}: choose another folder") from None
+            raise UserError(
+                f"--savepath {self.path}: another process trains here ({who}): choose another folder"
+            ) from None
+        except OSError as error:
+            tell(f"--savepath {self.path}: no locks here ({error.strerror}): start no second run in this folder")
         self._locked = file
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
@@ -78,7 +84,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         for file in self.files:
-            file.with_name(f".{file.name}.tmp").unlink(missing_ok=True)
+            temporary_name(file)
 
     def read_config(self) -> dict[str, Any] | None:
         """The stored config, or None.
@@ -132,7 +138,7 @@ class RunFolder:
             try:
                 if file.write(lines) < len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
+                sync(file.fileno())
             except OSError:
                 file.truncate(before)  # all of it or nothing
                 raise

@@ -1,10 +1,11 @@
 """Write a trained network in a format of the field, read it back and compare.
 
-python scripts/export.py RUN --to safetensors | robustbench | onnx [--out PATH]
+python scripts/export.py RUN --to safetensors | robustbench | onnx | vnnlib [--out PATH]
 
 RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config and its classes in the metadata.
 robustbench: a state dict for RobustBench's `Ding2020MMANet`, and its model_info JSON, of WRN-28-4 on colour images alone.
-onnx: the network itself, for batches of any size.
+onnx: the network itself, for batches of any size. vnnlib: a folder for verifiers, the ONNX file with a VNN-LIB 2.0 property for
+each of the first test images at a radius of its own, and instances.csv as VNN-COMP has it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +29,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
+from evaluations.in_memory import margins
 from evaluations.results import quoted, read_file, same_eps
-from flags import Parser, whole
+from evaluations.subject import load_subject
+from flags import Parser, number, whole
 from networks.build import build_model
 from networks.foreign import shape_of
 from networks.names import is_built_in
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
 from utils import generator, write_atomically
+from validation import require_positive
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
 EXTRAS = "requirements/export.txt"
@@ -159,6 +166,48 @@ def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     return {".onnx": buffer.getvalue()}, read
 
 
+def properties(
+    source: Pretrained, model: nn.Module, out: Path, count: int, share: float, data_root: str | None
+) -> list[Path]:
+    """For each of the first test images that is right: whether no image within `share` of AN-PGD's margin is of another class.
+
+    A VNN-LIB property asserts the opposite: it has an answer if such an image exists. Beyond 1 one is known.
+
+    :raises UserError: under L2, whose balls are not linear, and if the folder is there.
+    """
+    config = source.config
+    if config.norm != "Linf":
+        raise UserError(
+            f"--to vnnlib: {source.path} was trained under {config.norm}: VNN-LIB knows boxes, that is Linf, alone"
+        )
+    if out.exists():
+        raise UserError(f"--out {out}: there already: remove it, or name another")
+    asked = EvaluationFlags(model=str(source.path), test_size=count, data_root=data_root)
+    x, y, _ = load_subject(asked, torch.device("cpu")).test.everything()
+    found = margins("Linf", config.search_maxeps, steps=40, projections=1, targets=9, batch_size=200)(model, x, y)
+    out.mkdir(parents=True)
+    contents, _ = onnx(source, model, x[:1].repeat(7, 1, 1, 1))
+    files = {"network.onnx": contents[".onnx"]}
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    for row in ((found.eps > 0) & found.found).nonzero().flatten().tolist():
+        eps, label = float(found.eps[row]), int(y[row])
+        lines = [
+            f"; test image {row} of {config.dataset}, class {label}: AN-PGD finds another class at {eps:.6g}, this is {share:g} of it",
+            "(vnnlib-version <2.0>)",
+            f"(declare-network N (declare-input X float32 {[1, *x.shape[1:]]}) (declare-output Y float32 [1, {classes}]))",
+        ]
+        for place, value in zip(np.ndindex(1, *x.shape[1:]), x[row].flatten().tolist(), strict=True):
+            low, high = max(value - share * eps, 0), min(value + share * eps, 1)
+            lines += [f"(assert (>= X{list(place)} {low:.8f}))", f"(assert (<= X{list(place)} {high:.8f}))"]
+        broken = " ".join(f"(and (>= Y[0, {k}] Y[0, {label}]))" for k in range(classes) if k != label)
+        files[f"image-{row:05}.vnnlib"] = "\n".join([*lines, f"(assert (or {broken}))", ""]).encode()
+    instances = "".join(f"network.onnx,{name},300\n" for name in files if name.endswith(".vnnlib"))
+    for name, content in (files | {"instances.csv": instances.encode()}).items():
+        write_atomically(out / name, content)
+    return [out / name for name in (*files, "instances.csv")]
+
+
 FORMATS = {"safetensors": safetensors, "robustbench": robustbench, "onnx": onnx}
 
 
@@ -192,10 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export. Returns the exit status."""
     parser = Parser(description="Write a trained network in a format of the field.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a committed run by name, or a run folder or checkpoint by its path")
-    parser.add_argument("--to", required=True, choices=list(FORMATS), help="format")
+    parser.add_argument("--to", required=True, choices=[*FORMATS, "vnnlib"], help="format")
     parser.add_argument("--out", metavar="PATH", help="file (default: runs/<run> and the ending)")
     parser.add_argument("--size", type=whole, help="side of the images (default: what the weights say, else 32)")
+    parser.add_argument("--images", type=whole, default=10, help="vnnlib: so many of the first test images")
+    parser.add_argument("--share", type=number, default=0.9, help="vnnlib: of each image's margin, as AN-PGD finds it")
+    parser.add_argument("--data_root", help="vnnlib: folder of the data set (default: the run's)")
     given = parser.parse(argv)
+    require_positive(SimpleNamespace(**given), ["images", "share"])
     source, size = load_pretrained(given["run"]), given.get("size")
     model = built(source, source.weights, size)
     channels, height, width, _ = shape_of(source.weights)
@@ -205,6 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(given.get("out") or Path("runs") / source.path.resolve().parent.name)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if given["to"] == "vnnlib":
+            files = properties(source, model, out, given["images"], given["share"], given.get("data_root"))
+            print(f"{out}: network.onnx, instances.csv and {len(files) - 2} properties")
+            return 0
         files = write(FORMATS[given["to"]](source, model, images), model, images, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another place") from None

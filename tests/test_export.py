@@ -4,11 +4,16 @@ import importlib
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
+import vnnlib
+import vnnlib.compat
 
+import hubconf
 from command_lines import fails, files
 from config import PRESETS
+from loading.datasets import load_test
 from networks.build import build_model
 from records import checkpoint
 from records.pretrained import load_pretrained
@@ -17,6 +22,36 @@ from support import ROOT
 from their_networks import TheirStandardised
 
 RUN = "digits-Linf-MMA-0.3-sd0"
+
+
+def test_vnnlib_properties_are_read_by_its_package_and_hold_the_margin(tmp_path, capsys):
+    """At 0.9 of the margin: a box around the image that the image lies in; beyond it the attack's image is one answer."""
+    out = tmp_path / "verify"
+    assert main([RUN, "--to", "vnnlib", "--out", str(out), "--images", "4", "--share", "1.001"]) == 0
+    session = importlib.import_module("onnxruntime").InferenceSession(out / "network.onnx")
+    x, y, _ = load_test("digits", "data", test_size=4, device=torch.device("cpu")).split.everything()
+    network = hubconf.mma(RUN)
+    found = hubconf.margins("Linf", network.config["hinge_maxeps"] * 1.05)(network, x, y)
+    instances = (out / "instances.csv").read_text().splitlines()
+    assert len(instances) == int(found.found.sum()) >= 2
+    for line in instances:
+        model, name, _ = line.split(",")
+        row = int(name[6:11])
+        (case,) = vnnlib.compat.transform(vnnlib.parse_query_file(str(out / name)))
+        low, high = torch.tensor(case.input_box, dtype=torch.float64).T
+        image, nearest = x[row].flatten().double(), found.x_adv[row].flatten().double()
+        assert model == "network.onnx" and (low <= image + 1e-7).all() and (image <= high + 1e-7).all()
+        assert float((high - low).max()) == pytest.approx(2 * 1.001 * float(found.eps[row]), rel=1e-4)
+        assert (low <= nearest + 1e-6).all() and (nearest <= high + 1e-6).all()
+        logits = session.run(["logits"], {"images": found.x_adv[row][None].numpy()})[0][0]
+        broken = [
+            bool((np.array(p.coeff_matrix) @ logits <= np.array(p.rhs) + 1e-5).all()) for p in case.output_constraints
+        ]
+        assert len(broken) == 9 and any(broken)
+    fails(capsys, main, [RUN, "--to", "vnnlib", "--out", str(out)], "there already")
+    fails(
+        capsys, main, ["mnist-L2-MMA-2.0-sd0-fast", "--to", "vnnlib", "--out", str(tmp_path / "l2")], "trained under L2"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -53,6 +55,35 @@ saved = torch.load("network.pt", weights_only=False)
 assert torch.equal(saved["network"](x), saved["logits"]) and saved["network"].config["hinge_maxeps"] == 0.3
 mine_alone()
 """
+
+
+def test_a_run_here_comes_before_a_committed_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "mnist-L2-MMA-2.0-sd0-fast"
+    assert hubconf.mma(name).config["dataset"] == "mnist"
+    shutil.copytree(ROOT / "trained_models" / RUN, name)
+    assert hubconf.mma(name).config["dataset"] == "digits"
+
+
+def test_second_derivatives_functions_and_threads():
+    """Of a network with frozen parameters, whose first convolution has a gradient of its own."""
+    with ThreadPoolExecutor(4) as pool:
+        network, *alike = pool.map(hubconf.mma, [RUN] * 4)
+    plain = copy.deepcopy(network)  # its parameters ask for gradients: torch's own convolution
+    network.requires_grad_(False)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for one in alike:
+        assert torch.equal(one(x), network(x))
+    want, found = (torch.autograd.functional.hvp(lambda z, m=m: m(z).square().sum(), x, x)[1] for m in (plain, network))
+    torch.testing.assert_close(found, want)
+
+    def loss(model, image):
+        return model(image[None])[0].logsumexp(0)
+
+    each = torch.vmap(torch.func.grad(partial(loss, network)))(x)
+    for image, gradient in zip(x, each, strict=True):
+        (own,) = torch.autograd.grad(loss(plain, image.requires_grad_()), image)
+        torch.testing.assert_close(gradient, own)
 
 
 def test_their_modules_are_left_alone_in_either_order_and_networks_are_pickled(tmp_path):

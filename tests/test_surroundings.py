@@ -1,6 +1,10 @@
 """Terminals, pipes, environments and folders as people have them: one line or no difference, never a traceback."""
 
+import errno
+import fcntl
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +13,7 @@ import pytest
 
 import evaluate_on_pgd_attacks
 import train
+import utils
 from command_lines import SMALL, fails
 from errors import UserError
 from folders import pictures
@@ -57,13 +62,24 @@ def test_output_that_is_full_or_closed():
     assert run(None, preexec_fn=lambda: os.close(1)) == (0, "")
 
 
+QUICK = ("train.py", "evaluate_on_pgd_attacks.py", "evaluate_on_autoattack.py", "evaluate_on_gradient_free_attacks.py")
+
+
 @pytest.mark.parametrize("program", ["train.py", *sorted(path.name for path in ROOT.glob("evaluate_on_*.py"))])
-def test_an_isolated_python(tmp_path, program):
-    """It leaves the program's folder off its path."""
-    found = subprocess.run(
-        [sys.executable, "-I", ROOT / program, "--help"], cwd=tmp_path, capture_output=True, check=False
-    )
-    assert (found.returncode, found.stderr) == (0, b"")
+def test_help_from_an_isolated_python_in_ascii_and_without_torch(tmp_path, program):
+    """Isolated, it leaves the program's folder off its path."""
+    argv = [sys.executable, "-I", "-X", "importtime", ROOT / program, "--help"]
+    environment = os.environ | {
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+    }  # -I heeds no PYTHONIOENCODING
+    found = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 0 and "Traceback" not in found.stderr
+    usage, *_, example = found.stdout.strip().splitlines()
+    assert usage.endswith("[--FLAG VALUE ...]") or program == "evaluate_on_transfer.py"
+    assert example.startswith(f"example: python {program} ") or program == "evaluate_on_transfer.py"
+    assert not re.search(r"\| +torch$", found.stderr, re.MULTILINE) or program not in QUICK
 
 
 def test_what_a_launcher_left_behind(monkeypatch, capsys, tmp_path):
@@ -92,3 +108,40 @@ def test_class_folders_whose_names_look_alike(tmp_path):
     (tmp_path / "test" / "caf\u00e9").rename(tmp_path / "test" / "cafe\u0301")
     with pytest.raises(UserError, match=r"'cafe?\\(u0301|xe9)' is not in both, 'cafe?\\(u0301|xe9)' looks alike"):
         list_folder(tmp_path, "train")
+
+
+def test_two_processes_write_one_file_and_a_dead_one_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    for name, number in (("stray", dead.stdout.strip()), ("others", os.getppid())):
+        (tmp_path / f".results.json.{platform.node()}-{number}.tmp").write_text(name)
+
+    def second():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", os.getppid)
+            assert utils.temporary_name(path).read_text() == "others"
+
+    utils.write_atomically(path, b"mine", second)
+    assert path.read_bytes() == b"mine"
+    assert [one.read_text() for one in tmp_path.glob(".*.tmp")] == ["others"]
+
+
+def test_a_file_system_without_locks_and_syncs(tmp_path, monkeypatch, capsys):
+    def cannot(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    for module, name in ((fcntl, "flock"), (os, "fsync"), (os, "link")):
+        monkeypatch.setattr(module, name, cannot)
+    run = tmp_path / "run"
+    assert train.main([*SMALL, "--max_steps", "2", "--train_size", "60", "--savepath", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("no locks here") == 1 and (run / "last.prev.pt").exists() and (run / "model_best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (0.2, "0.2"), (0.03, "0.03"), (0.1234567, "0.12346"), (2.0, "2")]
+)
+def test_a_radius_as_it_was_typed(eps, text):
+    assert utils.radius_text(eps) == text

@@ -1,8 +1,10 @@
 """The training step against the explicit formula of the paper and the reference's quirks; the loop; the check."""
 
 import copy
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -211,6 +213,27 @@ def test_stopped_and_resumed_equals_uninterrupted(stop_at, changes):
         return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
 
     assert without_speed(straight.lines) == without_speed(memory.lines)
+
+
+class Drawing(nn.Module):
+    """A network that draws from NumPy and from Python, as augmentations in a network may."""
+
+    def forward(self, x):
+        return x * (1 + 0.1 * np.random.rand() + 0.1 * random.random()) if self.training else x
+
+
+def test_draws_that_are_not_torchs_are_the_runs_own():
+    def fresh():
+        torch.manual_seed(0)
+        return tiny_trainer(4, nn.Sequential(Drawing(), nn.Flatten(), nn.Linear(64, 4)))
+
+    whole, first, second, memory = fresh(), fresh(), fresh(), Memory()
+    whole.run(Memory(), lambda: False)
+    assert not first.run(memory, lambda: first.step >= 2)
+    random.random(), np.random.rand()
+    second.restore(memory.states[-1])
+    assert second.run(memory, lambda: False)
+    assert checkpoint.digest(whole.state()["model"]) == checkpoint.digest(second.state()["model"])
 
 
 def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():

@@ -5,6 +5,7 @@ From outside this repository: `torch.hub.load(FOLDER, "mma_objective", source="l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,8 @@ class MmaObjective:
         """
         if norm not in GEOMETRY:
             raise ValueError(f"norm {norm!r}: choose one of {', '.join(GEOMETRY)}")
+        if not 0 < d_max < math.inf or (norm == "Linf" and d_max > 1):
+            raise ValueError(f"d_max {d_max:g}: must be above 0 and finite, under Linf at most 1: images lie in [0, 1]")
         if not 0 < eps_min <= SEARCH_END * d_max:
             raise ValueError(
                 f"eps_min {eps_min:g}: must be above 0 and at most {SEARCH_END} d_max = {SEARCH_END * d_max:g}"
@@ -60,7 +63,10 @@ class MmaObjective:
         :raises ValueError: if images of the first call are not in [0, 1]; later ones are not looked at, as on a GPU that waits.
         """
         if not self.probed and not ((x >= 0) & (x <= 1)).all():
-            raise ValueError("images: must lie in [0, 1]: scale them, and put any normalisation into the network")
+            seen = f"from {x.min():.4g} to {x.max():.4g}"
+            raise ValueError(
+                f"images: {seen}, must lie in [0, 1]: scale them, and put any normalisation into the network"
+            )
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)

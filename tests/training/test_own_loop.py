@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from support import ROOT
@@ -93,7 +94,53 @@ def test_a_loop_goes_on_from_tensors_and_numbers(tmp_path):
         MmaObjective(5, "L2", 1.0, 0.1).load_state_dict(first.state_dict())
 
 
-WRONG = [("norm", "L1"), ("d_max", 0.0), ("eps_min", 0.0), ("eps_min", 0.4), ("count", 0), ("steps", 0), ("alpha", 1.5)]
+class Numbered(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return self.x[row], self.y[row], row
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_loop_as_people_write_them(autocast):
+    """A loader with workers, a schedule, clipped gradients, an average of weights, bfloat16 by autocast; losses logged."""
+    digits = load_digits()
+    x, y = torch.tensor(digits.images[:400] / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target[:400])
+    torch.manual_seed(0)
+    loader = torch.utils.data.DataLoader(Numbered(x, y), batch_size=50, shuffle=True, num_workers=2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=5 * len(loader))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    mma, losses = MmaObjective(400, "Linf", 0.3, 0.05, steps=4), []
+    for _ in range(5):
+        for images, labels, index in loader:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                result = mma(model, images, labels, index)
+            losses.append(float(result.clean_loss))
+            assert nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite()
+            optimizer.step(), schedule.step()
+            average.update_parameters(model)
+    assert sum(losses[-8:]) < sum(losses[:8]) / 3 and (mma.eps > 0.05).float().mean() > 0.5
+    assert (average(x).argmax(1) == y).float().mean() > 0.6
+
+
+WRONG = [
+    ("norm", "L1"),
+    ("d_max", 0.0),
+    ("d_max", float("inf")),
+    ("d_max", 1.5),
+    ("eps_min", 0.0),
+    ("eps_min", 0.4),
+    ("count", 0),
+    ("steps", 0),
+    ("alpha", 1.5),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
@@ -107,7 +154,7 @@ def test_images_outside_of_0_and_1_are_refused(change):
     mma = MmaObjective(count=4, norm="Linf", d_max=0.3, eps_min=0.05)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     x, y, index = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.arange(4)
-    with pytest.raises(ValueError, match=r"images: must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"images: from \S+ to \S+, must lie in \[0, 1\]"):
         mma(network, change(x), y, index)
     assert mma.step == 0 and network[1].weight.grad is None
     mma(network, x, y, index)
