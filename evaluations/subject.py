@@ -217,10 +217,9 @@ def _images(
     kind, here = Kind(names, own.image_shape if own else None), Kind(images.classes, images.shape)
     what = kind.unlike(here)
     if what and own:
-        cure = "" if Kind(names, None).unlike(here) else "give --image_size, or "
-        raise UserError(
-            f"--data_root {root}: {flags.model} was trained on {what}: {cure}name the folder of its classes"
-        )
+        resized = names == images.classes and own.image_shape and own.image_shape[0] == images.shape[0]
+        cure = "give --image_size, or name another folder" if resized else "name a folder of such images"
+        raise UserError(f"--data_root {root}: {flags.model} was trained on {what}: {cure}")
     if what:
         notes.append(f"--dataset {dataset}: {flags.model} was trained on {what}; classes go by position")
     if names is None:

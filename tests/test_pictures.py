@@ -168,6 +168,11 @@ def enlarge(folder):
         Image.open(path).resize((20, 20)).save(path)
 
 
+def make_grey(folder):
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+
+
 @pytest.mark.parametrize(
     ("change", "flags", "parts"),
     [
@@ -177,6 +182,7 @@ def enlarge(folder):
             ["--data_root", "run was trained on other classes (only there: cat; only here: dog)", "name"],
         ),
         (enlarge, "", ["images of 3x16x16, here they are 3x20x20", "give --image_size"]),
+        (make_grey, "", ["images of 3x16x16, here they are 1x16x16: name a folder of such images"]),
         (enlarge, "--image_size 12", ["images of 3x16x16, here they are 3x12x12"]),
         (add_one, "--split val", ["--split val", "added, removed or renamed", "leave --split out"]),
         (add_one, "--split train", ["--split train", "training images", "restore them"]),
