@@ -25,9 +25,9 @@ from hardware.layout import lay_out, layout_for
 from hardware.precision import remark
 from loading.batches import first_batch
 from loading.datasets import Dataset, load_dataset
-from networks.build import build_model
+from networks.build import build_model, try_out
 from networks.foreign import our_keys
-from networks.names import is_built_in
+from networks.names import is_built_in, is_own
 from networks.probes import probe
 from presets import CLASSES
 from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
@@ -246,6 +246,8 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         raise UserError(
             f"--augment: images must be larger than {config.crop_pad} pixels: give --no-augment, or --crop_pad"
         )
+    if is_own(config.network):
+        try_out(config.network, model, first_batch(data.train, 2).cpu(), data.num_classes, to_train=True)
     if pretrained:
         source = checkpoint.load_model_file(pretrained)
         found = our_keys(source.weights, model.state_dict())

@@ -19,7 +19,7 @@ from evaluations.results import Row, add_rows, checkpoint_rows, read_file, same_
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
 from loading.datasets import Part, load_own, load_test
-from networks.build import build_model
+from networks.build import build_model, try_out
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from networks.own import code_of
@@ -177,6 +177,8 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         model, how = behind_standardisation(model, flags.standardise, found, foreign, images.shape[0])
     except ValueError as error:
         raise UserError(f"checkpoint {file.path}: {error}") from None
+    if is_own(network):
+        try_out(network, model, images.split.everything().x[:2].cpu(), images.num_classes, to_train=False)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
     overrides = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errors import UserError
 
@@ -52,6 +53,32 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         ) from error
     model.train()
     return model if own else model.to(memory_format=torch.channels_last)
+
+
+def try_out(network: str, model: nn.Module, x: Tensor, classes: int, to_train: bool) -> None:
+    """A step of an attack, and one of training if it is to be trained, on a copy; x (2, C, H, W): two images.
+
+    :raises UserError: if anyone's own code raises in it or gives no logits, with the line of theirs that did.
+    """
+    copied = copy.deepcopy(model)
+    for mode in ("eval", "train") if to_train else ("eval",):
+        for images in (x, x[:1]) if mode == "eval" else (x,):
+            try:
+                pixels = images.clone().requires_grad_()
+                with torch.enable_grad():
+                    logits = copied.train(mode == "train")(pixels)
+                    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+                        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                        raise ValueError(f"it gives {found} instead of {(len(images), classes)} logits")
+                    if logits.requires_grad:
+                        logits.float().logsumexp(1).sum().backward()
+                    if to_train and pixels.grad is None:
+                        raise ValueError("no gradient reaches the images")
+            except (Exception, SystemExit) as error:  # anyone's own code
+                raise UserError(
+                    f"--network {network}: does not work in {mode} mode on {len(images)} images that ask for a gradient "
+                    f"({cause(error)}): mend it"
+                ) from error
 
 
 def built_in(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:

@@ -3,6 +3,7 @@
 #   make_venv FILE      makes or reuses .venv and installs the requirements in FILE under constraints.txt
 #   train_rows ARGS…    trains a table of runs
 #   folders NAME…, attack_tables …   for the scripts that attack what is trained
+case " $* " in *" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;; esac  # the script's own head
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv/bin/python
 

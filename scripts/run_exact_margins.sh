@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # How far AN-PGD's margins are from the exact ones: small networks, trained by MMA and by standard training, three seeds each.
-#   bash scripts/run_exact_margins.sh
 # Trains what is not trained yet into runs/exact, measures what runs/exact/margins.json lacks, and prints its tables. The
 # committed ones: python benchmarks/exact_margins.py
 set -euo pipefail

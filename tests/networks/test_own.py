@@ -12,7 +12,7 @@ import errors
 import evaluate_on_pgd_attacks
 import train
 import utils
-from command_lines import ATTACK, SMALL
+from command_lines import ATTACK, SMALL, fails
 from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
@@ -51,6 +51,46 @@ COLLIDING = {
         "        return super().forward(x)\n"
     ),
 }
+
+
+RAISING = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+    def forward(self, x):
+        {line}
+        return self.linear(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x -= 0.5", "line 8: RuntimeError: a leaf Variable"),
+        ("x = torch.tensor(x.numpy())", "line 8: RuntimeError: Can't call numpy"),
+        ("return self.linear(x.flatten(1)).squeeze()", "in eval mode on 1 images"),
+        ("assert not x.requires_grad", "line 8: AssertionError"),
+        (
+            "if self.training: return x, x",
+            "in train mode on 2 images that ask for a gradient (ValueError: it gives tuple",
+        ),
+        ("if self.training: raise OSError('gone')", "line 8: OSError: gone"),
+        ("x = x.detach()", "no gradient reaches the images"),
+    ],
+)
+def test_code_that_raises_in_a_step_is_one_line_before_the_first(tmp_path, monkeypatch, capsys, line, said):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"net.py": RAISING.format(line=line)})
+    short = [*SMALL, "--network", "net.py:Net", "--max_steps", "2", "--train_size", "60", "--savepath", "run"]
+    fails(capsys, train.main, short, said)
+    assert not (tmp_path / "run").exists()
+    if "training" in line or "detach" in line:
+        return  # an evaluator never trains, and says of such gradients that there are none
+    torch.save({f"linear.{key}": value for key, value in torch.nn.Linear(64, 10).state_dict().items()}, "net.pt")
+    named = ["--dataset", "digits", "--norm", "Linf", "--network", "net.py:Net"]
+    fails(capsys, evaluate_on_pgd_attacks.main, [*ATTACK, "--model", "net.pt", *named], said)
 
 
 def write(folder, files):

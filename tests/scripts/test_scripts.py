@@ -163,3 +163,14 @@ def test_a_python_that_is_named_and_not_a_path(tmp_path, monkeypatch):
     script = tmp_path / "clone" / "scripts" / "run_mnist_training.sh"
     done = subprocess.run(["bash", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.count("called") == 8
+
+
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if "common.sh" in path.read_text())
+)
+def test_help_of_a_script_is_its_own(script):
+    """And nothing is installed or run."""
+    path = ROOT / "scripts" / script
+    found = subprocess.run(["bash", str(path), "--help"], capture_output=True, text=True, check=True)
+    first = path.read_text().splitlines()[1].removeprefix("# ")
+    assert found.stdout.startswith(first) and "usage:" not in found.stdout and not found.stderr
