@@ -84,7 +84,7 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
     trainer = new_trainer(config, data, world, None if state else config.pretrained, teller)
     if state:
         world.together(lambda: resume.restore(trainer, state, folder))
-        if state["config"]["test_files"] != config.test_files and world.is_first:
+        if state["config"].get("test_files") != config.test_files and world.is_first:
             warn(f"warning: {config.data_root}: its test images have changed: figures from here on are of the new ones")
     images = min(len(trainer.data.val), config.check_size or len(trainer.data.val))
     here = environment(device) | {"memory_layout": layout_for(device, config.precision, config.deterministic).name}
