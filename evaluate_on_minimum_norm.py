@@ -1,11 +1,12 @@
 """How far is the nearest adversarial image? `python evaluate_on_minimum_norm.py --model PATH`.
 
-L2: Carlini-Wagner (the paper's protocol), DDN and FMN; Linf: FMN; all through foolbox. Beside them AN-PGD's margins of the
-same images, as training measures them. A distance is 0 for a misclassified image and inf where no attack breaks it.
+L2: Carlini-Wagner (the paper's protocol) and DDN; Linf: APGD inside a search on eps; both: FMN and AN-PGD. A distance is 0 for
+a misclassified image and inf where no attack breaks it. Every distance is an upper bound of the true one.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -15,23 +16,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
-from check import check_split
 from config import opt
 from errors import UserError, exits_on_user_error
-from evaluations.compare_attacks import overestimates
+from evaluations.compare_attacks import SEARCHES, overestimates, write_curve
 from evaluations.flags import EvaluationFlags, choose, parse_flags
 from evaluations.minimum_norm import (
     ATTACKS,
-    SEARCHES,
-    attacks_under,
     best_known,
-    compared,
     figures_of,
+    local_optimality,
+    settings_of,
     shortest_distances,
     table,
 )
@@ -46,23 +44,25 @@ from utils import EVALUATE, mixed_seed
 
 PAPER_SIZE, CW_SIZE_ON_CPU = 1000, 100
 STEPS, CW_STEPS = 1000, 10_000  # on a CPU cw takes as many as the others
-CHECK_KEY = (1, 0)  # the random starts of the training's check: of the test split, at step 0
 
 
 @dataclass(frozen=True)
 class MinimumNormFlags(EvaluationFlags):
     """Look for the nearest adversarial images."""
 
-    attacks: str | None = opt(None, "some of cw,ddn,fmn (default: all of them under L2, fmn under Linf)")
+    attacks: str | None = opt(None, f"some of {','.join(SEARCHES)} (default: all that there are for the norm)")
     test_size: int | None = opt(
         None,
         "so many images of the split: the first; by class from a folder of pictures (default: 1000, the paper's; 100 for cw "
         "on a CPU)",
     )
     steps: int | None = opt(
-        None, "steps of every attack (default: 1000; cw 10000 in each of its 9 searches, on a CPU 1000)"
+        None,
+        "forward/backward passes an image of every attack; of cw its steps in each of 9 searches (default: 1000; cw 10000, on a "
+        "CPU 1000)",
     )
     batch_size: int | None = opt(None, "images attacked together, and kept when stopped later (default: 200; CPU: 25)")
+    curve: bool = opt(False, "also write robust accuracy at every eps beside the model, curve_<norm>.csv")
 
 
 @exits_on_user_error
@@ -77,11 +77,11 @@ def attacks_asked(flags: MinimumNormFlags, subject: Subject) -> list[str]:
 
     :raises UserError: for an attack that the norm does not have.
     """
-    possible = attacks_under(subject.norm)
+    possible = list(ATTACKS[subject.norm])
     attacks = possible if flags.attacks is None else choose(flags.attacks, list(SEARCHES))
     if wrong := [attack for attack in attacks if attack not in possible]:
         raise UserError(
-            f"--attacks {wrong[0]}: not under {subject.norm}: name some of {','.join(possible)}, or add --norm L2"
+            f"--attacks {wrong[0]}: not under {subject.norm}: name some of {','.join(possible)}, or give the other --norm"
         )
     return attacks
 
@@ -107,49 +107,53 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
         slow = f" ({CW_STEPS} on a GPU)" if "cw" in steps and on_cpu else ""
         teller.note(f"--steps not given: {', '.join(f'{attack} {number}' for attack, number in steps.items())}{slow}")
     batch_size = flags.batch_size or (25 if on_cpu else 200)
+    x, _, _ = subject.test.everything()
+    logits = clean_logits(subject.model, x, min(batch_size, len(x)))
     rows = {}
     for attack in attacks:
-        settings = {"steps": steps[attack], "searches": SEARCHES[attack], **ATTACKS[attack, subject.norm][1]}
-        row = subject.row(flags.seed, {**settings, "batch_size": batch_size, "foolbox": version("foolbox")})
+        settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
+        row = subject.row(flags.seed, {**settings, "batch_size": batch_size})
         if not already_done(subject, attack, row, flags.overwrite, teller, world):
             rows[attack] = row
     if rows:
-        search(subject, rows, batch_size, teller, world)
+        search(subject, rows, logits, batch_size, teller, world)
+    if flags.curve and world.is_first:
+        teller.say(f"written: {write_curve(subject)}")
     for line in overestimates(subject):
         teller.say(line)
 
 
-def search(subject: Subject, rows: dict[str, Row], batch_size: int, teller: Teller, world: World) -> None:
-    """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table."""
-    x, y, _ = subject.test.everything()
-    logits = clean_logits(subject.model, x, min(batch_size, len(x)))
-    right = logit_margin(logits, y) < 0
+def search(
+    subject: Subject, rows: dict[str, Row], logits: Tensor, batch_size: int, teller: Teller, world: World
+) -> None:
+    """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table; logits (N, C)."""
+    right = logit_margin(logits, subject.test.labels) < 0
     batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
-    found, seconds = dict[str, Tensor](), dict[str, float]()  # found: distances
     with ExitStack() as kept:
         for attack, row in rows.items():
 
             def attack_batch(number: int, known: Mapping[int, Part], attack: str = attack, row: Row = row) -> Part:
-                steps, seed = row["settings"]["steps"], mixed_seed(row["seed"], EVALUATE, number)
-                return {"distances": shortest_distances(subject, attack, steps, batches[number], logits, seed)}
+                seed = mixed_seed(row["seed"], EVALUATE, number)
+                found = shortest_distances(subject, attack, row["settings"], batches[number], logits, seed)
+                return dict(zip(("distances", "passes"), found, strict=True))
 
             identity = [row["settings"], row["seed"]]
             shards = run_shards(attack_batch, len(batches), subject, attack, identity, teller, world, title=attack)
             parts = kept.enter_context(shards)
-            found[attack] = torch.zeros(len(x), dtype=torch.float64)
+            distances = torch.zeros(len(right), dtype=torch.float64)
             if parts:
-                found[attack][right.cpu()] = torch.cat([part["distances"] for part in parts])
-            seconds[attack] = round(sum(part["seconds"] for part in parts), 1)
-        teller.note(f"AN-PGD on {len(x)} images, as the training's check runs it")
-        check = check_split(subject.model, subject.test, subject.training, *CHECK_KEY, world=world)
+                distances[right.cpu()] = torch.cat([part["distances"] for part in parts])
+            rows[attack] = {**row, **clean_accuracy(right), **figures_of(distances)}
+            rows[attack]["settings"] = {**row["settings"], "device": str(subject.device)}
+            rows[attack]["seconds"] = round(sum(part["seconds"] for part in parts), 1)
+            rows[attack]["passes"] = round(sum(part["passes"] for part in parts) / max(int(right.sum()), 1), 1)
         if world.is_first:
-            best, attacks = best_known(subject, found)
-            anpgd = compared(subject, right, check.margins.cpu().double(), best, attacks)
+            best, names = best_known(subject, rows)
             for attack, row in rows.items():
-                settings = {**row["settings"], "device": str(subject.device)}
-                figures = {**clean_accuracy(right), **figures_of(found[attack]), "anpgd": anpgd}
-                subject.add_rows(attack, [{**row, **figures, "settings": settings, "seconds": seconds[attack]}])
-            for line in table(subject, right, found, best, anpgd, seconds):
+                distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
+                row["local_optimality"] = {"value": local_optimality(distances, best), "best_of": names}
+                subject.add_rows(attack, [row])
+            for line in table(subject, right, rows, best, names):
                 teller.say(line)
     teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 

@@ -17,7 +17,6 @@ import math
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyautoattack.autopgd_base import APGDAttack
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -37,14 +35,14 @@ from anpgd import AnPgd, Search
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import just_beyond
-from evaluations.minimum_norm import confirmed, shortest_distances
+from evaluations.minimum_norm import confirmed, searched_apgd, shortest_distances
 from evaluations.repeated_pgd import clean_logits
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from losses import logit_margin, soft_logit_margin
 from pgd import InnerPgd
 from records.reading import parse_json
-from utils import generator, per_row, untouched, write_atomically
+from utils import generator, untouched, write_atomically
 from validation import require_positive
 
 Array = NDArray[np.float64]
@@ -213,27 +211,11 @@ def distances(subject: Subject, x: Tensor, y: Tensor, rows: Tensor, max_eps: flo
                 name = f"AN-PGD {visit}, projections {projections}, targets {targets}, {shortest.passes} passes"
                 found[name] = confirmed(subject, x, y, x_adv)
     logits = clean_logits(model, subject.test.everything().x, 200)
-    found[f"FMN, {FMN_STEPS} steps, twice"] = shortest_distances(subject, "fmn", FMN_STEPS, rows, logits, seed=0)
-    found[f"APGD, {APGD_STEPS} steps, {STEPS} halvings"] = searched_apgd(subject, x, y, max_eps)
+    fmn = {"steps": FMN_STEPS}
+    found[f"FMN, {FMN_STEPS} steps, twice"], _ = shortest_distances(subject, "fmn", fmn, rows, logits, seed=0)
+    x_adv = searched_apgd(subject, x, y, max_eps, steps=APGD_STEPS, tries=1 + STEPS, start=max_eps)
+    found[f"APGD, {APGD_STEPS} steps, {STEPS} halvings"] = confirmed(subject, x, y, x_adv)
     return found
-
-
-def searched_apgd(subject: Subject, x: Tensor, y: Tensor, max_eps: float) -> Tensor:
-    """(B, ...), (B,) -> (B,): the shortest that APGD on the DLR loss finds, by halving [0, max_eps] after a try at its end."""
-    low, high = torch.zeros(len(x)).to(x), torch.full((len(x),), max_eps).to(x)
-    nearest, eps = torch.full_like(high, math.inf), high
-    for _ in range(1 + STEPS):
-        settings = {"n_iter": APGD_STEPS, "norm": "Linf", "eps": per_row(eps, x), "seed": 0, "loss": "dlr"}
-        attack = APGDAttack(subject.model, **settings, device=x.device)
-        attack.init_hyperparam(x)
-        with warnings.catch_warnings(action="ignore"):  # of gradients that are zero
-            x_adv = attack.attack_single_run(x, y)[3].detach()
-        length = confirmed(subject, x, y, x_adv).to(x)
-        nearest = length.minimum(nearest)
-        high = nearest.clamp(max=max_eps)
-        low = torch.where(length.isfinite(), low, eps).minimum(high)
-        eps = (low + high) / 2
-    return nearest
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

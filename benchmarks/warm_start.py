@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
+from evaluations.compare_attacks import SEARCHES
 from evaluations.flags import EvaluationFlags
 from evaluations.results import read_file
 from evaluations.subject import Subject, load_subject
@@ -47,7 +48,7 @@ def nearest_known(subject: Subject) -> Tensor:
     :raises UserError: if there are none for all of these images.
     """
     count, columns = len(subject.test), []
-    for attack in ("cw", "ddn", "fmn"):
+    for attack in SEARCHES:
         for content in read_file(subject.path.with_name(f"eval_{attack}_{subject.norm}.json")):
             rows = content["results"] if content["model_sha256"] == subject.sha256 else []
             columns += [row["distances"][:count] for row in rows if row["split"] == "test" and row["n"] >= count]

@@ -7,17 +7,19 @@ at every radius beyond its distance; a gradient-free attack that is stronger is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from errors import UserError
-from evaluations.results import Row, quoted, same_eps, wilson
+from evaluations.results import Row, accuracy_curve, quoted, same_eps, says_where, wilson
 from evaluations.subject import Subject
-from utils import radius_text
+from utils import radius_text, write_atomically
 
 GRADIENT_FREE = ("square", "spsa")
 STRONGER = ("strong", "autoattack", "transfer")
-SEARCHES = ("cw", "ddn", "fmn")
+SEARCHES = ("cw", "ddn", "fmn", "apgd", "apgdt", "anpgd", "anpgd_projected")
 NAMES = {
     "pgd": "PGD",
     "strong": "strong PGD",
@@ -28,6 +30,10 @@ NAMES = {
     "cw": "Carlini-Wagner",
     "ddn": "DDN",
     "fmn": "FMN",
+    "apgd": "APGD in a search on ε",
+    "apgdt": "targeted APGD in a search on ε",
+    "anpgd": "AN-PGD",
+    "anpgd_projected": "AN-PGD with projection and targets",
 }
 
 
@@ -76,6 +82,39 @@ def _left_at(eps: float, row: Row) -> str:
     if (distances := row.get("distances")) is not None:
         return "".join("0" if far is not None and far <= eps else "1" for far in distances)
     return (row.get("flags") or "") if same_eps(eps, row.get("eps")) else ""
+
+
+def of_same_images(row: Row, like: Row, dataset: str) -> bool:
+    """Whether the first images of a row are those of another; of a folder of pictures a selection is drawn."""
+    same = row["n"] == like["n"] and row.get("images") == like.get("images")
+    return bool(row["split"] == like["split"] and (same or dataset != "imagefolder"))
+
+
+def nearest(rows: Iterable[Row], like: Row, dataset: str) -> list[float]:
+    """(N,): of each image of the row `like` the distance of its nearest adversarial image in `rows` of one checkpoint, inf
+    where there is none. A search gives it, and an attack at one eps this eps, so that the stronger counts."""
+    best = [math.inf] * like["n"]
+    for row in (row for row in rows if of_same_images(row, like, dataset)):
+        found = (
+            row["distances"] if "distances" in row else [row["eps"] if flag == "0" else None for flag in row["flags"]]
+        )
+        for place, distance in enumerate(found[: like["n"]]):
+            best[place] = min(best[place], math.inf if distance is None else distance)
+    return best
+
+
+def write_curve(subject: Subject) -> Path:
+    """Robust accuracy at every eps, by all that lies beside the model, as `curve_<norm>.csv`; the file.
+
+    :raises UserError: if the folder cannot be written.
+    """
+    rows = [row for attack in NAMES for row in rows_by(subject, attack)]
+    points = accuracy_curve(nearest(rows, subject.row(0, {}), subject.dataset))
+    lines = ["eps,robust_acc,low,high", *(",".join(map(str, point)) for point in points)]
+    path = subject.path.parent / f"curve_{subject.norm}.csv"
+    with says_where(path):
+        write_atomically(path, ("\n".join(lines) + "\n").encode())
+    return path
 
 
 def stronger(dataset: str, pgd: Sequence[Row], rows_of: Callable[[str], Sequence[Row]]) -> list[Gap]:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,17 @@ def accuracy_of(flags: str) -> Row:
     """The part of a row that follows from one character an image."""
     standing = flags.count("1")
     return {"robust_acc": standing / len(flags), "ci95": wilson(standing, len(flags)), "flags": flags}
+
+
+def accuracy_curve(distances: Sequence[float]) -> list[tuple[float, float, float, float]]:
+    """(N,) distances of the nearest adversarial images -> robust accuracy at each eps where it falls, from 0 on, with its
+    interval: (eps, accuracy, low, high). An image stands at every eps below its distance."""
+    ordered, points = sorted(distances), []
+    for eps in dict.fromkeys((0.0, *(d for d in ordered if d < math.inf))):
+        standing = len(ordered) - bisect_right(ordered, eps)
+        low, high = wilson(standing, len(ordered))
+        points.append((eps, standing / len(ordered), low, high))
+    return points
 
 
 def clean_accuracy(right: Tensor) -> Row:

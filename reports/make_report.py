@@ -32,11 +32,12 @@ from plotly.offline import get_plotlyjs
 from torch import Tensor
 
 from errors import UserError, exits_on_user_error
+from evaluations.results import accuracy_curve
 from flags import Parser, whole
 from records.reading import is_number
 from reports import plots, published, writing
-from reports.runs import NORMS, Rows, Run, frame, kind_of, read_runs, title, training_command
-from reports.tables import ACCURACIES, NONE, accuracy_table, distance_table, remarks, render
+from reports.runs import NORMS, Rows, Run, frame, kind_of, nearest_known, read_runs, title, training_command
+from reports.tables import ACCURACIES, BY_DISTANCE, NONE, accuracy_table, distance_table, remarks, render
 from utils import write_atomically
 
 EXAMPLES, MOST_EXAMPLES, SHOWN = 60, 1000, 6  # images attacked, at most, and shown of each run
@@ -71,7 +72,7 @@ def in_legend(name: str) -> str:
     return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(name, 40))
 
 
-def style(look: plots.Look, shows_name: bool = True) -> dict[str, Any]:
+def style(look: plots.Look) -> dict[str, Any]:
     """Keyword arguments of a plotly line. A click on a method in the legend hides and shows all its seeds."""
     own = look.style
     return {
@@ -81,8 +82,15 @@ def style(look: plots.Look, shows_name: bool = True) -> dict[str, Any]:
         "line": {"color": own["color"], "dash": plots.LINES[own["linestyle"]], "width": 2},
         "marker": {"symbol": plots.MARKERS[own["marker"]], "size": 7},
         "opacity": 1 if look.method < len(plots.COLOURS) else 0.5,
-        "showlegend": shows_name,
+        "showlegend": True,
     }
+
+
+def band(look: plots.Look) -> dict[str, Any]:
+    """What makes of a line around it the band of a curve."""
+    colour = "rgba({},{},{},0.12)".format(*bytes.fromhex(look.style["color"][1:]))
+    own = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    return own | {"fill": "toself", "fillcolor": colour}
 
 
 def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
@@ -105,13 +113,21 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
 
 
 def robustness(rows: Rows, drawn: Looks) -> Markup | None:
-    """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted."""
+    """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted. By smallest
+    distances a step curve with its 95 % band, which counts what PGD breaks too."""
     images, norm = kind_of(rows)
     figure, (scale, _) = go.Figure(), plots.radius_axis(images, norm)
     for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
         eps, accuracy, low, high = plots.curve(of_run)
         bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
         figure.add_scatter(x=scale * eps, y=accuracy, error_y=bars, **style(drawn[run]))
+    for run, of_run in rows.groupby("run", sort=False):
+        if known := nearest_known(of_run):
+            eps, accuracy, low, high = np.repeat(np.transpose(accuracy_curve(known)), 2, axis=1)  # a step has two ends
+            x, own = scale * eps[1:], style(drawn[run]) | {"mode": "lines"}
+            name = in_legend(f"{drawn[run].name}, {BY_DISTANCE} (n {len(known)})")
+            figure.add_scatter(x=x, y=100 * accuracy[:-1], **own | {"name": name})
+            figure.add_scatter(x=[*x, *x[::-1]], y=100 * np.append(low[:-1], high[-2::-1]), **own | band(drawn[run]))
     for said in published.ACCURACIES.get((images, norm), ()) if figure.data else ():
         if said.autoattack is None:
             name = in_legend(f"{published.name(said, images, norm)}, published")
@@ -143,12 +159,10 @@ def margins(runs: Sequence[Run], drawn: Looks, scale: float) -> go.Figure:
             epochs, eps = run.margins()
         except UserError:
             continue
-        low, median, high = scale * np.percentile(eps, (10, 50, 90), axis=1)
+        low, median, high = scale * plots.quantiles(eps)
         figure.add_scatter(x=epochs, y=median, **style(drawn[run]))
-        colour = "rgba({},{},{},0.12)".format(*bytes.fromhex(drawn[run].style["color"][1:]))
-        band = style(drawn[run], shows_name=False) | {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
         x, y = [*epochs, *epochs[::-1]], [*low, *high[::-1]]
-        figure.add_scatter(x=x, y=y, **band, fill="toself", fillcolor=colour)
+        figure.add_scatter(x=x, y=y, **style(drawn[run]) | band(drawn[run]))
     return figure
 
 
@@ -156,7 +170,7 @@ def margins(runs: Sequence[Run], drawn: Looks, scale: float) -> go.Figure:
 
 
 def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str, Any]], str]:
-    """SHOWN of `count` test images from the smallest to the largest margin that AN-PGD finds: each with its perturbation and
+    """SHOWN of `count` test images from the shortest to the longest perturbation that AN-PGD finds: each with its perturbation and
     their sum, as PNG in data URIs, and what stands below; and of how many they are, or why there are none."""
     if run.config is None or not (run.folder / "model_best.pt").exists():
         return [], "there is no model_best.pt in the folder"
@@ -165,9 +179,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
         return [], f"the images are not in {root}; name their folder with --data_root"
     try:
         subject = plots.on_cpu(str(run.folder), data_root=data_root)
+        found = plots.find_examples(subject, count)
     except UserError as error:
         return [], str(error)
-    found = plots.find_examples(subject, count)
     broken = ((found.length > 0) & found.length.isfinite()).nonzero().flatten()
     order, shown = broken[found.length[broken].argsort()].tolist(), []
     for place in np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int)) if order else ():
@@ -180,7 +194,7 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
             (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
         ]
         margin = plots.length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
-        shown.append({"margin": f"margin {margin}", "parts": parts})
+        shown.append({"margin": f"margin at most {margin}", "parts": parts})
     wrong, safe = int((found.length == 0).sum()), int(found.length.isinf().sum())
     up_to = plots.length_text(found.max_eps, run.images, subject.norm, found.max_eps)
     said = f"{wrong} are misclassified as they are, {safe} withstand it up to {up_to}"

@@ -1,6 +1,6 @@
 """Markdown tables of every evaluation in some run folders, in the paper's form, with the published figures beside ours.
 
-python reports/make_tables.py trained_models/* [--out FILE]
+python reports/make_tables.py trained_models/* [--eps 0.25 ...] [--out FILE]
 python reports/make_tables.py --fill [RUN ...]   the tables in README.md and docs/, between their markers
 
 One table for each data set and norm of the attack. Runs that differ in their seed alone are one line.
@@ -8,7 +8,6 @@ One table for each data set and norm of the attack. Runs that differ in their se
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -20,8 +19,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from errors import UserError, exits_on_user_error
+from evaluations.compare_attacks import SEARCHES, nearest
 from evaluations.results import Row
-from flags import Parser
+from flags import Parser, number
 from reports import published, writing
 from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, title
 from reports.tables import (
@@ -39,20 +39,19 @@ from utils import write_atomically
 
 PAGES = ("README.md", "docs/results.md", "docs/experiments.md")
 NOT_RUN = "not run yet"
-SEARCHES = ("cw", "ddn", "fmn")
 FAR = 1e30  # stands for a distance that was not found; a mean or quartile with one in it is far, too
 Key = tuple[str, str]  # data set and norm
 
 
-def make_page(runs: Sequence[Run]) -> str:
-    """The Markdown of all tables."""
+def make_page(runs: Sequence[Run], radii: Sequence[float] = ()) -> str:
+    """The Markdown of all tables; radii: further ones to show, from smallest distances."""
     found = frame(runs)
     lines = []
     for (images, norm), rows in found.groupby(["images", "norm"]):
         notes: list[str] = []
         distance = f"Smallest {NORMS[norm]} distance found (images in [0, 1]; 0 for a misclassified one)."
         lines += [f"## {title(images)}, {NORMS[norm]}", ""]
-        for said, table in ((ACCURACIES, accuracy_table(rows, notes)), (distance, distance_table(rows, notes))):
+        for said, table in ((ACCURACIES, accuracy_table(rows, notes, radii)), (distance, distance_table(rows, notes))):
             lines += [said, "", *table.markdown(), ""] if table.lines else []
         lines += [*remarks(rows), *(f"- [{number}] {text}" for number, text in enumerate(notes, 1)), ""]
     evaluated = set(found["run"])
@@ -155,13 +154,12 @@ def distances(found: Rows) -> list[Table]:
 
 def _nearest(run: Run, rows: Sequence[Row]) -> list[str]:
     """Of each image the nearest that the attacks found."""
-    columns = ([FAR if d is None else d for d in row["distances"]] for row in rows)
-    best = [min(of_image) for of_image in itertools.zip_longest(*columns, fillvalue=FAR)]
+    most = max(rows, key=lambda row: row["n"])
+    best = [min(far, FAR) for far in nearest(rows, most, most["dataset"])]
     values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
     names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
     figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
-    clean = max(rows, key=lambda row: row["n"])["clean_acc"]
-    return [f"{run.words_and_settings}, ours, {code(run.name)}, {names}", f"{100 * clean:.1f}", *figures]
+    return [f"{run.words_and_settings}, ours, {code(run.name)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures]
 
 
 BLOCKS = {"results": released, "by-eps": by_eps, "distances": distances}
@@ -184,16 +182,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description="Markdown tables of the evaluations in run folders.", allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: all in trained_models/)")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+    asked = "further radii, as 0.25 or 8/255, at which smallest distances say who stands"
+    parser.add_argument("--eps", nargs="+", type=number, default=(), metavar="EPS", help=asked)
     fills = "write the tables in README.md and docs/, between their markers"
     parser.add_argument("--fill", action="store_true", help=fills)
     given = parser.parse(argv)
     if given["fill"] and given["out"]:
         raise UserError("--out: --fill writes README.md and pages of docs/: leave one out")
+    for eps in given["eps"]:
+        if eps <= 0 or given["fill"]:
+            raise UserError(f"--eps {eps:g}: a radius above 0, as 0.25 or 8/255, and without --fill")
     runs = read_runs([Path(run) for run in given["runs"] or sorted((ROOT / "trained_models").iterdir())])
     for line in [line for run in runs for line in run.damaged]:
         print(f"warning: {' '.join(line.split())}", file=sys.stderr)
     if not given["fill"]:
-        return show_or_write(make_page(runs), given["out"])
+        return show_or_write(make_page(runs, [round(eps, 6) for eps in given["eps"]]), given["out"])
     for path in (ROOT / page for page in PAGES):
         with writing(path):
             write_atomically(path, filled(path.read_text(encoding="utf-8"), runs).encode())

@@ -35,6 +35,8 @@ def effort_text(row: Row) -> str:
     """`100 steps, 10 restarts`, or whatever its settings say of the effort."""
     if row["attack"] == "autoattack":
         return "standard" if is_standard(row) else "not standard"
+    if "passes" in row:
+        return f"{row['passes']:.0f} passes an image"
     said = [f"{row['settings'][name]} {word}" for name, word in EFFORTS.items() if name in row["settings"]]
     return ", ".join(said) or "see the JSON"
 
@@ -77,7 +79,8 @@ def margins_picture(run: Run) -> str:
         plt.close(figure)
     if not picture.exists():
         return "Margins: not recorded in training, or margins.npy is not at hand."
-    return f"![Margins of the training images, by epoch and at the end]({picture.name})"
+    said = "Upper bounds, as AN-PGD found them in training: the true margins are at most as large."
+    return f"{said}\n\n![Margins of the training images, by epoch and at the end]({picture.name})"
 
 
 def card(folder: Path) -> str:

@@ -28,18 +28,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anpgd import AnPgd, Search
 from config import DATASETS
 from config import NORMS as NORM_NAMES
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
+from evaluations.in_memory import margins
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
-from losses import LOSSES, logit_margin
-from pgd import GEOMETRY, InnerPgd
 from reports import writing
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
-from utils import CHECK, per_row, row_noise
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
@@ -174,6 +171,12 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
     return figure, default_name(f"robustness-{images}-{norm}", [run.folder for run in runs])
 
 
+def quantiles(eps: np.ndarray) -> np.ndarray:
+    """(E, N) margins of N images at E checks -> (3, E): 10, 50 and 90 %; NaN where that image has none."""
+    found = np.percentile(eps, (10, 50, 90), axis=1, method="nearest")
+    return np.where(np.isfinite(found), found, np.nan)
+
+
 # --- margins -------------------------------------------------------------------------------------------------------
 
 
@@ -201,19 +204,32 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     left, right = halves
     panels = left.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     training = right.subplots()
-    top = scale * max(eps[-1].max() for _, eps in found.values())
+    top = scale * max(np.max(eps[-1], initial=0, where=np.isfinite(eps[-1])) for _, eps in found.values())
     for panel, (run, look) in zip(panels, looks(list(found)).items(), strict=True):
         epochs, eps = found[run]
         last, colour = scale * eps[-1], look.style["color"]
-        bins, share = np.linspace(0, top, BINS + 1).tolist(), np.full(len(last), 100 / len(last))
-        panel.hist(last, bins, weights=share, color=colour, alpha=0.5, edgecolor=colour, linewidth=0.6)
+        bins, there = np.linspace(0, top, BINS + 1).tolist(), last[np.isfinite(last)]
+        panel.hist(
+            there,
+            bins,
+            weights=np.full(len(there), 100 / len(last)),
+            color=colour,
+            alpha=0.5,
+            edgecolor=colour,
+            linewidth=0.6,
+        )
         if run.radius is not None:
             panel.axvline(scale * run.radius, color="0", linestyle=":", linewidth=1.5)
-        panel.set_title(f"{look.name}: {len(last)} images, median {np.median(last):.3g}", fontsize="small", loc="left")
+        none, end = np.isinf(last).mean(), scale * run.trained.search_maxeps
+        median = f"above {end:.3g}" if none >= 0.5 else f"{np.median(last):.3g}"
+        text = f"{look.name}: {len(last)} images, median {median}" + (
+            f"; {none:.1%} none up to {end:.3g}" if none else ""
+        )
+        panel.set_title(text, fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
-        low, median, high = scale * np.percentile(eps, (10, 50, 90), axis=1)
-        every = max(1, len(median) // 10)
-        training.plot(epochs, median, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style)
+        low, middle, high = scale * quantiles(eps)
+        every = max(1, len(middle) // 10)
+        training.plot(epochs, middle, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style)
         training.fill_between(epochs, low, high, color=colour, alpha=0.08, linewidth=0)
         for edge in (low, high):
             training.plot(epochs, edge, linewidth=0.7, color=colour, linestyle=look.style["linestyle"])
@@ -223,7 +239,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     training.legend(loc="upper left", bbox_to_anchor=(0, -0.12), fontsize="small", handlelength=4)
     left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
     right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")
-    figure.suptitle(f"{title(images)}: margins of the training images, as AN-PGD found them in training")
+    figure.suptitle(f"{title(images)}: margins of the training images, upper bounds by AN-PGD in training")
     return figure, default_name(f"margins-{images}-{norm}", [run.folder for run in found])
 
 
@@ -250,33 +266,25 @@ def on_cpu(model: str, **flags: Any) -> Subject:
 
 
 def find_examples(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
-    """AN-PGD on `count` images spread evenly over the test set, with the settings of the run's own check; then the nearest
-    point that is misclassified.
+    """The nearest adversarial images that AN-PGD finds, with one projection and nine targets, of `count` images spread evenly
+    over the test set. Each length is an upper bound of the margin.
 
-    max_eps: radius of the largest attack, in input units; None: the check's own, 1.05 d_max.
+    max_eps: how far to search, in input units; None: as the run's own check, 1.05 d_max.
 
-    The bisection ends on one side of the boundary or the other; where it ended on the right one, it is followed by one
-    more bracket, eps_max / 2^K, outwards.
+    :raises UserError: if the network cannot be attacked.
     """
     config, test = subject.training, subject.test
-    max_eps = max_eps or config.search_maxeps
-    rows = torch.linspace(0, len(test) - 1, min(count, len(test))).long()
-    x, labels, _ = test.batch(rows)
-    steps = config.check_steps
-    inner = InnerPgd(subject.norm, steps, LOSSES[config.attack_loss_fn], config.eps_iter_scale)
-    noise = row_noise(test.numbers[rows], x.shape[1:], config.seed, CHECK).to(x)
-    search = Search(logit_margin, max_eps, config.check_search_steps)
-    shortest = AnPgd(inner, search)(subject.model, x, labels, min(config.test_eps, max_eps), noise)
-    bracket, as_is = max_eps / 2**config.check_search_steps, torch.zeros_like(shortest.eps)
-    x_adv, found = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    if max_eps is None:
+        max_eps = min(config.search_maxeps, 1.0) if subject.norm == "Linf" else config.search_maxeps
+    x, labels, _ = test.batch(torch.linspace(0, len(test) - 1, min(count, len(test))).long())
+    try:
+        measure = margins(subject.norm, max_eps, steps=config.check_steps, projections=1, targets=9, batch_size=200)
+        found = measure(subject.model, x, labels)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     with torch.no_grad():
-        for factor in (as_is, as_is + 1, 1 + 1.01 * bracket / shortest.eps):
-            candidate = (x + per_row(factor, x) * (shortest.x_adv - x)).clamp(0, 1)
-            new = (logit_margin(subject.model(candidate), labels) >= 0) & ~found
-            x_adv, found = torch.where(per_row(new, x), candidate, x_adv), found | new
-        predicted = subject.model(x_adv).argmax(1)
-    length = GEOMETRY[subject.norm].length(x_adv - x)
-    return Examples(x, labels, x_adv, predicted, torch.where(found, length, torch.inf), max_eps)
+        predicted = subject.model(found.x_adv).argmax(1)
+    return Examples(x, labels, found.x_adv, predicted, found.eps, max_eps)
 
 
 def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
@@ -300,8 +308,8 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
     for panel, text in zip(panels[:, 0], ("image", perturbation, "image +\nperturbation"), strict=True):
         panel.set_ylabel(text, fontsize="small")
     figure.suptitle(
-        f"{title(images)}: {run.words if run else subject.path.name}\nshortest perturbation that AN-PGD finds, and its "
-        f"{NORMS[norm]} length (images in [0, 1])",
+        f"{title(images)}: {run.words if run else subject.path.name}\nshortest perturbation that AN-PGD finds; its "
+        f"{NORMS[norm]} length is an upper bound of the margin (images in [0, 1])",
         fontsize="medium",
     )
     return figure

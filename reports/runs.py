@@ -26,7 +26,7 @@ import pandas as pd
 
 from config import OTHER, SPLITS, Config
 from errors import UserError
-from evaluations.compare_attacks import NAMES
+from evaluations.compare_attacks import NAMES, nearest
 from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
 from flags import parse_train
 from presets import USES
@@ -253,7 +253,7 @@ class Run:
 
     def margins(self) -> tuple[np.ndarray, np.ndarray]:
         """(E,) epochs done at each check, the last perhaps in part; (E, N) radii of N training images there, in input units,
-        0 where an image was wrong when last seen, or not seen yet.
+        0 where an image was wrong when last seen, or not seen yet, infinite where the search ended without an adversarial one.
 
         :raises UserError: if the run has none, or the file is damaged.
         """
@@ -268,6 +268,8 @@ class Run:
         if not eps.any():
             why = "every margin in it is 0, as no image was right when it was trained on"
             raise UserError(f"{path}: {why}: name another run, or train it longer")
+        bracket = 0 if self.trained.search == "secant" else 2.0**-self.trained.num_search_steps
+        eps[eps >= 0.999 * (1 - bracket) * self.trained.search_maxeps] = np.inf  # 0.999: they are in half precision
         checks = [row["step"] for row in self.log if row.get("kind") == "eval" and row.get("split") == "val"]
         if len(checks) != len(eps):
             return np.arange(1, len(eps) + 1), eps
@@ -377,10 +379,9 @@ def _is_sound(row: Row) -> bool:
         images, lengths = row["flags"], [row["eps"]]
         shares += [row["robust_acc"], *row["ci95"]]
     else:
-        images, estimate = row["distances"], row["anpgd"]
-        figures = [figure for one in (row, estimate) for figure in (one["mean"], *one["quartiles"])]
-        lengths = [estimate["search_end"], *(length for length in (*figures, *images) if length is not None)]
-        if len(figures) != 8:
+        images, figures = row["distances"], (row["mean"], *row["quartiles"])
+        lengths = [length for length in (*figures, *images) if length is not None]
+        if len(figures) != 4:
             return False
     return (
         all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
@@ -440,6 +441,17 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
 def kind_of(rows: Rows) -> tuple[str, str]:
     """Data set and norm of rows that share them."""
     return rows["images"].iloc[0], rows["norm"].iloc[0]
+
+
+def nearest_known(rows: Rows) -> list[float]:
+    """Of a run's rows of one data set and norm: for each image of the search that saw most of them the distance of its
+    nearest adversarial image, inf where there is none; attacks at one eps count too. Empty if no search is among them."""
+    searches = [row for row in rows["row"] if "distances" in row]
+    if not searches:
+        return []
+    like = max(searches, key=lambda row: row["n"])
+    same = (row for row in rows["row"] if row["model_sha256"] == like["model_sha256"])
+    return nearest(same, like, like["dataset"])
 
 
 def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:

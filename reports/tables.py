@@ -5,7 +5,7 @@ Markdown and the page of `make_report.py` show the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +13,17 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
-from evaluations.results import Row, average_accuracies, effort, is_standard, way
+from evaluations.results import Row, average_accuracies, effort, is_standard, way, wilson
 from reports import published, writing
-from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, spread
+from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, nearest_known, spread
 
+BY_DISTANCE = "by smallest distances"
 NONE, WARNING = "–", "⚠"
 ACCURACIES = (
     "Accuracy [%], of one seed with its 95 % interval, of several ± their standard deviation. AvgAcc: mean over clean and "
     "all ε; AvgRobAcc: over all ε (of fewer where said). Passes of training: an image once through the network; ≤: what "
-    "the settings ask for at most. Minutes: of its steps, without the checks."
+    "the settings ask for at most. Minutes: of its steps, without the checks. By smallest distances: images whose nearest "
+    "known adversarial image is farther than ε; what an attack at a smaller ε breaks is nearer."
 )
 
 
@@ -91,13 +93,16 @@ def _methods(found: Rows) -> Iterator[tuple[str, list[Run], Rows]]:
         yield str(label) + (f", {len(runs)} seeds" if len(runs) > 1 else ""), runs, group
 
 
-def accuracy_table(found: Rows, notes: list[str]) -> Table:
-    """Method by eps, of the rows of one data set and norm (`reports.runs.frame`); published figures below ours."""
+def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -> Table:
+    """Method by eps, of the rows of one data set and norm (`reports.runs.frame`); published figures below ours.
+
+    asked: further radii, at which smallest distances alone may say something.
+    """
     images, norm = kind_of(found)
     lines: list[dict[str, str]] = []
-    radii: set[float] = set()
-    for name, runs, group in _methods(found[found["eps"].notna()]):
-        radii |= set(group["eps"])
+    radii = {*found["eps"].dropna(), *asked}
+    for name, runs, every in _methods(found):
+        group = every[every["eps"].notna()]
         first = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}
         cost = cost_cells(runs)
         for attack, rows in group.groupby("attack", sort=False):
@@ -108,6 +113,8 @@ def accuracy_table(found: Rows, notes: list[str]) -> Table:
                 line["AutoAttack"] = _autoattack(group[group["attack"] == "autoattack"], runs, line)
             lines.append(first | line | cost)
             cost = {}
+        if radii and (by_distance := _line_by_distance(every, runs, radii)):
+            lines.append(first | by_distance | cost)
         for said in published.ACCURACIES.get((images, norm), ()):
             if any(published.is_of(said, run) and (run.images, run.norm) == (images, norm) for run in runs):
                 radii |= {round(eps, 6) for eps in said.robust}
@@ -147,6 +154,20 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
         means = [average_accuracies(leads[run]["clean_acc"], [row["robust_acc"] for row in of]) for run, of in of_runs]
         for name, key in (("AvgAcc", "avg_acc"), ("AvgRobAcc", "avg_rob_acc")):
             line[name] = warning + _cell([mean[key] for mean in means], runs)
+    return line
+
+
+def _line_by_distance(rows: Rows, runs: Sequence[Run], radii: Iterable[float]) -> dict[str, str]:
+    """The share of images whose nearest known adversarial image is farther than eps, by column."""
+    images, norm = kind_of(rows)
+    distances = [known for _, of_run in rows.groupby("run", sort=False) if (known := nearest_known(of_run))]
+    if not distances:
+        return {}
+    line = {"attack": BY_DISTANCE, "n": _images(list(map(len, distances)), images)}
+    for name, eps in [("clean", 0.0), *((_column(eps, images, norm), eps + 1e-6) for eps in radii)]:  # eps is rounded
+        standing = [sum(distance > eps for distance in known) for known in distances]
+        shares = [count / len(known) for count, known in zip(standing, distances, strict=True)]
+        line[name] = _cell(shares, runs, wilson(standing[0], len(distances[0])))
     return line
 
 
@@ -241,10 +262,6 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
                     theirs = f"{published.name(said, images, norm)}, published {mark(published.DISCUSSION, notes)}"
                     figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
                     lines.append([theirs, ATTACKS["cw"], "1000", f"{said.clean:.1f}", *figures, NONE])
-        first = group[group["attack"] == group["attack"].iloc[0]]
-        estimated = [row | row["anpgd"] | {"distances": []} for row in first["row"]]
-        end = f"AN-PGD, at most {short(estimated[0]['search_end'])}"
-        lines.append([name, end, *_distance_cells(estimated, runs, images, "")])
     return Table.of(DISTANCES, [dict(zip(DISTANCES, line, strict=True)) for line in lines])
 
 

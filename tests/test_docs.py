@@ -1,6 +1,7 @@
 """Every command in the docs parses, every link leads somewhere, Python snippets run, what is named is there."""
 
 import dataclasses
+import json
 import re
 import runpy
 import shlex
@@ -130,6 +131,32 @@ def test_snippets_run(page, monkeypatch):
             assert f"\n{code}" in (ROOT / file).read_text()
         else:
             exec(compile(code, page, "exec"), {})
+
+
+def test_the_schema_is_that_of_the_committed_results():
+    jsonschema = pytest.importorskip("jsonschema")
+    (schema,) = map(json.loads, blocks("json", PAGES["docs/evaluation.md"]))
+    contents = [json.loads(path.read_text()) for path in ROOT.glob("trained_models/*/eval_*.json")]
+    assert {"flags", "distances"} <= {key for content in contents for row in content["results"] for key in row}
+    for content in contents:
+        jsonschema.validate(content, schema)
+    for wrong in ({"flags": "01x"}, {"distances": [-1.0]}, {"distances": [0.5], "flags": "1", "eps": 0.1}, {}):
+        row = {"n": 1, "split": "test", "seed": 0, "clean_acc": 1.0, "settings": {}, **wrong}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(contents[0] | {"results": [row]}, schema)
+
+
+def test_the_frame_holds_each_image(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = [code for code in blocks("python", PAGES["docs/evaluation.md"]) if "pandas" in code]
+    exec(code, names := {})
+    for path in ROOT.glob("trained_models/mnist-L2-MMA-2.0-sd0-fast/eval_*.json"):
+        content = json.loads(path.read_text())
+        for row in content["results"]:
+            column = names["frame"][content["attack"]].xs(row["n"], axis=1, level=1)
+            found = column.loc[:, column.columns == row["eps"] if "eps" in row else column.columns.isna()].iloc[:, -1]
+            known = row.get("distances") or [flag == "1" for flag in row["flags"]]
+            assert found.dropna().tolist() == [value for value in known if value is not None]
 
 
 def test_readme_is_short_and_every_page_is_linked():

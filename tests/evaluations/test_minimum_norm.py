@@ -12,12 +12,20 @@ from PIL import Image
 from torch import nn
 
 import evaluate_on_minimum_norm
-from check import check_split
 from command_lines import fails
 from config import PRESETS
+from errors import UserError
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
-from evaluations.minimum_norm import best_known, summary
+from evaluations.minimum_norm import (
+    ATTACKS,
+    best_known,
+    local_optimality,
+    settings_of,
+    shortest_distances,
+    summary,
+)
+from evaluations.results import wilson
 from evaluations.subject import load_subject
 from loading.datasets import load_test
 from records import checkpoint
@@ -112,11 +120,19 @@ def closed_form(folder, norm):
     return distance.clamp(min=0)
 
 
-@pytest.mark.parametrize(
-    ("norm", "attack", "steps", "above"),
-    [("L2", "cw", 60, 0.02), ("L2", "ddn", 100, 0.03), ("L2", "fmn", 100, 0.01), ("Linf", "fmn", 60, 0.02)],
-)
-def test_distances_equal_the_closed_form_and_stand_beside_the_trainings_check(here, norm, attack, steps, above, capsys):
+CLOSE = [  # steps, and how far above the closed form a distance may lie
+    ("L2", "cw", 60, 0.02),
+    ("L2", "ddn", 100, 0.03),
+    ("L2", "fmn", 211, 0.01),
+    ("Linf", "fmn", 131, 0.02),
+    ("Linf", "apgd", 330, 0.01),
+    ("Linf", "apgdt", 601, 0.01),
+    *((norm, attack, 160, 0.006) for norm in ("L2", "Linf") for attack in ("anpgd", "anpgd_projected")),
+]
+
+
+@pytest.mark.parametrize(("norm", "attack", "steps", "above"), CLOSE)
+def test_distances_equal_the_closed_form(here, norm, attack, steps, above, capsys):
     assert evaluate(here / norm, "--attacks", attack, "--steps", steps) == 0
     out, found, exact = capsys.readouterr().out, result(here / norm, attack, norm), closed_form(here / norm, norm)
     distances = torch.tensor(found["distances"], dtype=torch.float64)
@@ -125,54 +141,103 @@ def test_distances_equal_the_closed_form_and_stand_beside_the_trainings_check(he
     right = exact > 0
     assert (distances[right] >= exact[right] * (1 - 1e-4)).all()
     assert (distances[right] <= exact[right] * (1 + above)).all(), (distances[right] / exact[right]).max()
-    assert found["clean_acc"] == 21 / 24 and found["settings"]["steps"] == steps
+    assert found["clean_acc"] == 21 / 24 and 0 < found["passes"] <= steps * (9 if attack == "cw" else 1)
     assert found["mean"] == pytest.approx(distances.mean().item())
     assert found["quartiles"] == pytest.approx(np.quantile(distances, [0.25, 0.5, 0.75]))
     assert f"{found['mean']:.4f}" in out and f"{found['quartiles'][1]:.4f}" in out
+    assert found["local_optimality"] == {"value": 1.0, "best_of": [attack]}
     assert not list((here / norm).glob("partial_*"))
-    subject, anpgd = load_subject(parse_flags(MinimumNormFlags, argv_of(norm)), CPU), found["anpgd"]
-    margins = check_split(subject.model, subject.test, subject.training, 1, 0).margins.double()
-    assert anpgd["distances"] == margins.tolist() and anpgd["mean"] == pytest.approx(margins.mean().item())
-    assert anpgd["ratio"]["n"] == 21 and anpgd["ratio"]["best_of"] == [attack] and anpgd["at_search_end"] == 0
-    assert anpgd["ratio"]["mean"] == pytest.approx((margins / distances)[right].mean().item(), rel=1e-6)
-    assert 0.98 < anpgd["ratio"]["quartiles"][1] < 1.2
 
 
-def test_margins_at_the_end_of_the_search_are_no_distances(here):
-    model = Linear(1, SIDE, SIDE, CLASSES)
-    model.load_state_dict(checkpoint.load(here / "L2" / "model_best.pt")["model"])
-    folder = save(here / "short", model, "L2", hinge_maxeps=0.15)
-    assert evaluate(folder, "--attacks", "ddn", "--steps", 60) == 0
-    exact, column = closed_form(folder, "L2"), result(folder, "ddn", "L2")["anpgd"]
-    assert 3 < (exact > 0.1575).sum() <= column["at_search_end"] <= (exact > 0.12).sum() < 18
-    assert column["search_end"] == pytest.approx(0.1575) and column["ratio"]["n"] == 21 - column["at_search_end"]
+class Counting(nn.Module):
+    """Counts the images that pass through a network."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.images = model, 0
+
+    def forward(self, x):
+        self.images += len(x)
+        return self.model(x)
+
+
+@pytest.mark.parametrize("budget", [151, 200])
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_every_attack_keeps_the_budget(here, norm, budget):
+    """And says what it used: all but the one pass that confirms each answer."""
+    subject, rows = load_subject(parse_flags(MinimumNormFlags, argv_of(norm)), CPU), torch.arange(0, 24, 3)
+    subject = replace(subject, model=Counting(subject.model))
+    logits = subject.model(subject.test.everything().x)
+    for attack in [attack for attack in ATTACKS[norm] if attack != "cw"]:
+        subject.model.images = 0
+        settings = settings_of(attack, norm, budget, CLASSES)
+        _, passes = shortest_distances(subject, attack, settings, rows, logits, seed=0)
+        assert subject.model.images - passes == (2 if attack == "fmn" else 1) * len(rows)
+        assert 0.7 * budget <= passes / len(rows) <= budget
+    with pytest.raises(UserError, match="--steps 12: too few for fmn: give 13 or more"):
+        settings_of("fmn", norm, 12, CLASSES)
+
+
+def test_local_optimality():
+    """By hand: areas up to 3 of 4 images, one of them wrong already; A* = 6/4, and 9/4 of what finds nothing."""
+    best = torch.tensor([0.0, 1, 2, 3])
+    assert local_optimality(torch.tensor([0.0, 1, 3, math.inf]), best) == pytest.approx(1 - (7 - 6) / (9 - 6))
+    assert local_optimality(best, best) == 1 and local_optimality(best.where(best == 0, math.inf), best) == 0
+    unknown = torch.tensor([0.0, 1, 2, math.inf])  # cut where the farthest known one lies
+    assert local_optimality(torch.tensor([0.0, 1.5, 2, 9]), unknown) == pytest.approx(1 - 0.5 / (6 - 5))
+    for nothing in ([0.0, math.inf], [2.0, 2.0]):
+        assert local_optimality(torch.tensor(nothing), torch.tensor(nothing)) is None
+
+
+def test_the_curve_is_a_count(here, capsys):
+    """Of each image the nearest that any attack found; one at a fixed eps counts as found there."""
+    assert evaluate(here / "L2", "--attacks", "anpgd", "--steps", 60, "--curve") == 0
+    assert "curve_L2.csv" in capsys.readouterr().out
+    subject = load_subject(parse_flags(MinimumNormFlags, argv_of("L2")), CPU)
+    distances = result(here / "L2", "anpgd", "L2")["distances"]
+    subject.add_rows("pgd", [subject.row(0, {}, eps=0.1, clean_acc=1, robust_acc=0.5, flags="1" * 12 + "0" * 12)])
+    nearer = distances[:12] + [min(d, 0.1) for d in distances[12:]]
+    for known in (distances, nearer):
+        assert sum(a != b for a, b in zip(distances, nearer, strict=True)) >= 5
+        eps, accuracy, low, high = np.loadtxt(here / "L2" / "curve_L2.csv", delimiter=",", skiprows=1).T
+        for radius in [*known, *np.linspace(0, 1, 30)]:
+            place = np.searchsorted(eps, radius, side="right") - 1
+            standing = sum(d > radius for d in known)
+            assert accuracy[place] == standing / 24 and [low[place], high[place]] == wilson(standing, 24)
+        assert evaluate(here / "L2", "--attacks", "anpgd", "--steps", 60, "--curve") == 0
 
 
 def test_what_no_attack_breaks_is_counted_and_has_no_distance(here, capsys):
     """Also not Carlini-Wagner, for which foolbox then gives a black image, here indeed of another class."""
-    for norm, attacks in (("L2", ("cw", "ddn", "fmn")), ("Linf", ("fmn",))):
+    for norm in ("L2", "Linf"):
         folder = here / f"black-{norm}"
-        assert evaluate(folder, "--steps", 5, network="AllButBlack") == 0
+        if norm == "L2":
+            assert evaluate(folder, "--steps", 5, "--attacks", "cw", network="AllButBlack") == 0
+        assert (
+            evaluate(folder, "--steps", 160, "--attacks", ",".join(set(ATTACKS[norm]) - {"cw"}), network="AllButBlack")
+            == 0
+        )
         zeros = load_test("imagefolder", "pictures", test_size=None, device=CPU).split.labels == 0
-        for attack in attacks:
+        for attack in ATTACKS[norm]:
             found = result(folder, attack, norm)
             assert found["distances"] == [None if zero else 0.0 for zero in zeros]
             assert found["not_found"] == zeros.sum() and found["mean"] is None and found["mean_of_found"] == 0
             assert found["quartiles"][0] == 0 and found["quartiles"][2] is None
-            assert found["anpgd"]["ratio"]["n"] == 0
+            assert found["local_optimality"]["value"] is None
         assert "not found" in capsys.readouterr().out
 
 
 def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 60) == 0
-    assert evaluate(here / "L2", "--attacks", "fmn", "--steps", 2) == 0
+    assert evaluate(here / "L2", "--attacks", "fmn", "--steps", 15) == 0
     fmn, ddn = (result(here / "L2", attack, "L2") for attack in ("fmn", "ddn"))
-    assert fmn["anpgd"]["ratio"]["best_of"] == ["ddn", "fmn"]
+    assert fmn["local_optimality"]["best_of"] == ["ddn", "fmn"] and fmn["local_optimality"]["value"] < 1
     subject = load_subject(parse_flags(MinimumNormFlags, argv_of("L2")), CPU)
     nearest = [math.inf if a is None else min(a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)]
     best, _ = best_known(subject, {})
     assert best.tolist() == [min(a, b) for a, b in zip(nearest, ddn["distances"], strict=True)]
-    assert torch.equal(best_known(subject, {"ddn": best + 1})[0], best)
+    farther = subject.row(0, {}) | {"distances": (best + 1).tolist()}
+    assert torch.equal(best_known(subject, {"ddn": farther})[0], best)
 
 
 def test_summary():
@@ -185,7 +250,8 @@ def test_summary():
 def test_mistakes(here, capsys):
     for argv, *parts in (
         (argv_of("L2", "--attacks", "cw,pgd"), "--attacks", "pgd", "cw,ddn,fmn"),
-        (argv_of("Linf", "--attacks", "ddn"), "--attacks ddn", "not under Linf", "--norm L2"),
+        (argv_of("Linf", "--attacks", "ddn"), "--attacks ddn", "not under Linf", "--norm"),
+        (argv_of("L2", "--attacks", "anpgd", "--steps", "20"), "--steps 20", "too few for anpgd", "39"),
         (["--model", "L2", "--device", "cpu"], f"--network {__name__}:Linear", "if you trust it"),
     ):
         fails(capsys, evaluate_on_minimum_norm.main, argv, *parts)
@@ -214,8 +280,8 @@ def test_how_many_images_by_default(here, capsys, monkeypatch):
     monkeypatch.setattr(evaluate_on_minimum_norm, "CW_SIZE_ON_CPU", 6)
     monkeypatch.setattr(evaluate_on_minimum_norm, "PAPER_SIZE", 9)
     for attacks, count in (("cw,ddn", 6), ("fmn", 9)):
-        assert evaluate(here / "L2", "--attacks", attacks, "--steps", 2) == 0
+        assert evaluate(here / "L2", "--attacks", attacks, "--steps", 15) == 0
         assert f"--test_size not given: {count} images" in capsys.readouterr().out
         assert result(here / "L2", attacks.split(",")[-1], "L2")["n"] == count
-    assert evaluate(here / "Linf", "--steps", 2, "--test_size", 12) == 0
+    assert evaluate(here / "Linf", "--steps", 160, "--test_size", 12) == 0
     assert result(here / "Linf", "fmn", "Linf")["n"] == 12

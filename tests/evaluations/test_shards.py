@@ -29,7 +29,7 @@ EVALUATIONS = {
     "pgd": (evaluate_on_pgd_attacks.main, {"eps": 0.2, "nb_iter": 4, "nb_restart": 3}),
     "autoattack": (evaluate_on_autoattack.main, {"eps": 0.2, "attacks": "apgd-ce"}),
     "gradient-free": (evaluate_on_gradient_free_attacks.main, {"square_queries": 9, "spsa_iter": 1, "spsa_samples": 2}),
-    "minimum norm": (evaluate_on_minimum_norm.main, {"steps": 6}),
+    "minimum norm": (evaluate_on_minimum_norm.main, {"steps": 20, "attacks": "fmn"}),
     "transfer": (evaluate_on_transfer.main, {"eps": 0.2, "nb_iter": 4, "nb_restart": 2}),
 }
 each_evaluation = pytest.mark.parametrize("name", EVALUATIONS)

@@ -56,10 +56,13 @@ def test_figures_stand_with_their_intervals_images_and_effort(folder):
         low, high = one["ci95"]
         assert f"{100 * one['robust_acc']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | {one['n']} test | " in page
     validation = row(0.1, 0.5, split="val", settings={"nb_iter": 7, "nb_restart": 3})
-    change(folder, rows=[validation, distances([0.1, 0.2, None])])
+    change(folder, rows=[validation, distances([0.1, 0.2, None], passes=993.6)])
     change(folder, "autoattack", [row(0.2, 0.5, settings={"standard": True})])
     page = card(folder)
-    assert "| 200 val | 7 steps, 3 restarts |" in page and "| distances: 0.15, 0.2, – | 3 test |" in page
+    assert (
+        "| 200 val | 7 steps, 3 restarts |" in page
+        and "| distances: 0.15, 0.2, – | 3 test | 994 passes an image |" in page
+    )
     assert "| AutoAttack, ℓ∞ | 0.2 |" in page and "| standard |" in page
 
 

@@ -72,6 +72,21 @@ def test_margins(tmp_path, capsys, monkeypatch):
     fails(capsys, plots.main, ["margins", none], none / "margins.npy")
 
 
+def test_the_end_of_a_search_is_no_margin(tmp_path):
+    folder = make_run(tmp_path / "run", margins=True)
+    eps = np.linspace(0.1, 0.3, 1200) * np.ones((6, 1))
+    eps[-1, -900:] = 0.315 * (1 - 2**-11)  # where ten halvings end
+    np.save(folder / "margins.npy", eps.astype(np.float16))
+    _, found = read_run(folder).margins()
+    assert np.isinf(found).sum() == 900 and np.isinf(found[-1, -900:]).all()
+    low, median, high = plots.quantiles(found)
+    assert low[-1] == pytest.approx(0.12, abs=1e-3) and np.isnan([median[-1], high[-1]]).all()
+    figure, _ = plots.draw_margins([read_run(folder)])
+    (panel,) = figure.subfigs[0].axes
+    assert panel.get_title(loc="left").endswith("1200 images, median above 0.315; 75.0% none up to 0.315")
+    assert sum(bar.get_height() for bar in panel.patches) == pytest.approx(25)
+
+
 def test_examples(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert plots.main(["examples", str(TRAINED), "--count", "3"]) == 0

@@ -3,6 +3,8 @@
 
 import base64
 import io
+import json
+import re
 import shutil
 from html.parser import HTMLParser
 
@@ -11,9 +13,10 @@ import pytest
 from PIL import Image
 
 from command_lines import fails
+from evaluations.results import wilson
 from report_runs import ODD, SANITY, TRAINED, distances, evaluate, make_run, row
-from reports import make_report
-from reports.runs import read_run
+from reports import make_report, plots
+from reports.runs import frame, read_run
 
 
 class Page(HTMLParser):
@@ -62,6 +65,30 @@ def test_the_page_shows_figures_doubts_and_commands(report):
         "python train.py --dataset digits --norm Linf --method pgd",
     ):
         assert part in text
+
+
+def test_smallest_distances_are_a_step_curve_beside_pgd(tmp_path):
+    """And its band; an image that PGD breaks at a smaller radius has fallen there."""
+    run = make_run(tmp_path / "run")
+    evaluate(run, "fmn", [distances([0.0, 0.1, 0.25, 0.3])])
+    evaluate(run, "pgd", [row(0.1, 0, flags="0111"), row(0.2, 0, flags="0010")])
+    run = read_run(run)
+    page = make_report.robustness(frame([run]), plots.looks([run]))
+    pgd, curve, band = json.loads(re.search(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\}\]),\s*\{", page, re.DOTALL)[1])
+    assert (
+        "smallest distances (n 4)" in curve["name"].replace("<br>", " ") and curve["legendgroup"] == pgd["legendgroup"]
+    )
+    x, y = values(curve["x"]), values(curve["y"])
+    assert x == pytest.approx([0, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25]) and y == pytest.approx([75, 75, 50, 50, 25, 25, 0])
+    low, high = np.split(np.array(values(band["y"])), 2)
+    assert (low <= y).all() and (high[::-1] >= y).all() and low[0] == pytest.approx(100 * wilson(3, 4)[0])
+
+
+def values(stored):
+    """Of plotly's arrays, as lists or as base64."""
+    if isinstance(stored, list):
+        return stored
+    return np.frombuffer(base64.b64decode(stored["bdata"]), stored["dtype"]).tolist()
 
 
 def test_names_are_text_and_nothing_is_fetched(report):
@@ -170,6 +197,6 @@ def test_in_a_browser(browser, report, width, dark):
         column = f"[...document.querySelector('tbody').rows].map(r => r.cells[{number}].dataset.v)"
         values = js(f"return {column}")
         known = [float(value) for value in values if value]
-        assert len(known) == 3 and known == sorted(known, reverse=direction == "descending") and not values[-1]
+        assert len(known) == 4 and known == sorted(known, reverse=direction == "descending") and not values[-1]
         assert js(f"return document.querySelectorAll('th')[{number}].getAttribute('aria-sort')") == direction
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []

@@ -10,6 +10,7 @@ from report_runs import ODD, distances, evaluate, make_run, row, rows
 from reports import make_tables, published
 from reports.make_tables import filled, make_page
 from reports.runs import STRONGEST, read_runs
+from reports.tables import BY_DISTANCE
 
 PGD = "white-box PGD"
 RECIPE = {"dataset": "mnist", "hinge_maxeps": 0.45}
@@ -110,14 +111,38 @@ def test_an_attack_of_another_norm_or_data_set_has_its_own_table(tmp_path):
 
 def test_distances_with_the_published_ones(tmp_path):
     folder = make_run(tmp_path / "run", dataset="mnist", norm="L2", hinge_maxeps=2.0)
-    estimate = {"mean": 2.2, "quartiles": [1.8, 2.3, 2.6], "search_end": 2.1}
-    evaluate(folder, "cw", [distances([1.0, 2.0, 3.0, None], anpgd=estimate)], norm="L2")
+    evaluate(folder, "cw", [distances([1.0, 2.0, 3.0, None])], norm="L2")
     found, _ = tables(folder)
     columns = ("clean [%]", "mean", "25 %", "median", "75 %", "not found")
     assert [found["MMA, d_max 2", "Carlini-Wagner ℓ2"][c] for c in columns] == ["98.0", "–", "1.750", "2.500", "–", "1"]
     theirs = found["MMA, d_max 2, published", "Carlini-Wagner ℓ2"]
     assert [theirs[c] for c in columns] == ["99.3", "2.15", "1.81", "2.22", "2.58", "–"]
-    assert found["MMA, d_max 2", "AN-PGD, at most 2.1"]["75 %"] == "2.600"
+    assert not any("AN-PGD" in attack for _, attack in found), "an older row's column held the ends of searches"
+
+
+def test_smallest_distances_say_who_stands_at_any_radius(tmp_path, capsys):
+    """Counted by hand; what PGD breaks at a radius up to eps has fallen too, of other weights nothing counts."""
+    folder, more = make_run(tmp_path / "run"), make_run(tmp_path / "more", {0.1: 0.5}, hinge_maxeps=0.2)
+    evaluate(folder, "fmn", [distances([0.0, 0.1, 0.2, 0.3, None])])
+    evaluate(folder, "anpgd", [distances([0.0, 0.15, 0.17, None])])
+    evaluate(folder, "pgd", [row(0.1, 0, flags="01110"), row(0.2, 0, flags="01100")])
+    evaluate(folder, "square", [row(0.05, 0, flags="00000")], sha256="another")
+    out = tmp_path / "page.md"
+    assert make_tables.main([str(folder), str(more), "--eps", "1/20", "0.18", "--out", str(out)]) == 0
+    header, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in out.read_text().partition("Smallest")[0].splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    (by_distance,) = [dict(zip(header, line, strict=True)) for line in lines if BY_DISTANCE in line]
+    standing = {"clean": 4, "ε = 0.05": 4, "ε = 0.1": 2, "ε = 0.18": 1, "ε = 0.2": 0}
+    assert {name: figure(by_distance[name]) for name in standing} == {k: f"{20 * n:.1f}" for k, n in standing.items()}
+    (pgd,) = [
+        dict(zip(header, line, strict=True)) for line in lines if line[0].startswith("MMA, d_max 0.3") and PGD in line
+    ]
+    assert pgd["ε = 0.18"] == "–" and by_distance["n"] == "5 of 397" and len(lines) == 4
+    for flags in (["--eps", "-1"], ["--eps", "0.1", "--fill"]):
+        fails(capsys, make_tables.main, [str(folder), *flags], "--eps", "above 0")
 
 
 def test_by_how_much_pgd_overestimates(tmp_path):
