@@ -6,17 +6,19 @@ Radii (`*eps*`) are in input units: images live in [0, 1], so 8/255 under Linf, 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from networks.names import FORMS
-from presets import PUBLISHED_MAXEPS, RECIPES, SETTINGS
+from presets import CLASSES, PUBLISHED_MAXEPS, RECIPES, SETTINGS, derived_lengths
 
 DATASETS = ("digits", "mnist", "cifar10", "imagefolder")
 NORMS = ("Linf", "L2")
 SPLITS = {"test": "test", "val": "validation", "train": "training"}  # images that can be attacked, in words
+OTHER = "other"  # in results: test images, but not those of the run's own data
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
 METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
@@ -40,13 +42,20 @@ LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
 Schedule = tuple[tuple[int, float], ...]
 
 
-def opt(default: object, text: str, choices: Sequence[str] | None = None, of_run: bool = False) -> typing.Any:
+def opt(
+    default: object, text: str, choices: Sequence[str] | None = None, of_run: bool = False, flag: bool = True
+) -> typing.Any:
     """A field with the help text and the choices of its flag.
 
     of_run: it does not matter to a result, but says where files are, how it is shown or how it is run; so it may change
-    when a run goes on, and is not part of what was trained.
+    when a run goes on, and is not part of what was trained. flag: whether it has one; else it is found, not asked for.
     """
-    return field(default=default, metadata={"help": text, "choices": choices, "of_run": of_run})
+    return field(default=default, metadata={"help": text, "choices": choices, "of_run": of_run, "flag": flag})
+
+
+def found(text: str, default: object = None) -> typing.Any:
+    """A field that is not asked for but found in the data, and is compared by whoever reads it."""
+    return opt(default, text, of_run=True, flag=False)
 
 
 QUIET = "no bar and no notes while it works: warnings, errors and the closing lines only"
@@ -75,6 +84,14 @@ class Config:
         of_run=True,
     )
     num_workers: int = opt(2, "threads that read ahead what is on disk; 0: read when it is due", of_run=True)
+    image_size: int | None = opt(
+        None, "images of a folder: the shorter side is resized to so many pixels, and the middle is cut out"
+    )
+    classes: tuple[str, ...] | None = found("names of a folder's classes, in the order of the logits")
+    image_shape: tuple[int, ...] | None = found("of a folder's images, channels first")
+    training_files: str | None = found("digest of the names of a folder's training images")
+    test_files: str | None = found("digest of a folder's test images: names, lengths and some of the content")
+    by_images: tuple[str, ...] = found("settings that nobody gave, which follow from the number of images", ())
 
     recipe: str = opt(
         "paper", "paper: the published settings; fast: far fewer passes (docs/recipes.md)", tuple(RECIPES)
@@ -148,6 +165,11 @@ class Config:
     save_interval: float = opt(10.0, "minutes between saves of last.pt within an epoch", of_run=True)
     quiet: bool = opt(False, QUIET, of_run=True)
     tensorboard: bool = opt(False, "also write TensorBoard event files into the run folder", of_run=True)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """In the order of the logits; None where nobody knows them."""
+        return self.classes or CLASSES.get(self.dataset)
 
     @property
     def check_maxeps(self) -> float:
@@ -228,6 +250,37 @@ def one_cycle(step: int, length: int, peak: float) -> float:
 def method_of(alpha: float) -> str:
     """The method that a weight of the clean loss alone means."""
     return {0.0: "omma", 1.0: "std"}.get(alpha, "mma")
+
+
+BY_IMAGES = ("batch_size", "max_steps", "lr")
+PUBLISHED_IMAGES, MANY = 45_000, 40_000  # training images of CIFAR-10; from so many on its settings stay as they are
+LEAST_BATCH, LEAST_STEPS = 16, 2000
+
+
+def for_so_many(config: Config, count: int) -> Config:
+    """`config` for `count` training images, in what `by_images` names and of its lengths what follows from them.
+
+    The batch is the largest power of two of which an epoch has ten, the rate proportional to it; steps are as many epochs as
+    published, and the rate falls at the same parts of them.
+    """
+    if count >= MANY or not config.by_images:
+        return config
+    usual = PRESETS[config.dataset, config.norm]
+    values = {name: getattr(config, name) for name in BY_IMAGES}
+    if "batch_size" in config.by_images:
+        least = max(LEAST_BATCH, min(usual.batch_size, 2 ** (count // 10).bit_length() // 2))
+        # BatchNorm cannot work on a last batch of one image.
+        values["batch_size"] = next(size for size in itertools.count(least) if count % size != 1)
+    if "max_steps" in config.by_images:
+        steps = usual.max_steps * count / PUBLISHED_IMAGES * usual.batch_size / values["batch_size"]
+        values["max_steps"] = max(LEAST_STEPS, min(usual.max_steps, round(steps, -2)))
+    if "lr" in config.by_images:
+        faster, larger = values["max_steps"] / usual.max_steps, values["batch_size"] / usual.batch_size
+        rates = {round(step * faster): float(f"{rate * larger:.4g}") for step, rate in reversed(config.lr)}
+        values["lr"] = tuple(sorted(rates.items()))
+    before, after = derived_lengths(config.max_steps), derived_lengths(values["max_steps"])
+    values |= {name: after[name] for name, value in before.items() if getattr(config, name) == value}
+    return replace(config, **values)
 
 
 PRESETS = {key: Config(**values) for key, values in SETTINGS.items()}  # type: ignore[arg-type]

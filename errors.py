@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import ParamSpec
 
@@ -26,6 +26,11 @@ def remedy(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}: {'make room' if full else 'mend that'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, in words."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:

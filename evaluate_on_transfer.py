@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
     subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
+    for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
+        teller.note(note)
     radii = shared_radii(flags, runs, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now

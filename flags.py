@@ -20,7 +20,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from config import ALPHA, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
+from config import ALPHA, BY_IMAGES, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError, exits_on_user_error
 from presets import TRIED, USES, derived_lengths, recipe_values
 from records.reading import read_settings
@@ -89,7 +89,7 @@ CONFIG = "TOML file of flags (train.py: also a run folder, for the same again); 
 # What `--help` shows together; the rest is the last group.
 GROUPS = {
     "needed": "model dataset norm hinge_maxeps",
-    "data": "data_root split streaming num_workers train_size val_size test_size augment crop_pad flip",
+    "data": "data_root split image_size streaming num_workers train_size val_size test_size augment crop_pad flip",
     "method": "network standardise recipe method clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks protocol eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
@@ -157,9 +157,9 @@ class Parser(argparse.ArgumentParser):
             if isinstance(value, bool):
                 argv.append(f"--{'' if value else 'no-'}{key}")
             elif own[key].nargs == "+" and isinstance(value, list):
-                argv += [f"--{key}", *map(_as_text, value)]
+                argv += [f"--{key}", *map(as_typed, value)]
             else:
-                argv.append(f"--{key}={_as_text(value)}")
+                argv.append(f"--{key}={as_typed(value)}")
         try:
             return {key: value for key, value in self.parse(argv).items() if key in own}
         except UserError as error:
@@ -176,7 +176,7 @@ def _at_home(value: typing.Any) -> typing.Any:
     return value
 
 
-def _as_text(value: object) -> str:
+def as_typed(value: object) -> str:
     """As it would be typed: [[0, 0.3], [20000, 0.09]] is a schedule."""
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return ",".join(f"{step}:{rate}" for step, rate in value)
@@ -199,13 +199,14 @@ def build_parser(
         if own := fields.intersection(names.split()):
             groups |= dict.fromkeys(own, parser.add_argument_group(title))
     hints = typing.get_type_hints(cls)
-    for f in sorted(dataclasses.fields(cls), key=lambda f: f.name != "model"):
+    flagged = (f for f in dataclasses.fields(cls) if f.metadata["flag"])
+    for f in sorted(flagged, key=lambda f: f.name != "model"):
         kind, meta = hints[f.name], dict(f.metadata)
         if typing.get_origin(kind) in (types.UnionType, typing.Union):
             kind = next(a for a in typing.get_args(kind) if a is not type(None))
         default, text = getattr(shown, f.name, f.default), meta["help"]
         if default not in (None, "") and "default" not in text and f.name not in ("dataset", "norm"):
-            value = f"{default:.4g}" if isinstance(default, float) else _as_text(default)
+            value = f"{default:.4g}" if isinstance(default, float) else as_typed(default)
             text += f" ({default_text}{value})"
         group = groups.get(f.name, parser)
         if kind is bool:
@@ -249,7 +250,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     for name in (name for name in RADII if name in given):
         given[name], note = radius(given[name], preset.dataset, preset.norm, name)
         notes += note
-    config = _completed(replace(preset, **recipe, **given), given)
+    by_images = tuple(name for name in BY_IMAGES if _follow_from_images(given) and name not in given)
+    config = _completed(replace(preset, **recipe, **given, by_images=by_images), given)
     validate(config)
     return config, notes
 
@@ -270,7 +272,14 @@ def _what_counts(file: Flags, flags: Flags) -> Flags:
         dropped |= {"clean_loss_coeff", "method"}
     lengths = derived_lengths(file.get("max_steps", usual.max_steps if usual else 0))
     dropped |= {name for name, value in lengths.items() if file.get(name) == value}
+    if _follow_from_images(file | flags):
+        dropped -= set(BY_IMAGES)  # another number of images would give others
     return {name: value for name, value in file.items() if name not in dropped}
+
+
+def _follow_from_images(given: Flags) -> bool:
+    """Whether the settings `BY_IMAGES` follow from the number of training images where they are not given."""
+    return given.get("dataset") == "imagefolder" and given.get("recipe", "paper") == "paper"
 
 
 def _recipe(given: Flags) -> tuple[Flags, list[str]]:

@@ -32,7 +32,7 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
 
     name: a committed run, such as digits-Linf-MMA-0.3-sd0, or the path of a run folder or of its checkpoint. network: for a
     run with a network of your own, an instance of it, which gets the weights. The run's settings are a dict, the
-    network's attribute `config`.
+    network's attribute `config`; the names of its classes, in the order of the logits, are `classes`, None if unknown.
 
     :raises ValueError: if there is no such run, or its file is damaged or not the one that was committed.
     """
@@ -51,7 +51,7 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
             checkpoint.load_weights(network, weights, found.path)
         except UserError as error:
             raise ValueError(str(error)) from None
-    network.config = found.config.to_dict()
+    network.config, network.classes = found.config.to_dict(), found.config.class_names
     return network.eval()
 
 

@@ -27,6 +27,14 @@ GRIDS: dict[Key, tuple[float, ...]] = {
 }
 
 
+_TEN = tuple(map(str, range(10)))
+CLASSES: dict[str, tuple[str, ...]] = {  # names, in the order of the labels; a folder of pictures has its own
+    "digits": _TEN,
+    "mnist": _TEN,
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+
+
 _WRN: Values = {
     "network": "wrn28_4",
     "optimizer": "sgd",

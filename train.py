@@ -7,10 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
-from flags import answers_help, parse_train
+from flags import answers_help, as_typed, parse_train
 
 answers_help(__name__, parse_train)
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from config import BEST_BY, Config
+from config import BEST_BY, BY_IMAGES, MANY, PUBLISHED_IMAGES, Config, for_so_many
 from errors import UserError, exits_on_user_error, remedy
 from hardware.layout import lay_out, layout_for
 from hardware.precision import remark
@@ -28,6 +29,7 @@ from networks.build import build_model, try_out
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
 from networks.probes import probe
+from presets import CLASSES
 from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
 from processes.signals import StopSignals
 from records import checkpoint, resume
@@ -39,6 +41,9 @@ from trainer import Trainer
 from training.bounds import small_weights
 from training.guard import NotFinite
 from utils import batchnorms, has_batchnorm, seed_global_draws
+from validation import Kind
+
+FEW = 100  # images: an accuracy on them is known to ± 10 points
 
 
 def warn(line: str) -> None:
@@ -72,9 +77,15 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
         teller.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
     config, state = found.config, found.state
-    trainer = new_trainer(config, world, device, None if state else config.pretrained, teller)
+    data = load_data(config, world, device, teller)
+    config = dataclasses.replace(config, **data.found)
+    if state is None:
+        config = fitted(config, data, teller)
+    trainer = new_trainer(config, data, world, None if state else config.pretrained, teller)
     if state:
         world.together(lambda: resume.restore(trainer, state, folder))
+        if state["config"].get("test_files") != config.test_files and world.is_first:
+            warn(f"warning: {config.data_root}: its test images have changed: figures from here on are of the new ones")
     images = min(len(trainer.data.val), config.check_size or len(trainer.data.val))
     here = environment(device) | {"memory_layout": layout_for(device, config.precision, config.deterministic).name}
     here |= {"launcher": launcher()} if is_launched() else {}
@@ -133,11 +144,10 @@ def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     )
 
 
-def new_trainer(config: Config, world: World, device: torch.device, pretrained: str | None, teller: Teller) -> Trainer:
-    """The trainer at its start; pretrained: the checkpoint whose weights it starts from."""
-    wanted = {
-        name: getattr(config, name) for name in ("train_size", "val_size", "test_size", "streaming", "num_workers")
-    }
+def load_data(config: Config, world: World, device: torch.device, teller: Teller) -> Dataset:
+    """The images that the config names, with a word on what is special of them."""
+    names = ("train_size", "val_size", "test_size", "image_size", "streaming", "num_workers")
+    wanted = {name: getattr(config, name) for name in names}
     data = world.one_a_machine_first(
         lambda: load_dataset(config.dataset, config.data_root, seed=config.seed, device=device, **wanted)
     )
@@ -153,6 +163,34 @@ def new_trainer(config: Config, world: World, device: torch.device, pretrained: 
             "--keep_directions: not for images that stay on disk, whose table would not fit beside them: add "
             "--no-streaming, or leave it out"
         )
+    return data
+
+
+def fitted(config: Config, data: Dataset, teller: Teller) -> Config:
+    """The config of a run that begins on an image folder, with what follows from the number of its images; says what that
+    is, and what they are too few for."""
+    fit = for_so_many(config, len(data.train))
+    changed = [
+        f"--{name} {as_typed(getattr(fit, name))}" for name in BY_IMAGES if getattr(fit, name) != getattr(config, name)
+    ]
+    if changed:
+        teller.note(f"{', '.join(changed)}: from the number of training images, {len(data.train)}, as no flag says it")
+    if config.dataset == "imagefolder" and len(data.train) < MANY:
+        teller.note(
+            f"network, radii and passes are those for CIFAR-10's {PUBLISHED_IMAGES} images: docs/usage.md, A small folder, has "
+            "a way to choose d_max"
+        )
+    for name, split in (("validation", data.val), ("test", data.test)):
+        if config.dataset == "imagefolder" and 0 < len(split) < FEW:
+            teller.say(
+                f"warning: {len(split)} {name} images: an accuracy on them is known to ± {98 / len(split) ** 0.5:.0f} points"
+            )
+    return fit
+
+
+def new_trainer(config: Config, data: Dataset, world: World, pretrained: str | None, teller: Teller) -> Trainer:
+    """The trainer at its start; pretrained: the checkpoint whose weights it starts from."""
+    device = data.train.labels.device
 
     def build() -> nn.Module:
         model = new_model(config, data, pretrained, teller.note).to(device)
@@ -226,6 +264,10 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
             there, here = (source.config or {}).get(name), getattr(config, name)
             if source.config and there != here:
                 say(f"--pretrained: trained with {name} {there}, going on with {here}")
+        before = source.config or {}
+        kind = Kind(before.get("classes") or CLASSES.get(before.get("dataset", "")), before.get("image_shape"))
+        if what := kind.unlike(Kind(data.classes, data.train.shape)):
+            say(f"--pretrained: trained on {what}")
     return model
 
 

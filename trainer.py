@@ -131,7 +131,6 @@ class Trainer:
             "passes": [float(self.passes), self.check_passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
             "config": self.config.to_dict(),
-            "listing": self.data.listing,
             **({"directions": self.directions.state_dict()} if self.directions else {}),
         }
 

@@ -9,7 +9,8 @@ import json
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from config import (
     ALPHA,
@@ -23,7 +24,7 @@ from config import (
     Config,
     method_of,
 )
-from errors import UserError
+from errors import UserError, some
 from networks.names import why_unknown
 from presets import PUBLISHED_MAXEPS
 
@@ -31,6 +32,7 @@ MAY_BE_ZERO = (
     *("seed", "clean_loss_coeff", "refresh_interval", "momentum", "weight_decay", "trades_beta"),
     *("test_size", "num_workers", "odi_steps", "start_blocks", "ibp_weight", "l1_decay"),
 )
+ITEMS = {"classes": str, "image_shape": int, "by_images": str}  # fields that hold several
 MEND = "mend it, or use another file"
 RADII = ("hinge_maxeps", "attack_mineps", "train_eps", "test_eps", "test_eps_iter")
 
@@ -89,6 +91,28 @@ def _contradictions(config: Config) -> Iterator[str | None]:
         yield "--crop_pad, --flip: are about augmentation: add --augment, or leave them out"
 
 
+class Kind(NamedTuple):
+    """What images are, of training or of a folder; None where nobody knows it."""
+
+    classes: Sequence[str] | None  # names, in the order of the logits
+    shape: Sequence[int] | None  # (C, H, W)
+
+    def unlike(self, here: Kind) -> str:
+        """How images that are here differ from these, in words that end `was trained on …`; nothing if they do not."""
+        there, names = ([normalize("NFC", name) for name in kind.classes or ()] for kind in (self, here))
+        if there and names and there != names:
+            only = {
+                "only there": [name for name in there if name not in names],
+                "only here": [name for name in names if name not in there],
+            }
+            said = [f"{where}: {some(listed)}" for where, listed in only.items() if listed]
+            return f"other classes ({'; '.join(said) or 'the same names in another order'})"
+        if self.shape and here.shape and tuple(self.shape) != tuple(here.shape):
+            sizes = ("x".join(map(str, shape)) for shape in (self.shape, here.shape))
+            return "images of {}, here they are {}".format(*sizes)
+        return ""
+
+
 def require_positive(config: object, names: Sequence[str]) -> None:
     """:raises UserError: naming the first of these fields that is given and not above 0."""
     for name in names:
@@ -107,6 +131,7 @@ def stored_config(values: dict[str, Any], where: object = "stored config") -> Co
         refuse_gone(values)
         known = {name: value for name, value in values.items() if name in names}
         known["lr"] = tuple((int(step), float(rate)) for step, rate in known["lr"])
+        known |= {name: tuple(known[name]) for name in ITEMS if known.get(name) is not None}
         known["method"] = known.get("method") or method_of(known["clean_loss_coeff"])
         config = replace(PRESETS[known["dataset"], known["norm"]], **known)
         _check_types(config)
@@ -139,6 +164,8 @@ def _check_types(config: Config) -> None:
         )
         if isinstance(value, int | float):
             of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
+        if f.name in ITEMS:
+            of_kind = value is None or all(isinstance(item, ITEMS[f.name]) for item in value)
         if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
             raise ValueError(f"{f.name} is {json.dumps(value, default=str)}")
 

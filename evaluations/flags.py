@@ -35,6 +35,9 @@ class SharedFlags:
         "so many images of the split: the first; by class from a folder of pictures (default: all; of the validation "
         "images those of the training's check)",
     )
+    image_size: int | None = opt(
+        None, "images of a folder: the shorter side is resized to so many pixels (default: as in its training)"
+    )
     batch_size: int | None = opt(200, "images attacked together")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
     overwrite: bool = opt(

@@ -133,7 +133,7 @@ def _huge(subject: Subject, x: Tensor, batch_size: int, broken: Callable[[float,
         if ok := bool(left.float().mean() <= 0.1):
             break
     said = _logits(subject.model, x, batch_size).argmax(1).unique()
-    why = f"; it says class {int(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
+    why = f"; it says class {subject.class_name(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
     return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
 
 

@@ -50,12 +50,15 @@ def run_evaluation(
     with device_of(flags.device, flags.deterministic) as (world, device):
         teller = Teller(world.is_first, flags.quiet)
         subject = world.one_a_machine_first(load)
-        for name, what in subject.overrides.items():
-            teller.note(f"--{name}: {what}")
+        for note in (*subject.notes, *(f"--{name}: {what}" for name, what in subject.overrides.items())):
+            teller.note(note)
         evaluate(flags, subject, teller, world)
         # The attack whose figure should stand beside is run next, else the page of all figures.
-        named = ((name, getattr(flags, name)) for name in ("dataset", "norm", "network", "standardise", "data_root"))
-        given = [word for name, value in named if value is not None for word in (f"--{name}", value)]
+        named = (
+            (name, getattr(flags, name))
+            for name in ("dataset", "norm", "network", "standardise", "data_root", "image_size")
+        )
+        given = [word for name, value in named if value is not None for word in (f"--{name}", str(value))]
         for attack in ("pgd_attacks", "autoattack"):
             if not subject.result_file(attack.removesuffix("_attacks")).exists():
                 teller.say(f"next: {command(f'evaluate_on_{attack}.py', '--model', flags.model, *given)}")

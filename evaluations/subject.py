@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from config import PRESETS, SPLITS, Config
+from config import OTHER, PRESETS, SPLITS, Config
 from errors import UserError
 from evaluations.flags import EvaluationFlags
-from evaluations.results import Row, add_rows, checkpoint_rows, same_eps, stored_row
+from evaluations.results import Row, add_rows, checkpoint_rows, read_file, same_eps, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
 from loading.datasets import Part, load_own, load_test
@@ -26,7 +27,7 @@ from networks.standardise import behind_standardisation
 from presets import GRIDS
 from records.checkpoint import digest, load_model_file, load_weights
 from utils import radius_text
-from validation import radius, stored_config
+from validation import Kind, radius, stored_config
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Subject:
     overrides: dict[str, str]  # what the flags changed of the checkpoint's own words
     split: str = "test"
     accuracy: float | None = None  # on clean images, as the checkpoint's own program kept it in the file
+    classes: tuple[str, ...] = ()  # names, in the order of the logits
+    notes: tuple[str, ...] = ()  # what the user should be told of it
 
     @property
     def run(self) -> str:
@@ -111,6 +114,22 @@ class Subject:
         return digest([self.test.images, self.test.labels])[:16]
 
     @property
+    def evaluated(self) -> set[str]:
+        """Of the results of this checkpoint on as many test images of this data set, by any attack, the images' digests."""
+        found = set()
+        for path in self.path.parent.glob("eval_*.json"):
+            with suppress(OSError, ValueError):  # whoever needs that file will say it
+                for content in read_file(path):
+                    if (content["model_sha256"], content["dataset"]) == (self.sha256, self.dataset):
+                        as_many = (row for row in content["results"] if row["n"] == len(self.test))
+                        found |= {row["images"] for row in as_many if row["split"] == "test" and row.get("images")}
+        return found
+
+    def class_name(self, label: Tensor | int) -> str:
+        """Of a label; the number where no names are known."""
+        return self.classes[int(label)] if self.classes else str(int(label))
+
+    @property
     def device(self) -> torch.device:
         """Where the network and its images are."""
         return self.test.labels.device
@@ -118,7 +137,7 @@ class Subject:
     @property
     def images_named(self) -> str:
         """`60 test images`."""
-        return f"{len(self.test)} {SPLITS[self.split]} images"
+        return f"{len(self.test)} {SPLITS.get(self.split, 'other test')} images"
 
 
 def function_of(overrides: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -147,8 +166,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
             f"checkpoint {file.path}: names the network {network}, which is code: "
             f"add --network {network} if you trust it"
         )
-    own_root = stored.data_root if stored and stored.dataset == dataset and Path(stored.data_root).is_dir() else "data"
-    images = _images(flags, dataset, stored, flags.data_root or own_root, device)
+    images, split, notes = _images(flags, dataset, stored, device)
     model = build_model(network, *images.shape, images.num_classes)
     found = our_keys(file.weights, model.state_dict())
     load_weights(model, found.weights, file.path)
@@ -175,18 +193,67 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
             overrides["network"] += f" instead of the checkpoint's {before}"
     if how:
         overrides["standardise"] = how
-    return Subject(
-        model, file.path, file.sha256, images.split, training, dataset, norm, overrides, flags.split, file.accuracy
-    )
+    about = (training, dataset, norm, overrides, split, file.accuracy, images.classes, tuple(notes))
+    subject = Subject(model, file.path, file.sha256, images.split, *about)
+    unknown = images.folder is not None and (stored is None or stored.test_files is None)
+    if unknown and split == "test" and subject.images not in (subject.evaluated or {subject.images}):
+        said = "--data_root: not the test images that other results of this network are of; these stand apart"
+        return replace(subject, split=OTHER, notes=(*notes, said))
+    return subject
 
 
-def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_root: str, device: torch.device) -> Part:
+def _images(
+    flags: EvaluationFlags, dataset: str, stored: Config | None, device: torch.device
+) -> tuple[Part, str, list[str]]:
+    """The images that the flags name, the split that they are of, and what the user should be told of them.
+
+    :raises UserError: if they cannot be those of the checkpoint's network, or it does not say which they are.
+    """
+    own = stored if stored and stored.dataset == dataset else None
+    root = own.data_root if own else "data"
+    if dataset != "imagefolder" and not Path(root).is_dir():  # no other folder stands in for one of pictures
+        root = "data"
+    root, image_size = flags.data_root or root, flags.image_size or (own.image_size if own else None)
+    images = _read_images(flags, dataset, stored, root, image_size, device)
+    names, notes = stored.class_names if stored else None, []
+    kind, here = Kind(names, own.image_shape if own else None), Kind(images.classes, images.shape)
+    what = kind.unlike(here)
+    if what and own:
+        resized = names == images.classes and own.image_shape and own.image_shape[0] == images.shape[0]
+        cure = "give --image_size, or name another folder" if resized else "name a folder of such images"
+        raise UserError(f"--data_root {root}: {flags.model} was trained on {what}: {cure}")
+    if what:
+        notes.append(f"--dataset {dataset}: {flags.model} was trained on {what}; classes go by position")
+    if names is None:
+        also = "" if images.folder is None else f", and the images in {root} are taken for its own"
+        notes.append(f"--model: {flags.model} does not name its classes: they go by position{also}")
+    if own is None or images.folder is None or own.test_files is None:
+        return images, flags.split, notes
+    if flags.split != "test" and own.training_files != images.folder.listing:
+        raise UserError(
+            f"--split {flags.split}: in {root} training images were added, removed or renamed after {flags.model} was "
+            f"trained, so nobody knows which were its {SPLITS[flags.split]} images: restore them, or leave --split out"
+        )
+    if flags.split == "test" and own.test_files != images.folder.content:
+        notes.append(f"--data_root {root}: not the test images of its training; results on them stand apart")
+        return images, OTHER, notes
+    return images, flags.split, notes
+
+
+def _read_images(
+    flags: EvaluationFlags,
+    dataset: str,
+    stored: Config | None,
+    data_root: str,
+    image_size: int | None,
+    device: torch.device,
+) -> Part:
     """Test images, or images of the training run.
 
     :raises UserError: if the checkpoint does not say which images those are.
     """
     if flags.split == "test":
-        return load_test(dataset, data_root, test_size=flags.test_size, device=device)
+        return load_test(dataset, data_root, test_size=flags.test_size, device=device, image_size=image_size)
     if stored is not None and stored.dataset != dataset:
         raise UserError(
             f"--split {flags.split}: {flags.model} was trained on {stored.dataset}, so {dataset} has no "
@@ -202,6 +269,7 @@ def _images(flags: EvaluationFlags, dataset: str, stored: Config | None, data_ro
         "train_size": training.train_size,
         "seed": training.seed,
         "device": device,
+        "image_size": image_size,
     }
     if flags.split == "train":
         return load_own(dataset, data_root, flags.split, size=flags.test_size, **how)

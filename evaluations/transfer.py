@@ -70,6 +70,7 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
             "labels": subject.test.labels.cpu(),
             "numbers": subject.test.numbers.cpu(),
             "split": subject.split,
+            "images": subject.images,
             "model_sha256": subject.sha256,
             "network": subject.overrides.get("network"),
         }
@@ -88,7 +89,7 @@ def _stored(path: Path, subject: Subject) -> tuple[dict[float, Tensor], bool]:
     code = subject.overrides.get("network")
     if (saved["model_sha256"], saved.get("network")) != (subject.sha256, code):
         return {}, False
-    same = saved.get("split") == subject.split and all(
+    same = (saved.get("split"), saved.get("images", subject.images)) == (subject.split, subject.images) and all(
         torch.equal(saved[name], getattr(subject.test, name).cpu()) for name in ("numbers", "labels")
     )
     return (dict(saved["x_adv"]), False) if same else ({}, True)

@@ -6,9 +6,9 @@ N images, C channels. Images are (N, C, H, W) uint8, on the device or as files o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from errors import UserError
 from loading.batches import Split
 from loading.image_folder import list_folder
 from loading.streaming import ImagesOnDisk, free_memory
+from presets import CLASSES
 from utils import SPLIT, mixed_seed
 
 
@@ -29,8 +30,9 @@ class Dataset(NamedTuple):
     val: Split
     test: Split
     num_classes: int
-    listing: str = ""  # of an image folder, a digest of its training files' names; other sets' content is known
+    found: Mapping[str, Any] = {}  # of an image folder, fields of `config.Config`; what others hold is known
     about: str = ""  # of an image folder, how many images it has of which class, and which files are not used
+    classes: tuple[str, ...] = ()  # names, in the order of the labels
 
     @property
     def streamed(self) -> bool:
@@ -49,6 +51,8 @@ class Part(NamedTuple):
     split: Split
     num_classes: int
     about: str = ""  # of an image folder, see `Dataset`
+    classes: tuple[str, ...] = ()  # names, in the order of the labels
+    folder: ImagesOnDisk | None = None  # all training or test images of an image folder, whichever are in `split`
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -64,33 +68,36 @@ def load_dataset(
     train_size: int | None = None,
     val_size: int | None = None,
     test_size: int | None = None,
+    image_size: int | None = None,
     streaming: bool | None = False,
     num_workers: int = 0,
 ) -> Dataset:
-    """Training, validation and test split of the data set `name`, one of `READERS`, in the folder `root`.
+    """Training, validation and test split of the data set `name`, one of `config.DATASETS`, in the folder `root`.
 
     MNIST and CIFAR-10: the first `val_size` training images are the validation set; digits: a fixed stratified split;
     image folders: one that depends on `seed`. Sizes by default: a tenth of the training images for validation, and all
-    that there are else. streaming: leave an image folder on disk; None: if it took over half of the device's free memory.
-    num_workers: threads that read what is on disk.
+    that there are else. image_size: see `image_folder.read_image`. streaming: leave an image folder on disk; None: if it
+    took over half of the device's free memory. num_workers: threads that read what is on disk.
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    read, val_rows, train_rows = _training_rows(name, root, seed, val_size, train_size)
-    test, test_rows = _test_rows(name, root, test_size)
+    read, val_rows, train_rows = _training_rows(name, root, seed, val_size, train_size, image_size)
+    test, test_rows = _test_rows(name, root, test_size, image_size)
     if (test.shape, test.num_classes) != (read.shape, read.num_classes):
         here, there = ("x".join(map(str, part.shape)) for part in (read, test))
         raise UserError(
             f"--data_root {root}: training images are {here} in {read.num_classes} classes, test images {there} in "
             f"{test.num_classes}: they must be alike"
         )
+    resized = f"the shorter side resized to {image_size} pixels, then the middle cut out" if image_size else ""
     data = Dataset(
         read.split.part(train_rows, device),
         read.split.part(val_rows, device),
         test.split.part(test_rows, device),
         read.num_classes,
-        listing=read.split.images.listing if isinstance(read.split.images, ImagesOnDisk) else "",
-        about="; ".join(filter(None, (read.about, test.about))),
+        _found(root, read, test),
+        about="; ".join(filter(None, (read.about, test.about, resized))),
+        classes=read.classes,
     )
     if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
         train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
@@ -99,12 +106,28 @@ def load_dataset(
     return data._replace(train=train, val=val_split, test=test_split)
 
 
-def load_test(name: str, root: str, *, test_size: int | None, device: torch.device) -> Part:
+def _found(root: str, train: Part, test: Part) -> dict[str, Any]:
+    """What config.json keeps of an image folder: its place, so that no other folder is taken for it from elsewhere, and what
+    its images are."""
+    if train.folder is None or test.folder is None:
+        return {}
+    return {
+        "data_root": str(Path(root).expanduser().absolute()),
+        "classes": train.classes,
+        "image_shape": train.shape,
+        "training_files": train.folder.listing,
+        "test_files": test.folder.content,
+    }
+
+
+def load_test(
+    name: str, root: str, *, test_size: int | None, device: torch.device, image_size: int | None = None
+) -> Part:
     """The first `test_size` test images; of an image folder, a fixed stratified selection.
 
     :raises UserError: as `load_dataset`.
     """
-    read, rows = _test_rows(name, root, test_size)
+    read, rows = _test_rows(name, root, test_size, image_size)
     return read._replace(split=read.split.part(rows, device).in_memory())
 
 
@@ -118,38 +141,43 @@ def load_own(
     seed: int,
     size: int | None,
     device: torch.device,
+    image_size: int | None = None,
 ) -> Part:
     """The first `size` images of the split "val" or "train" that a run with these sizes and this seed had; of an image
     folder, a fixed stratified selection of them.
 
     :raises UserError: as `load_dataset`.
     """
-    read, val, train = _training_rows(name, root, seed, val_size, train_size)
+    read, val, train = _training_rows(name, root, seed, val_size, train_size, image_size)
     rows = val if split == "val" else train
     rows = _first(name, read, rows, size, "test_size", f"images in --split {split}")
     return read._replace(split=read.split.part(rows, device).in_memory())
 
 
-def _test_rows(name: str, root: str, test_size: int | None) -> tuple[Part, Tensor]:
+def _test_rows(name: str, root: str, test_size: int | None, image_size: int | None) -> tuple[Part, Tensor]:
     """The test images, those of a folder still on disk, and the rows of them that are asked for."""
-    read = _read(name, root, "test")
+    read = _read(name, root, "test", image_size)
     return read, _first(name, read, torch.arange(len(read.split)), test_size, "test_size", "test images")
 
 
-def _read(name: str, root: str, part: str) -> Part:
+def _read(name: str, root: str, part: str, image_size: int | None) -> Part:
     try:
         folder = Path(root).expanduser()
     except RuntimeError as error:  # ~somebody
         raise UserError(f"--data_root {root}: {error}: name a folder") from None
+    if name == "imagefolder":
+        return _imagefolder(folder, part, image_size)
+    if image_size:
+        raise UserError(f"--image_size {image_size}: the images of {name} are of one size already: leave it out")
     return READERS[name](folder, part)
 
 
 def _training_rows(
-    name: str, root: str, seed: int, val_size: int | None, train_size: int | None
+    name: str, root: str, seed: int, val_size: int | None, train_size: int | None, image_size: int | None
 ) -> tuple[Part, Tensor, Tensor]:
     """The training images, those of a folder still on disk; the rows that are kept for validation, a tenth by default;
     and the rows to train on."""
-    read = _read(name, root, "train")
+    read = _read(name, root, "train", image_size)
     count = len(read.split)
     size = round(count / 10) if val_size is None else val_size
     if size >= count:
@@ -194,9 +222,10 @@ def _stratified(labels: Tensor, size: int, asked: str, seed: int) -> tuple[Tenso
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def _in_memory(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Part:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 as they were read."""
-    return Part(Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(len(labels))), num_classes)
+def _in_memory(images: np.ndarray, labels: np.ndarray, name: str) -> Part:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 of the data set `name` as they were read."""
+    split = Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(len(labels)))
+    return Part(split, len(CLASSES[name]), classes=CLASSES[name])
 
 
 def _digits(root: Path, part: str) -> Part:
@@ -205,7 +234,7 @@ def _digits(root: Path, part: str) -> Part:
     train, test = train_test_split(np.arange(1797), test_size=397, stratify=digits.target, random_state=0)
     rows = train if part == "train" else test
     images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)[:, None]
-    return _in_memory(images, digits.target[rows].astype(np.int64), 10)
+    return _in_memory(images, digits.target[rows].astype(np.int64), "digits")
 
 
 MNIST_FILES = {  # unpacked, with their md5
@@ -220,7 +249,7 @@ def _mnist(root: Path, part: str) -> Part:
     files = {root / "MNIST" / "raw" / name: md5 for name, md5 in MNIST_FILES.items()}
     _verify(files, lambda: torchvision.datasets.MNIST(root, download=True))
     data = torchvision.datasets.MNIST(root, train=part == "train")
-    return _in_memory(data.data.numpy()[:, None], data.targets.numpy(), 10)
+    return _in_memory(data.data.numpy()[:, None], data.targets.numpy(), "mnist")
 
 
 def _cifar10(root: Path, part: str) -> Part:
@@ -229,7 +258,8 @@ def _cifar10(root: Path, part: str) -> Part:
     files = {root / kind.base_folder / name: md5 for name, md5 in listed}
     _verify(files, lambda: kind(str(root), download=True))
     data = kind(str(root), train=part == "train")
-    return _in_memory(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.array(data.targets, dtype=np.int64), 10)
+    images = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))
+    return _in_memory(images, np.array(data.targets, dtype=np.int64), "cifar10")
 
 
 def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
@@ -260,11 +290,12 @@ def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
             )
 
 
-def _imagefolder(root: Path, part: str) -> Part:
+def _imagefolder(root: Path, part: str, image_size: int | None) -> Part:
     """`<part>/<class>/*`, still on disk."""
-    paths, shape, counts, about = list_folder(root, part)
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return Part(Split(ImagesOnDisk(paths, shape), labels, torch.arange(len(labels))), len(counts), about)
+    paths, shape, counts, about = list_folder(root, part, image_size)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts.values())))
+    images = ImagesOnDisk(paths, shape, image_size=image_size)
+    return Part(Split(images, labels, torch.arange(len(labels))), len(counts), about, tuple(counts), images)
 
 
-READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "imagefolder": _imagefolder}
+READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}

@@ -10,25 +10,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import center_crop, resize
 
-from errors import UserError
+from errors import UserError, some
 
 GREY_MODES = ("1", "L", "LA")
 ORIENTATION = 0x0112  # EXIF's tag; above 4: turned by a right angle
-NAMED = 8  # names in a line about more
 HEADER_THREADS = 8  # a header is little work and, on a network disk, a long wait
 
 
-def list_folder(root: Path, part: str) -> tuple[list[str], tuple[int, int, int], list[int], str]:
-    """`<part>/<class>/*` of equal-sized images; one channel if every one is grey, else three. No pixel is read.
+class Listed(NamedTuple):
+    """The images of `<part>/<class>/*`."""
 
-    The N paths, sorted by class and name; every image's (C, H, W); how many images each class has; and the same in words,
-    with the files that are not used.
+    paths: list[str]  # N of them, sorted by class and name
+    shape: tuple[int, int, int]  # (C, H, W) of every one
+    counts: dict[str, int]  # how many each class has, by name, in the order of the labels
+    about: str  # the same in words, with the files that are not used
+
+
+def list_folder(root: Path, part: str, image_size: int | None = None) -> Listed:
+    """`<part>/<class>/*` of images; one channel if every one is grey, else three. No pixel is read. image_size: the side to
+    which they will be brought; None: they must be of one size.
 
     :raises UserError: if folders or images are missing, or a header is damaged or of another size.
     """
@@ -55,7 +63,7 @@ def list_folder(root: Path, part: str) -> tuple[list[str], tuple[int, int, int],
             f"image folder {folder.absolute()}: train and test need the same two or more classes, and {names} that folder"
         )
     paths: list[str] = []
-    counts, unused = [], sorted(path.name for path in folder.iterdir() if path.name not in classes)
+    counts, unused = dict[str, int](), sorted(path.name for path in folder.iterdir() if path.name not in classes)
     for name in classes:
         files = _files(folder / name)
         images = [path for path in files if path.lower().endswith(IMG_EXTENSIONS)]
@@ -65,12 +73,12 @@ def list_folder(root: Path, part: str) -> tuple[list[str], tuple[int, int, int],
                 "there, or remove that folder from train and test"
             )
         unused += [Path(path).name for path in files if not path.lower().endswith(IMG_EXTENSIONS)]
-        counts.append(len(images))
+        counts[name] = len(images)
         paths += images
-    about = f"{part}: " + _some([f"{name} {count}" for name, count in zip(classes, counts, strict=True)])
+    about = f"{part}: " + some([f"{name} {count}" for name, count in counts.items()])
     if unused:
-        about += f"; {len(unused)} not used, no image in a class folder: {_some(unused)}"
-    return paths, _common_shape(paths), counts, about
+        about += f"; {len(unused)} not used, no image in a class folder: {some(unused)}"
+    return Listed(paths, _common_shape(paths, image_size), counts, about)
 
 
 def _files(folder: Path) -> list[str]:
@@ -87,23 +95,18 @@ def _files(folder: Path) -> list[str]:
     return [str(Path(place, name)) for place, names in sorted(found) for name in names]
 
 
-def _some(names: list[str]) -> str:
-    """The first of them."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def _common_shape(paths: list[str]) -> tuple[int, int, int]:
-    """(C, H, W), from the headers."""
+def _common_shape(paths: list[str], image_size: int | None) -> tuple[int, int, int]:
+    """(C, H, W), from the headers or of that size."""
     with ThreadPool(HEADER_THREADS) as pool:
         headers = list(pool.imap(_header, paths, chunksize=64))  # in order: the first damaged one is named
     width, height, _ = headers[0]
     for path, header in zip(paths, headers, strict=True):
-        if header[:2] != (width, height):
+        if image_size is None and header[:2] != (width, height):
             raise UserError(
                 f"image {Path(path).absolute()}: {header[0]}x{header[1]} pixels where {Path(paths[0]).name} has "
-                f"{width}x{height}: all images of a folder must have one size"
+                f"{width}x{height}: give --image_size S, the side to which all are resized and cropped"
             )
-    return (1 if all(grey for _, _, grey in headers) else 3, height, width)
+    return (1 if all(grey for _, _, grey in headers) else 3, image_size or height, image_size or width)
 
 
 def _header(path: str) -> tuple[int, int, bool]:
@@ -113,14 +116,18 @@ def _header(path: str) -> tuple[int, int, bool]:
         return (*(image.size[::-1] if turned else image.size), image.mode in GREY_MODES)
 
 
-def read_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: str, shape: tuple[int, int, int], image_size: int | None = None) -> np.ndarray:
     """The pixels of one image of a folder of this shape, (C, H, W) uint8; grey ones are repeated where others are not.
+
+    image_size: if given, the shorter side is resized to it, bilinearly and antialiased, and the middle is cut out.
 
     :raises UserError: if it cannot be read whole, or is not what its header said when the folder was listed.
     """
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        pixels = np.asarray(upright.convert("L" if image.mode in GREY_MODES else "RGB"))
+        upright = ImageOps.exif_transpose(image).convert("L" if image.mode in GREY_MODES else "RGB")
+        if image_size is not None:
+            upright = center_crop(resize(upright, [image_size]), [image_size])
+        pixels = np.asarray(upright)
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     if pixels.shape[1:] != shape[1:] or pixels.shape[0] > shape[0]:
         raise UserError(f"image {Path(path).absolute()}: changed since the run started: put it back")

@@ -12,24 +12,28 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from errors import UserError
 from loading.image_folder import read_image
 
 THREAD = "read_ahead"
 AHEAD = 2  # batches that wait for each thread
+READ_WHOLE = 100  # files of a folder's digest, at most
 
 
 @dataclass(frozen=True)
 class ImagesOnDisk:
-    """Equal-sized image files, indexed by rows as an (N, C, H, W) uint8 tensor would be."""
+    """Image files of one shape, indexed by rows as an (N, C, H, W) uint8 tensor would be."""
 
     paths: Sequence[str]  # N of them
     image_shape: tuple[int, int, int]
     num_workers: int = 0  # threads that read ahead; 0: read when asked
+    image_size: int | None = None  # to which each is resized and cropped when it is read; None: it has that shape
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -47,6 +51,23 @@ class ImagesOnDisk:
         names = "\0".join(os.path.relpath(path, top) for path in self.paths)
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """A digest of the files' names and lengths, and of what stands in some of them, spread evenly.
+
+        :raises UserError: naming an image that cannot be read.
+        """
+        found = hashlib.sha256(self.listing.encode())
+        every = -(-len(self.paths) // READ_WHOLE)
+        for number, path in enumerate(map(Path, self.paths)):
+            try:
+                found.update(b"%d " % path.stat().st_size)
+                if number % every == 0:
+                    found.update(path.read_bytes())
+            except OSError as error:
+                raise UserError(f"image {path}: cannot be read ({error.strerror}): mend or remove it") from None
+        return found.hexdigest()
+
     def part(self, rows: Iterable[int]) -> ImagesOnDisk:
         """Those of these rows."""
         return replace(self, paths=[self.paths[row] for row in rows])
@@ -58,7 +79,7 @@ class ImagesOnDisk:
         """
         images = np.empty((len(rows), *self.image_shape), dtype=np.uint8)
         for image, row in zip(images, rows.tolist(), strict=True):
-            image[:] = read_image(self.paths[row], self.image_shape)
+            image[:] = read_image(self.paths[row], self.image_shape, self.image_size)
         return torch.from_numpy(images)
 
     def read_ahead(self, batches: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor]]:

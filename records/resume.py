@@ -21,7 +21,7 @@ from records import checkpoint
 from records.recorder import RunRecorder
 from records.run_folder import RunFolder
 from utils import write_atomically
-from validation import stored_config
+from validation import Kind, stored_config
 
 State = dict[str, Any]  # what `trainer.Trainer.state` gives
 Warn = Callable[[str], None]
@@ -91,12 +91,13 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
 
 def continued(config: Config, there: Config, folder: RunFolder) -> Config:
     """`config` as it goes on with the run `there`: `max_steps` may have grown, but where the lengths of ramp and cycle
-    only follow from it, those stay that the run fixed when it began.
+    only follow from it, or something from the number of images, that stays which the run fixed when it began.
 
     :raises UserError: listing what else differs and matters to the result.
     """
     derived = derived_lengths(config.max_steps)
-    fixed = {name: getattr(there, name) for name, value in derived.items() if getattr(config, name) == value}
+    follow = [name for name, value in derived.items() if getattr(config, name) == value] + list(config.by_images)
+    fixed = {name: getattr(there, name) for name in follow}
     config = dataclasses.replace(config, **fixed)
     differences = [
         f"--{f.name} {getattr(config, f.name)} here, {getattr(there, f.name)} there"
@@ -147,17 +148,20 @@ class Resumable(Protocol):
 
     model: nn.Module
     eps: Tensor
-    data: Any  # loading.datasets.Dataset
+    config: Config
 
     def restore(self, state: State) -> None: ...
 
 
 def restore(trainer: Resumable, state: State, folder: RunFolder) -> None:
     """:raises UserError: if network or training set are not those of the state, though the flags are."""
-    images, listing = len(trainer.eps), trainer.data.listing
-    if len(state["eps"]) != images or state.get("listing") != listing:
+    images, there, here = len(trainer.eps), stored_config(state["config"]), trainer.config
+    what = Kind(there.classes, there.image_shape).unlike(Kind(here.classes, here.image_shape))
+    if not what and len(state["eps"]) != images:
         what = f"{len(state['eps'])} images, and there are {images} now"
-        what = what if len(state["eps"]) != images else "other images than those in --data_root now, their names differ"
+    elif not what and there.training_files != here.training_files:
+        what = "other images than those in --data_root now, their names differ"
+    if what:
         raise UserError(
             f"--resume: {folder.path} was trained on {what}: restore the data, or choose another --savepath"
         )

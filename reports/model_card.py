@@ -105,6 +105,7 @@ def card(folder: Path) -> str:
         versions=[
             in_cell(f"{k} {run.environment[k]}") for k in ("python", "torch", "git_commit") if k in run.environment
         ],
+        classes=in_cell(", ".join(config.classes or ())),
         file=file,
         parameters=sum(tensor.numel() for tensor in file.weights.values()) if file else 0,
         table=table,

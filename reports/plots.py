@@ -297,7 +297,8 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
     for column in range(count):
         length = length_text(float(found.length[column]), images, norm, found.max_eps)
         shown = (found.x[column], delta[column] / (2 * largest) + 0.5, found.x_adv[column])
-        captions = (f"label {int(found.labels[column])}", length, f"predicted {int(found.predicted[column])}")
+        label, predicted = (_short(subject.class_name(one[column])) for one in (found.labels, found.predicted))
+        captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
             panel.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(caption, fontsize="small")
@@ -312,6 +313,11 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
         fontsize="medium",
     )
     return figure
+
+
+def _short(name: str) -> str:
+    """A class's name that fits above a picture, with no sign that matplotlib would take for mathematics."""
+    return (name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$")
 
 
 def length_text(length: float, images: str, norm: str, max_eps: float) -> str:

@@ -24,7 +24,7 @@ reports.require("pandas", "jinja2")
 import numpy as np
 import pandas as pd
 
-from config import SPLITS, Config
+from config import OTHER, SPLITS, Config
 from errors import UserError
 from evaluations.compare_attacks import NAMES, nearest
 from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
@@ -94,7 +94,9 @@ def flags_of(config: Config) -> dict[str, str]:
         if value is not None and value != getattr(implied, name):
             found[name] = _typed(value)
             implied = parse_train(_words(found))[0]
-    return found
+    # What was given, though it is the usual value: else it would follow from the number of images.
+    given = (name for name in implied.by_images if name not in config.by_images)
+    return found | {name: _typed(getattr(config, name)) for name in given}
 
 
 def _words(flags: dict[str, str]) -> list[str]:
@@ -299,7 +301,7 @@ def read_run(folder: Path, checkpoint: str = "") -> Run:
                 config, environment = stored_config(content, path), content.get("environment") or {}
             else:
                 wanted = [sha256 for sha256, name in files.items() if name == (checkpoint or "model_best.pt")]
-                if rows := _rows_of(path, wanted, alone=bool(checkpoint)):
+                if rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
                     evaluations[path.name] = rows
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
@@ -346,16 +348,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and is_number(row.get("step")) and row["step"] >= 0]
 
 
-def _rows_of(path: Path, wanted: Sequence[str], alone: bool) -> list[Row]:
+def _rows_of(path: Path, wanted: Sequence[str], config: Config | None, alone: bool) -> list[Row]:
     """Every row of the wanted checkpoint (its sha256) in an `eval_*.json`; where it has none, those of the first one there,
-    or if it is `alone` none.
+    or if it is `alone` none. Those on the data set of its training, if there are such.
 
     :raises ValueError, KeyError, TypeError: if it is not what an evaluation writes.
     """
     contents = read_file(path)
-    content = next((one for one in contents if one["model_sha256"] in wanted), contents[0])
-    if alone and content["model_sha256"] not in wanted:
-        return []
+    if not (mine := [one for one in contents if one["model_sha256"] in wanted]):
+        if alone:
+            return []
+        mine = [one for one in contents if one["model_sha256"] == contents[0]["model_sha256"]]
+    content = next((one for one in mine if config and one["dataset"] == config.dataset), mine[0])
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
     if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")
@@ -384,7 +388,7 @@ def _is_sound(row: Row) -> bool:
         and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
         and all(is_number(value) and 0 <= value <= 1 for value in shares)
         and all(map(is_number, [*lengths, row.get("invalid", 0)]))
-        and row["split"] in SPLITS
+        and row["split"] in (*SPLITS, OTHER)
         and len(images) == row["n"] > 0
         and len(shares) == (6 if "eps" in row else 3)
     )

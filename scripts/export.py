@@ -2,7 +2,7 @@
 
 python scripts/export.py RUN --to safetensors | robustbench | onnx | vnnlib [--out PATH]
 
-RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config in the metadata.
+RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config and its classes in the metadata.
 robustbench: a state dict for RobustBench's `Ding2020MMANet`, and its model_info JSON, of WRN-28-4 on colour images alone.
 onnx: the network itself, for batches of any size. vnnlib: a folder for verifiers, the ONNX file with a VNN-LIB 2.0 property for
 each of the first test images at a radius of its own, and instances.csv as VNN-COMP has it.
@@ -74,6 +74,7 @@ def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written
     package, size = extra("safetensors.torch"), images.shape[-1]
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
+    metadata["classes"] = json.dumps(source.config.class_names)
     return {".safetensors": package.save(state, metadata)}, lambda file: built(source, package.load_file(file), size)
 
 
@@ -126,7 +127,7 @@ def model_info(source: Pretrained) -> dict[str, object]:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: damaged ({error}): move it away first") from None
         for content in contents:
-            if content["model_sha256"] == source.sha256:
+            if (content["model_sha256"], content["dataset"]) == (source.sha256, config.dataset):
                 standard = [row for row in content["results"] if row["settings"].get("standard") is not False]
                 best.update((field, row) for row in quoted(standard) if same_eps(row["eps"], radius))
     info |= {field: f"{100 * row['robust_acc']:.2f}" for field, row in best.items()}
@@ -154,7 +155,9 @@ def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     runtime, buffer = extra("onnxruntime"), io.BytesIO()
     how = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     with warnings.catch_warnings(action="ignore"):  # of the exporter's own insides
-        torch.onnx.export(model, (images,), **how, dynamic_shapes=({0: torch.export.Dim("batch")},)).save(buffer)
+        program = torch.onnx.export(model, (images,), **how, dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program.model.metadata_props["classes"] = json.dumps(source.config.class_names)
+        program.save(buffer)
 
     def read(file: Path) -> Callable[[Tensor], Tensor]:
         session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -249,6 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source, size = load_pretrained(given["run"]), given.get("size")
     model = built(source, source.weights, size)
     channels, height, width, _ = shape_of(source.weights)
+    if source.config.image_shape:
+        channels, height, width = source.config.image_shape
     images = torch.rand(7, channels, size or height, size or width, generator=generator(0))
     out = Path(given.get("out") or Path("runs") / source.path.resolve().parent.name)
     try:

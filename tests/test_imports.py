@@ -14,7 +14,8 @@ LOW, BELOW = "errors utils", "config errors flags presets processes records util
 MAY_IMPORT = {  # rows of names share what they may import
     "errors losses presets": "",
     "networks utils": "errors",
-    "loading processes": LOW,
+    "loading": f"presets {LOW}",
+    "processes": LOW,
     "config": "errors networks presets",
     "validation": "config errors networks presets",
     "flags": "config errors presets records validation",
