@@ -165,7 +165,7 @@ def effort(row: Row) -> tuple[bool, float]:
 def quoted(rows: Iterable[Row], split: str = "test") -> list[Row]:
     """Of each radius the row to quote, ascending.
 
-    It is the one of most images, then standard AutoAttack, then the lowest robust accuracy, then most restarts x steps,
+    One of each function of the checkpoint, if it was evaluated as several. It is the one of most images, then standard AutoAttack, then the lowest robust accuracy, then most restarts x steps,
     then the latest listed. A robust accuracy is an upper bound: of the same images the lowest figure counts, and a weak
     attack never hides what a stronger one found.
     """
@@ -175,12 +175,19 @@ def quoted(rows: Iterable[Row], split: str = "test") -> list[Row]:
 
     best: list[Row] = []
     for row in (row for row in rows if row["split"] == split):
-        rival = next((k for k, other in enumerate(best) if same_eps(row.get("eps"), other.get("eps"))), None)
+        same = (function_of(row) == function_of(other) and same_eps(row.get("eps"), other.get("eps")) for other in best)
+        rival = next((k for k, is_rival in enumerate(same) if is_rival), None)
         if rival is None:
             best.append(row)
         elif weight(row) >= weight(best[rival]):
             best[rival] = row
     return sorted(best, key=lambda row: row.get("eps") or 0.0)
+
+
+def function_of(row: Row) -> tuple[str, str]:
+    """What makes of one checkpoint file different functions: code of somebody's own, and what is done to images before it."""
+    overrides = row["settings"].get("overrides") or {}
+    return overrides.get("network", ""), overrides.get("standardise", "")
 
 
 def way(row: Row) -> dict[str, Any]:

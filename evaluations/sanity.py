@@ -164,7 +164,8 @@ def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
     finite, ones = bool(torch.isfinite(first).all()), torch.ones(len(x), device=x.device)
     seen = {
         "not in eval mode": any(module.training for module in model.modules()),
-        "outputs are not finite": not finite,
+        "outputs are not a number": first.isnan().any(),
+        "outputs are infinite: give a class that cannot be a large negative logit, as -1e4": first.isinf().any(),
         "not deterministic": finite and not torch.equal(first, second),
         "outputs are probabilities, not logits": (first >= 0).all()
         and torch.allclose(first.sum(1).float(), ones, atol=1e-3),

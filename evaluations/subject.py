@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from config import OTHER, PRESETS, SPLITS, Config
 from errors import UserError
 from evaluations.flags import EvaluationFlags
-from evaluations.results import Row, add_rows, checkpoint_rows, read_file, same_eps, stored_row
+from evaluations.results import Row, add_rows, checkpoint_rows, function_of, read_file, same_eps, stored_row
 from hardware.layout import lay_out, layout_for
 from loading.batches import Split, first_images
 from loading.datasets import Part, load_own, load_test
@@ -83,9 +83,7 @@ class Subject:
         :raises UserError: if the file is damaged.
         """
         rows = checkpoint_rows(self.result_file(attack), self.head(attack))
-        return [
-            row for row in rows if function_of(row["settings"].get("overrides") or {}) == function_of(self.overrides)
-        ]
+        return [row for row in rows if function_of(row) == function_of({"settings": {"overrides": self.overrides}})]
 
     def add_rows(self, attack: str, rows: Sequence[Row], settle: Callable[[list[Row]], list[Row]] = list) -> list[Row]:
         """Write rows into that JSON, as `results.add_rows`, and give those of this very evaluation as they stand there."""
@@ -138,11 +136,6 @@ class Subject:
     def images_named(self) -> str:
         """`60 test images`."""
         return f"{len(self.test)} {SPLITS.get(self.split, 'other test')} images"
-
-
-def function_of(overrides: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """What makes of one checkpoint file different functions: code of somebody's own, and what is done to images before it."""
-    return overrides.get("network"), overrides.get("standardise")
 
 
 def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = "fp32") -> Subject:

@@ -27,7 +27,7 @@ import pandas as pd
 from config import OTHER, SPLITS, Config
 from errors import UserError
 from evaluations.compare_attacks import NAMES, nearest
-from evaluations.results import Row, accuracy_of, joined_checks, merged, quoted, read_file, same_eps, way
+from evaluations.results import Row, accuracy_of, function_of, joined_checks, merged, quoted, read_file, same_eps, way
 from flags import parse_train
 from presets import USES
 from records.commands import ROOT
@@ -415,7 +415,12 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
     found = []
     for run, label in zip(runs, labels(runs), strict=True):
         doubted = {file for file in run.evaluations if run.doubts(file, split)}
+        codes = {function_of(row)[0] for rows in run.evaluations.values() for row in rows}
         for file, row in ((file, row) for file, rows in run.evaluations.items() for row in quoted(rows, split)):
+            network, standardised = function_of(row)
+            function = [network.partition(" instead")[0]] * (len(codes) > 1) + [f"standardise {standardised}"] * bool(
+                standardised
+            )
             images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
             other_norm = [f"trained under {NORMS[str(run.norm)]}"] if run.norm not in (None, row["norm"]) else []
             other_images = [f"trained on {title(run.images)}"] if run.images not in ("", images) else []
@@ -423,7 +428,7 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
             if row["attack"] == "transfer":
                 files.add(f"eval_pgd_{row['norm']}.json")
                 row = with_white_box(row, quoted(run.evaluations.get(f"eval_pgd_{row['norm']}.json", []), split))
-            label_here = ", ".join([label, *other_norm, *other_images])
+            label_here = ", ".join(filter(None, [label, *function, *other_norm, *other_images]))
             found.append((run, label_here, images, not doubted.isdisjoint(files), row))
 
     def order(one: tuple[Run, str, str, bool, Row]) -> tuple[Any, ...]:
@@ -460,7 +465,8 @@ def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
     for own in white_box:
         # A part of a folder of pictures is drawn, not its first images.
         first = len(own["flags"]) >= len(row["flags"]) and (row["dataset"] != "imagefolder" or own["n"] == row["n"])
-        if first and same_eps(own["eps"], row["eps"]) and own["model_sha256"] == row["model_sha256"]:
+        alike = own["model_sha256"] == row["model_sha256"] and function_of(own) == function_of(row)
+        if first and alike and same_eps(own["eps"], row["eps"]):
             both = zip(own["flags"], row["flags"], strict=False)
             return row | accuracy_of("".join("1" if a == b == "1" else "0" for a, b in both))
     return row

@@ -1,6 +1,7 @@
 """The sanity battery: silent about an honest network, loud about each way of fooling an evaluation."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -180,6 +181,7 @@ FOOLING = {
     "probabilities": (lambda model, x: model(x).softmax(1), {"network"}),
     "noise": (lambda model, x: model(x) + 1e-3 * torch.randn(len(x), 2), {"network"}),
     "no number": (lambda model, x: model(x) * float("nan"), {"network", "gradients"}),
+    "a class that cannot be": (lambda model, x: model(x) + torch.tensor([0.0, -math.inf]), {"network"}),
     "hidden gradient": (lambda model, x: model((x * 8).round() / 8), {"gradients", "a huge eps leaves about none"}),
     "no gradient": (lambda model, x: model(x.detach()), {"gradients"}),
     "of the batch": (lambda model, x: model(x - x.mean(0, keepdim=True)), {"an image's logits are its own"}),
@@ -193,6 +195,8 @@ def test_networks_that_fool_an_attack(name, tmp_path):
     found = pgd_battery(subject(tmp_path, partial(Wrapped, change)), *evaluated(subject(tmp_path)))
     assert names <= failed(found) and (name != "no gradient" or failed(found) == names)
     assert sum(line.startswith("WARNING: sanity check failed") for line in lines(as_json(found))) == len(failed(found))
+    if name == "a class that cannot be":
+        assert "large negative logit" in found["network"].value
     if name == "one class":
         assert found["a huge eps leaves about none"].value.endswith("; it says class 1 of every image")
 

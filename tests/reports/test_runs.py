@@ -116,6 +116,19 @@ def test_each_checkpoint_of_a_folder_has_its_own_rows(tmp_path):
     assert [frame([run])["robust"].tolist() for run in (*found, read_run(run))] == [[60], [40], [60]]
 
 
+def test_a_file_evaluated_as_several_functions_is_several_lines(tmp_path):
+    """As after a guess at its standardisation: the lower figure of the wrong one does not hide the right one's."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    found = [
+        row(0.1, share, settings={"overrides": {"standardise": how}}) for how, share in (("image", 0.2), ("none", 0.4))
+    ]
+    evaluate(folder, "pgd", found, dataset="cifar10")
+    table = frame([read_run(folder)])
+    assert table["label"].tolist() == ["theirs, standardise image", "theirs, standardise none"]
+    assert table["robust"].tolist() == [20, 40]
+
+
 def test_the_frame_quotes_one_row_a_radius(tmp_path):
     """Most images, then the lowest; validation images apart; radii that differ by rounding are one."""
     folder = make_run(tmp_path / "run")
