@@ -7,7 +7,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -54,11 +53,11 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
             return 2
         except OSError as error:
             print(f"error: {remedy(error)}, then start again; what was saved stays", file=sys.stderr)
-            if (
-                error.filename is None and sys.stdout is not None
-            ):  # standard output may be what failed: not again at the end
-                with suppress(OSError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            try:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except OSError:  # standard output is what failed: not again when the interpreter ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 2
         except (MemoryError, RuntimeError) as error:
             said = ("allocate memory", "out of memory", "ALLOC_FAILED")  # by torch and its libraries

@@ -455,7 +455,8 @@ def nearest_known(rows: Rows) -> list[float]:
     if not searches:
         return []
     like = max(searches, key=lambda row: row["n"])
-    same = (row for row in rows["row"] if row["model_sha256"] == like["model_sha256"])
+    of = like["model_sha256"], function_of(like)
+    same = (row for row in rows["row"] if (row["model_sha256"], function_of(row)) == of)
     return nearest(same, like, like["dataset"])
 
 

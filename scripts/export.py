@@ -193,7 +193,8 @@ def properties(
     for row in ((found.eps > 0) & found.found).nonzero().flatten().tolist():
         eps, label = float(found.eps[row]), int(y[row])
         lines = [
-            f"; test image {row} of {config.dataset}, class {label}: AN-PGD finds another class at {eps:.6g}, this is {share:g} of it",
+            f"; test image {row} of {config.dataset}, class {label}: AN-PGD finds another class at {eps:.6g},",
+            f"; and the radius here is {share:g} of that",
             "(vnnlib-version <2.0>)",
             f"(declare-network N (declare-input X float32 {[1, *x.shape[1:]]}) (declare-output Y float32 [1, {classes}]))",
         ]

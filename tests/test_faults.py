@@ -18,6 +18,7 @@ from loading.batches import Split
 from loading.datasets import Dataset
 from losses import cross_entropy
 from pgd import pgd
+from processes.signals import StopSignals
 from ranks import Started
 from records import checkpoint
 from tiny_runs import Memory
@@ -79,8 +80,6 @@ def test_killed_anywhere_it_goes_on_as_if_undisturbed(tmp_path, undisturbed, pla
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_stopped_within_a_check(tmp_path, undisturbed, number):
-    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("under nohup, where SIGHUP stays ignored")
     folder = tmp_path / "run"
     started = running(folder, "--eval_batch_size", "1", at=2)  # a check follows
     ranks.os.kill(started.process.pid, number)
@@ -90,6 +89,18 @@ def test_stopped_within_a_check(tmp_path, undisturbed, number):
     assert re.search(r"go on with: \S*python", started.text) and "--resume" in started.text
     go_on(folder, "--eval_batch_size", "1")
     assert content(folder)["eps"] == undisturbed["eps"] and content(folder)["model"] == undisturbed["model"]
+
+
+@pytest.mark.parametrize(("before", "stops"), [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
+def test_under_nohup_a_closed_terminal_stops_nothing(before, stops):
+    own = signal.signal(signal.SIGHUP, before)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop() is stops
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, own)
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

@@ -15,7 +15,7 @@ from config import PRESETS, Config
 from errors import UserError
 from flags import parse_train
 from report_runs import distances, evaluate, make_run, row, rows
-from reports.runs import frame, labels, read_run, read_runs, training_command
+from reports.runs import frame, labels, nearest_known, read_run, read_runs, training_command
 from support import ROOT
 from validation import stored_config
 
@@ -127,6 +127,11 @@ def test_a_file_evaluated_as_several_functions_is_several_lines(tmp_path):
     table = frame([read_run(folder)])
     assert table["label"].tolist() == ["theirs, standardise image", "theirs, standardise none"]
     assert table["robust"].tolist() == [20, 40]
+    (folder / "eval_pgd_Linf.json").unlink()
+    ways = (("image", [0.4, 0.1]), ("none", [0.2, 0.3]))
+    found = [distances(values, settings={"overrides": {"standardise": how}}) for how, values in ways]
+    evaluate(folder, "fmn", found, dataset="cifar10")
+    assert nearest_known(frame([read_run(folder)])) in ([0.4, 0.1], [0.2, 0.3]), "of one function alone"
 
 
 def test_the_frame_quotes_one_row_a_radius(tmp_path):

@@ -134,6 +134,7 @@ def quietly(name, argv):
 
 
 def train_alone(argv):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started under nohup
     return program("train", argv)
 
 
