@@ -1,6 +1,5 @@
 """Every command in the docs parses, every link leads somewhere, Python snippets run, what is named is there."""
 
-import dataclasses
 import json
 import re
 import runpy
@@ -10,7 +9,6 @@ import sys
 import pytest
 import torch
 
-from config import Config
 from programs import parses
 from support import ROOT
 
@@ -160,15 +158,6 @@ def test_the_frame_holds_each_image(monkeypatch):
 
 
 def test_readme_is_short_and_every_page_is_linked():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 130 and len(README.split()) <= 1000
     for page in (ROOT / "docs").glob("*.md"):
         assert f"](docs/{page.name})" in README or f"]({page.name})" in PAGES["docs/results.md"], page.name
-
-
-TRIED = {"step_decay", "odi_steps", "start_blocks", "ibp_weight", "ibp_eps", "l1_decay"}  # in docs/experiments.md
-
-
-def test_every_flag_of_training_stands_in_usage():
-    flags = {f.name for f in dataclasses.fields(Config) if f.metadata["flag"]}
-    absent = {name for name in flags if f"--{name}`" not in PAGES["docs/usage.md"]}
-    assert absent <= TRIED, "name it in docs/usage.md, in the table of its group"
