@@ -4,11 +4,7 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from errors import UserError
 
 
 def require(*packages: str) -> None:
@@ -19,12 +15,3 @@ def require(*packages: str) -> None:
             file = os.path.relpath(root / "requirements/report.txt")
             print(f"error: package {package}: not installed: {python} -m pip install -r {file}", file=sys.stderr)
             sys.exit(2)
-
-
-@contextmanager
-def writing(what: object) -> Iterator[None]:
-    """:raises UserError: in place of an OSError inside, which writes `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{what}: cannot be written ({error.strerror}): mend that, or choose another place") from None

@@ -33,9 +33,9 @@ from config import NORMS as NORM_NAMES
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
+from evaluations.repeated_pgd import clean_logits
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
-from reports import writing
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
@@ -104,17 +104,13 @@ def default_name(said: str, paths: Iterable[Path]) -> str:
 
 
 def save(figure: Figure, out: str | None, default: str) -> list[Path]:
-    """Write `<out>.png` and `<out>.pdf`, with or without such an ending in `out`; by default in runs/.
-
-    :raises UserError: if the folder cannot be written.
-    """
+    """Write `<out>.png` and `<out>.pdf`, with or without such an ending in `out`; by default in runs/."""
     base = out or f"runs/{default}"
     base = base[:-4] if base.endswith((".png", ".pdf")) else base
     paths = [Path(base + ending) for ending in (".png", ".pdf")]
-    with writing(f"--out {base}"):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path, dpi=150)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        figure.savefig(path, dpi=150)
     plt.close(figure)
     return paths
 
@@ -209,22 +205,14 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
         epochs, eps = found[run]
         last, colour = scale * eps[-1], look.style["color"]
         bins, there = np.linspace(0, top, BINS + 1).tolist(), last[np.isfinite(last)]
-        panel.hist(
-            there,
-            bins,
-            weights=np.full(len(there), 100 / len(last)),
-            color=colour,
-            alpha=0.5,
-            edgecolor=colour,
-            linewidth=0.6,
-        )
+        bars: dict[str, Any] = {"color": colour, "alpha": 0.5, "edgecolor": colour, "linewidth": 0.6}
+        panel.hist(there, bins, weights=np.full(len(there), 100 / len(last)), **bars)
         if run.radius is not None:
             panel.axvline(scale * run.radius, color="0", linestyle=":", linewidth=1.5)
         none, end = np.isinf(last).mean(), scale * run.trained.search_maxeps
         median = f"above {end:.3g}" if none >= 0.5 else f"{np.median(last):.3g}"
-        text = f"{look.name}: {len(last)} images, median {median}" + (
-            f"; {none:.1%} none up to {end:.3g}" if none else ""
-        )
+        beyond = f"; {none:.1%} none up to {end:.3g}" if none else ""
+        text = f"{look.name}: {len(last)} images, median {median}{beyond}"
         panel.set_title(text, fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
         low, middle, high = scale * quantiles(eps)
@@ -257,14 +245,6 @@ class Examples(NamedTuple):
     max_eps: float  # where the search ended, in input units
 
 
-def on_cpu(model: str, **flags: Any) -> Subject:
-    """The network of a run folder with its test images; flags: of the evaluation.
-
-    :raises UserError: if they are not there, or do not fit each other.
-    """
-    return load_subject(EvaluationFlags(model=model, device="cpu", **flags), torch.device("cpu"))
-
-
 def find_examples(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
     """The nearest adversarial images that AN-PGD finds, with one projection and nine targets, of `count` images spread evenly
     over the test set. Each length is an upper bound of the margin.
@@ -282,8 +262,7 @@ def find_examples(subject: Subject, count: int, max_eps: float | None = None) ->
         found = measure(subject.model, x, labels)
     except ValueError as error:
         raise UserError(str(error)) from None
-    with torch.no_grad():
-        predicted = subject.model(found.x_adv).argmax(1)
+    predicted = clean_logits(subject.model, found.x_adv, min(200, len(x))).argmax(1)
     return Examples(x, labels, found.x_adv, predicted, found.eps, max_eps)
 
 
@@ -297,7 +276,10 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
     for column in range(count):
         length = length_text(float(found.length[column]), images, norm, found.max_eps)
         shown = (found.x[column], delta[column] / (2 * largest) + 0.5, found.x_adv[column])
-        label, predicted = (_short(subject.class_name(one[column])) for one in (found.labels, found.predicted))
+        names = (subject.class_name(one[column]) for one in (found.labels, found.predicted))
+        # So that they fit above a picture, with no sign that matplotlib would take for mathematics.
+        fitting = ((name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$") for name in names)
+        label, predicted = fitting
         captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
             panel.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -313,11 +295,6 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
         fontsize="medium",
     )
     return figure
-
-
-def _short(name: str) -> str:
-    """A class's name that fits above a picture, with no sign that matplotlib would take for mathematics."""
-    return (name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$")
 
 
 def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
@@ -345,9 +322,8 @@ def examples(given: dict[str, Any]) -> tuple[Figure, str]:
     """
     if not 1 <= given["count"] <= 40:
         raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
-    if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
-        raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
-    subject = on_cpu(given["run"], **{flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")})
+    flags = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
+    subject = load_subject(EvaluationFlags(model=given["run"], **flags), torch.device("cpu"))
     folder = subject.path.resolve().parent
     run = read_run(folder) if (folder / "config.json").is_file() else None
     figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)

@@ -24,11 +24,11 @@ reports.require("pandas", "jinja2")
 import numpy as np
 import pandas as pd
 
-from config import OTHER, SPLITS, Config
+from config import Config
 from errors import UserError
 from evaluations.compare_attacks import NAMES, nearest
 from evaluations.results import Row, accuracy_of, function_of, joined_checks, merged, quoted, read_file, same_eps, way
-from flags import parse_train
+from flags import as_typed, parse_train
 from presets import USES
 from records.commands import ROOT
 from records.reading import is_number, parse_json, read_margins
@@ -108,11 +108,9 @@ def _words(flags: dict[str, str]) -> list[str]:
 
 def _typed(value: object) -> str:
     """A value as it is typed: 255ths as fractions, schedules by step."""
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate!r}" for step, rate in value)
     if isinstance(value, float) and value != round(value, 4) and abs(255 * value - round(255 * value)) < 1e-9:
         return f"{round(255 * value)}/255"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else as_typed(value)
 
 
 def training_command(config: Config, savepath: str) -> str:
@@ -364,34 +362,9 @@ def _rows_of(path: Path, wanted: Sequence[str], config: Config | None, alone: bo
     if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")
     rows = [{**row, **head, "file": path.name} for row in content["results"]]
-    if head["attack"] not in ATTACKS or head["norm"] not in NORMS or not all(map(_is_sound, rows)):
-        raise ValueError("a row of results is not what an evaluation writes")
+    if not all(len(row.get("flags") or row["distances"]) == row["n"] for row in rows):
+        raise ValueError("a row of results does not have a flag or a distance for each of its images")
     return rows
-
-
-KINDS = {"flags": str, "settings": dict, "sanity": dict, "warnings": list, "dataset": str, "model_sha256": str}
-
-
-def _is_sound(row: Row) -> bool:
-    """Whether what tables and pictures show of a row is of the kind that an evaluation writes."""
-    shares = [row["clean_acc"], *row["clean_ci95"]]
-    if "eps" in row:
-        images, lengths = row["flags"], [row["eps"]]
-        shares += [row["robust_acc"], *row["ci95"]]
-    else:
-        images, figures = row["distances"], (row["mean"], *row["quartiles"])
-        lengths = [length for length in (*figures, *images) if length is not None]
-        if len(figures) != 4:
-            return False
-    return (
-        all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
-        and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
-        and all(is_number(value) and 0 <= value <= 1 for value in shares)
-        and all(map(is_number, [*lengths, row.get("invalid", 0)]))
-        and row["split"] in (*SPLITS, OTHER)
-        and len(images) == row["n"] > 0
-        and len(shares) == (6 if "eps" in row else 3)
-    )
 
 
 # --- the frame -----------------------------------------------------------------------------------------------------
@@ -417,30 +390,29 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
         doubted = {file for file in run.evaluations if run.doubts(file, split)}
         codes = {function_of(row)[0] for rows in run.evaluations.values() for row in rows}
         for file, row in ((file, row) for file, rows in run.evaluations.items() for row in quoted(rows, split)):
-            network, standardised = function_of(row)
-            function = [network.partition(" instead")[0]] * (len(codes) > 1) + [f"standardise {standardised}"] * bool(
-                standardised
-            )
+            (network, standardised), norm, files = function_of(row), row["norm"], {file}
             images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
-            other_norm = [f"trained under {NORMS[str(run.norm)]}"] if run.norm not in (None, row["norm"]) else []
-            other_images = [f"trained on {title(run.images)}"] if run.images not in ("", images) else []
-            files = {file}
+            said = [
+                label,
+                network.partition(" instead")[0] if len(codes) > 1 else "",
+                f"standardise {standardised}" if standardised else "",
+                f"trained under {NORMS[str(run.norm)]}" if run.norm not in (None, norm) else "",
+                f"trained on {title(run.images)}" if run.images not in ("", images) else "",
+            ]
             if row["attack"] == "transfer":
-                files.add(f"eval_pgd_{row['norm']}.json")
-                row = with_white_box(row, quoted(run.evaluations.get(f"eval_pgd_{row['norm']}.json", []), split))
-            label_here = ", ".join(filter(None, [label, *function, *other_norm, *other_images]))
-            found.append((run, label_here, images, not doubted.isdisjoint(files), row))
+                files.add(white_box := f"eval_pgd_{norm}.json")
+                row = with_white_box(row, quoted(run.evaluations.get(white_box, []), split))
+            eps, robust = round(row.get("eps", np.nan), 6), 100 * row.get("robust_acc", np.nan)
+            figures = (eps, row["n"], 100 * row["clean_acc"], robust, not doubted.isdisjoint(files), row)
+            found.append((run, ", ".join(filter(None, said)), images, norm, row["attack"], *figures))
 
-    def order(one: tuple[Run, str, str, bool, Row]) -> tuple[Any, ...]:
-        run, label, images, _, row = one
-        method, attack = [*METHODS, None].index(run.method), list(ATTACKS).index(row["attack"])
-        return images, row["norm"], method, run.radius or 0, label, run.seed, attack, row.get("eps", 0)
+    def order(one: tuple[Any, ...]) -> tuple[Any, ...]:
+        run, label, images, norm, attack, eps, *_ = one
+        method = [*METHODS, None].index(run.method), run.radius or 0
+        return images, norm, *method, label, run.seed, list(ATTACKS).index(attack), np.nan_to_num(eps)
 
-    found.sort(key=order)
-    stored = pd.DataFrame([row for *_, row in found], columns=["norm", "attack", "eps", "n", "clean_acc", "robust_acc"])
-    shares = {"clean": 100 * stored.pop("clean_acc"), "robust": 100 * stored.pop("robust_acc")}
-    table = pd.DataFrame(found, columns=["run", "label", "images", "doubted", "row"])
-    return table.join(stored.assign(eps=stored["eps"].astype(float).round(6), **shares))
+    columns = ("run", "label", "images", "norm", "attack", "eps", "n", "clean", "robust", "doubted", "row")
+    return pd.DataFrame(sorted(found, key=order), columns=columns).astype({"eps": float, "robust": float})
 
 
 def kind_of(rows: Rows) -> tuple[str, str]:

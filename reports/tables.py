@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 
 from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
 from evaluations.results import Row, average_accuracies, effort, is_standard, way, wilson
-from reports import published, writing
+from reports import published
 from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, nearest_known, spread
 
 BY_DISTANCE = "by smallest distances"
@@ -62,24 +62,17 @@ def code(text: object) -> str:
 
 def render(template: str, **values: object) -> str:
     """A page: a template of this folder filled in, in HTML with text."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(template).render(values)
+    environment = Environment(trim_blocks=True, autoescape=".html" in template, undefined=StrictUndefined)
+    return environment.from_string(Path(__file__).with_name(template).read_text(encoding="utf-8")).render(values)
 
 
 def show_or_write(text: str, out: str | None) -> int:
-    """Print it, or write it to the file `out`; 0, the exit status.
-
-    :raises UserError: if the file cannot be written.
-    """
+    """Print it, or write it to the file `out`; 0, the exit status."""
     if out is None:
         print(text, end="")
-        return 0
-    with writing(f"--out {out}"):
+    else:
         Path(out).write_text(text, encoding="utf-8")
-    print(f"written: {out}")
+        print(f"written: {out}")
     return 0
 
 
@@ -175,7 +168,7 @@ def _lead(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: (row["n"], effort(row)))
 
 
-def _images(counts: Sequence[int], images: str) -> str:
+def _images(counts: Iterable[int], images: str) -> str:
     """How many test images; of how many, where that is known to be more."""
     different, of = sorted(set(counts)), TEST_IMAGES.get(images)
     return ", ".join(map(str, different)) + (f" of {of}" if of and different != [of] else "")
@@ -255,26 +248,20 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
     for name, runs, group in _methods(found[found["eps"].isna()]):
         name = f"{name} {mark(sources(runs, images, norm), notes)}"
         for attack, rows in group.groupby("attack", sort=False):
-            warning = f"{WARNING} " if rows["doubted"].any() else ""
-            lines.append([name, ATTACKS[attack], *_distance_cells(list(rows["row"]), runs, images, warning)])
+            warning, mine = f"{WARNING} " if rows["doubted"].any() else "", list(rows["row"])
+            images_and_clean = [_images(rows["n"], images), _cell([row["clean_acc"] for row in mine], runs)]
+            # The mean of the seeds; no figure where one of them has none because images were not broken.
+            seeds = zip(*([row["mean"], *row["quartiles"]] for row in mine), strict=True)
+            figures = [NONE if None in values else warning + spread(values, 3, len(runs)) for values in seeds]
+            lost = [str(row["distances"].count(None)) for row in mine]
+            not_found = NONE if set(lost) == {"0"} else ", ".join(lost)
+            lines.append([name, ATTACKS[attack], *images_and_clean, *figures, not_found])
             for said in published.DISTANCES.get((images, norm), ()) if attack == "cw" else ():
                 if any(published.is_of(said, run) for run in runs):
                     theirs = f"{published.name(said, images, norm)}, published {mark(published.DISCUSSION, notes)}"
                     figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
                     lines.append([theirs, ATTACKS["cw"], "1000", f"{said.clean:.1f}", *figures, NONE])
     return Table.of(DISTANCES, [dict(zip(DISTANCES, line, strict=True)) for line in lines])
-
-
-def _distance_cells(rows: Sequence[Row], runs: Sequence[Run], images: str, warning: str) -> list[str]:
-    """The mean of the seeds; no figure where one of them has none because images were not broken."""
-    figures = zip(*([row["mean"], *row["quartiles"]] for row in rows), strict=True)
-    lost = [str(row["distances"].count(None)) for row in rows]
-    return [
-        _images([row["n"] for row in rows], images),
-        _cell([row["clean_acc"] for row in rows], runs),
-        *(NONE if None in values else warning + spread(values, 3, len(runs)) for values in figures),
-        NONE if set(lost) == {"0"} else ", ".join(lost),
-    ]
 
 
 # --- what must be said of them -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from config import PRESETS, Config
 from errors import UserError
 from flags import parse_train
-from report_runs import distances, evaluate, make_run, row, rows
+from report_runs import distances, evaluate, make_run, row
 from reports.runs import frame, labels, nearest_known, read_run, read_runs, training_command
 from support import ROOT
 from validation import stored_config
@@ -186,17 +186,12 @@ def test_damaged_files_are_said_and_left_out(tmp_path, file, content):
     assert labels([run]) == ["MMA, d_max 0.3" if run.config else "run"] and len(frame([run])) == (file[0] != "e")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"n": 0}, {"clean_acc": 1.5}, {"robust_acc": float("nan")}, {"settings": 3}, {"split": "all"}, {"ci95": None}],
-)
-def test_wrong_values_are_damage(tmp_path, change):
-    folder = make_run(tmp_path / "run")
-    evaluate(folder, "pgd", [row(0.1, 0.9) | change])
-    assert len(read_run(folder).damaged) == 1
-    evaluate(folder, "pgd", rows({0.1: 0.9}))
+def test_results_that_do_not_fit_their_file_are_damage(tmp_path):
+    folder = make_run(tmp_path / "run", {0.1: 0.9})
     (folder / "eval_pgd_Linf.json").rename(folder / "eval_fmn_Linf.json")
-    assert "its name is not eval_pgd_Linf.json" in read_run(folder).damaged[0]
+    evaluate(folder, "cw", [distances([0.1, 0.2]) | {"n": 3}])
+    few, name = read_run(folder).damaged
+    assert "a flag or a distance for each" in few and "its name is not eval_pgd_Linf.json" in name
 
 
 def test_margins(tmp_path):

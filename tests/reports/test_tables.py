@@ -193,7 +193,7 @@ def test_on_the_command_line(tmp_path, capsys, monkeypatch):
         ([tmp_path / "none"], "none", "not there"),
         ([tmp_path / "empty"], "holds no run"),
         ([tmp_path / "page.md"], "is a file"),
-        ([folder, "--out", tmp_path / "no" / "page.md"], "cannot be written"),
+        ([folder, "--out", tmp_path / "no" / "page.md"], "no/page.md: No such file"),
         ([folder, "--fill", "--out", "x"], "--out"),
     ):
         fails(capsys, main, argv, *parts)
