@@ -249,24 +249,12 @@ def measure(subject: Subject, network: dict[str, Any], flags: SimpleNamespace, k
         print(f"{subject.path.parent.name}, image {row}: {bracket}", file=sys.stderr)
 
 
-def stored(path: Path) -> dict[str, Any]:
-    """What was kept, by run.
-
-    :raises UserError: if the file is damaged.
-    """
-    try:
-        return parse_json(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}): move it away, or give another --out") from None
-
-
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and print the tables. Returns the exit status."""
     parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="run folders of networks of dense and convolutional layers"
-    )
+    runs = "run folders of networks of dense and convolutional layers"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     parser.add_argument("--network", help="their network, if it is code of yours: path/to/file.py:callable")
     parser.add_argument("--test_size", type=whole, default=100, help="the first test images; wrong ones are left out")
     parser.add_argument("--max_eps", type=number, default=0.5, help="end of every search")
@@ -277,7 +265,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = SimpleNamespace(**parser.parse(argv))
     require_positive(flags, ["test_size", "max_eps", "seconds", "most_units"])
     out = Path(flags.out)
-    networks = stored(out)
+    try:
+        networks = parse_json(out.read_bytes()) if out.exists() else {}  # by run
+    except ValueError as error:
+        raise UserError(f"{out}: is damaged ({error}): move it away, or give another --out") from None
 
     def keep() -> None:
         """As JSON, a line an image."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import re
 import sys
 import textwrap
@@ -29,9 +28,9 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from markupsafe import Markup
-from PIL import Image
 from plotly.offline import get_plotlyjs
 from torch import Tensor
+from torchvision.io import encode_png
 
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
@@ -103,10 +102,8 @@ def band(look: plots.Look) -> dict[str, Any]:
     return own | {"fill": "toself", "fillcolor": colour}
 
 
-def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
-    """None where it shows nothing. Colours of text and grid are the page's, which sets them by theme."""
-    if not figure.data:
-        return None
+def as_html(figure: go.Figure, x: str, y: str) -> Markup:
+    """x, y: titles of the axes. Colours of text and grid are the page's, which sets them by theme."""
     names = sum(trace.showlegend is not False for trace in figure.data)
     figure.update_layout(
         height=340 + 21 * names,
@@ -122,7 +119,7 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
-def robustness(rows: Rows, drawn: Looks) -> Markup | None:
+def robustness(rows: Rows, drawn: Looks) -> go.Figure:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted. By smallest
     distances a step curve with its 95 % band, which counts what PGD breaks too."""
     images, norm = kind_of(rows)
@@ -144,7 +141,7 @@ def robustness(rows: Rows, drawn: Looks) -> Markup | None:
             line = {"color": plots.COLOURS[-1], "dash": "dot", "width": 1}
             eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
             figure.add_scatter(x=eps, y=accuracies, line=line, name=name, visible="legendonly")
-    return as_html(figure, f"ε, {NORMS[norm]} radius" + " [1/255]" * (scale == 255), "accuracy [%]")
+    return figure
 
 
 def training(runs: Sequence[Run], drawn: Looks, kind: str, names: Sequence[str], scale: float) -> go.Figure:
@@ -212,9 +209,8 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
 
 def png(image: Tensor) -> str:
     """(C, H, W) in [0, 1] -> a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray((255 * plots.pixels(image)).round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    encoded = encode_png((255 * image.clamp(0, 1)).round().to(torch.uint8))
+    return "data:image/png;base64," + base64.b64encode(encoded.numpy()).decode()
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
@@ -225,28 +221,30 @@ def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[st
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
     notes: list[str] = []
     scale, _ = plots.radius_axis(images, norm)
-    margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
+    unit = " [1/255]" if scale == 255 else ""
+    margin = f"margin, {NORMS[norm]}{unit}"
     drawn = plots.looks(list(dict.fromkeys([*runs, *rows["run"]])))
     tables, figures, said = [], [], []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
         tables = [(name, header, [cells(header, line) for line in lines]) for name, (header, lines) in made if lines]
-        figures, said = [("Robust accuracy against ε", robustness(rows, drawn))], remarks(rows)
-    figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
+        radius, said = f"ε, {NORMS[norm]} radius{unit}", remarks(rows)
+        figures.append(("Robust accuracy against ε", robustness(rows, drawn), radius, "accuracy [%]"))
+    figures.append(("Margins of the training images by epoch", margins(runs, drawn, scale), "epoch", margin))
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),
         ("Mean margin of the check", "eval", ["mean_margin"], scale, margin),
         ("Training loss", "train", LOSSES, 1, "loss"),
     ):
-        figures.append((name, as_html(training(runs, drawn, kind, keys, factor), "optimizer step", y)))
+        figures.append((name, training(runs, drawn, kind, keys, factor), "optimizer step", y))
     return {
         "key": re.sub(r"\W", "-", f"{images}-{norm}"),
         "title": f"{title(images)}, {NORMS[norm]}",
         "tables": tables,
         "notes": notes,
-        "remarks": [line.removeprefix("- ") for line in said],
-        "figures": [(name, figure) for name, figure in figures if figure is not None],
+        "remarks": said,
+        "figures": [(name, as_html(figure, x, y)) for name, figure, x, y in figures if figure.data],
     }
 
 

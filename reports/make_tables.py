@@ -54,7 +54,8 @@ def make_page(runs: Sequence[Run], radii: Sequence[float] = ()) -> str:
         lines += [f"## {title(images)}, {NORMS[norm]}", ""]
         for said, table in ((ACCURACIES, accuracy_table(rows, notes, radii)), (distance, distance_table(rows, notes))):
             lines += [said, "", *table.markdown(), ""] if table.lines else []
-        lines += [*remarks(rows), *(f"- [{number}] {text}" for number, text in enumerate(notes, 1)), ""]
+        below = [*remarks(rows), *(f"[{number}] {text}" for number, text in enumerate(notes, 1))]
+        lines += [*(f"- {line}" for line in below), ""]
     evaluated = set(found["run"])
     if missing := [run for run in runs if run not in evaluated]:
         lines += ["## Not evaluated", "", *(f"- {code(run.shown)}" for run in missing), ""]

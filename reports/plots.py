@@ -282,7 +282,8 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
         label, predicted = fitting
         captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
-            panel.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            # (C, H, W) -> (H, W, C), of which matplotlib takes one channel as grey; values outside [0, 1] are cut off.
+            panel.imshow(image.clamp(0, 1).permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(caption, fontsize="small")
             panel.set(xticks=[], yticks=[])
     scale = eps_text(largest, images, norm, 3)
@@ -304,12 +305,6 @@ def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
     if length == inf:
         return f"none up to\n{eps_text(max_eps, images, norm, 3)}"
     return f"{NORMS[norm]} {eps_text(length, images, norm, 3)}"
-
-
-def pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W, C), or (H, W) of a grey image; values outside [0, 1] are cut off."""
-    shown = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    return shown[..., 0] if shown.shape[2] == 1 else shown
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

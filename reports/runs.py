@@ -132,6 +132,7 @@ class Run:
     log: list[dict[str, Any]]  # rows of metrics.jsonl
     evaluations: dict[str, list[Row]]  # by file: every row, with attack, norm, dataset, model_sha256
     damaged: list[str]  # a line each
+    hashes: dict[str, str]  # SHA-256 of every checkpoint in the folder -> its name
     checkpoint: str = ""  # the file that was evaluated, where several of another program lie in one folder
 
     @property
@@ -207,11 +208,6 @@ class Run:
         said = {name: value for name, value in flags_of(self.config).items() if name not in (*NAMED, "seed")}
         unfinished = 0 < self.steps < self.config.max_steps
         return said | ({"steps done": f"{self.steps} of {self.config.max_steps}"} if unfinished else {})
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of every checkpoint in the folder -> its name."""
-        return checkpoints_in(self.folder)
 
     def doubts(self, file: str, split: str = "test") -> list[str]:
         """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's."""
@@ -291,20 +287,21 @@ def read_run(folder: Path, checkpoint: str = "") -> Run:
     if not paths:
         why = "holds no run" if folder.is_dir() else "not there"
         raise UserError(f"run folder {folder}: {why}: name folders that train.py made")
-    files = checkpoints_in(folder)
+    hashes = checkpoints_in(folder)
+    wanted = [sha256 for sha256, name in hashes.items() if name == (checkpoint or "model_best.pt")]
     for path in paths:
         try:
             if path.name == "config.json":
                 content = parse_json(path.read_bytes())
                 config, environment = stored_config(content, path), content.get("environment") or {}
-            else:
-                wanted = [sha256 for sha256, name in files.items() if name == (checkpoint or "model_best.pt")]
-                if rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
-                    evaluations[path.name] = rows
+            elif rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
+                evaluations[path.name] = rows
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             damaged.append(f"`{path}` is left out: {why}")
-    return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, checkpoint)
+    return Run(
+        folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, hashes, checkpoint
+    )
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -347,17 +344,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows_of(path: Path, wanted: Sequence[str], config: Config | None, alone: bool) -> list[Row]:
-    """Every row of the wanted checkpoint (its sha256) in an `eval_*.json`; where it has none, those of the first one there,
-    or if it is `alone` none. Those on the data set of its training, if there are such.
+    """Every row of one checkpoint on one data set in an `eval_*.json`: the wanted one (its sha256), or unless it is `alone`
+    another; on the data set of its training, or another; the latest.
 
     :raises ValueError, KeyError, TypeError: if it is not what an evaluation writes.
     """
-    contents = read_file(path)
-    if not (mine := [one for one in contents if one["model_sha256"] in wanted]):
-        if alone:
-            return []
-        mine = [one for one in contents if one["model_sha256"] == contents[0]["model_sha256"]]
-    content = next((one for one in mine if config and one["dataset"] == config.dataset), mine[0])
+    contents = [one for one in read_file(path) if one["model_sha256"] in wanted or not alone]
+    if not contents:
+        return []
+    dataset = config.dataset if config else None
+    content = min(contents, key=lambda one: (one["model_sha256"] not in wanted, one["dataset"] != dataset))
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
     if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")

@@ -302,8 +302,8 @@ def remarks(found: Rows) -> list[str]:
     for name, runs, group in _methods(found):
         for run in runs:
             for file in dict.fromkeys(row["file"] for row in group[group["run"] == run]["row"]):
-                loud += [f"- {WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
-            others += [f"- {name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
+                loud += [f"{WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
+            others += [f"{name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
     return [" ".join(line.split()) for line in (*loud, *others)]
 
 

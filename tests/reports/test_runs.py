@@ -134,18 +134,6 @@ def test_a_file_evaluated_as_several_functions_is_several_lines(tmp_path):
     assert nearest_known(frame([read_run(folder)])) in ([0.4, 0.1], [0.2, 0.3]), "of one function alone"
 
 
-def test_the_frame_quotes_one_row_a_radius(tmp_path):
-    """Most images, then the lowest; validation images apart; radii that differ by rounding are one."""
-    folder = make_run(tmp_path / "run")
-    found = [row(0.1, 0.9, n=100), row(0.3 * 2 / 6, 0.95), row(0.1, 0.8), row(0.2, 0.5), row(0.2, 0.1, split="val")]
-    evaluate(folder, "pgd", found)
-    evaluate(folder, "fmn", [distances([0.1, None])])
-    table = frame([read_run(folder)])
-    figures = table[["attack", "n", "robust"]].fillna(-1).to_numpy().tolist()
-    assert figures == [["pgd", 200, 80], ["pgd", 200, 50], ["fmn", 2, -1]]
-    assert frame([read_run(folder)], "val")["robust"].tolist() == [10]
-
-
 @pytest.mark.parametrize(
     ("dataset", "more", "sha256", "left"),
     [
