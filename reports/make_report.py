@@ -195,9 +195,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
         delta = found.x_adv[row] - found.x[row]
         factor = 0.5 / float(delta.abs().max())
         parts = [
-            (png(found.x[row]), f"label {int(found.labels[row])}"),
+            (png(found.x[row]), f"label {subject.class_name(found.labels[row])}"),
             (png(delta * factor + 0.5), f"difference ×{factor:.{0 if factor >= 10 else 2}f}"),
-            (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
+            (png(found.x_adv[row]), f"predicted {subject.class_name(found.predicted[row])}"),
         ]
         margin = plots.length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
         shown.append({"margin": f"margin at most {margin}", "parts": parts})

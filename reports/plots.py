@@ -266,8 +266,18 @@ def find_examples(subject: Subject, count: int, max_eps: float | None = None) ->
     return Examples(x, labels, found.x_adv, predicted, found.eps, max_eps)
 
 
-def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
-    """Three rows: the images, their perturbations on one scale, and their sum."""
+def draw_examples(given: dict[str, Any]) -> tuple[Figure, str]:
+    """Three rows: images, their perturbations on one scale, and their sum; and what to call the picture. given: the flags.
+
+    :raises UserError: if the network cannot be attacked.
+    """
+    if not 1 <= given["count"] <= 40:
+        raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
+    flags = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
+    subject = load_subject(EvaluationFlags(model=given["run"], **flags), torch.device("cpu"))
+    folder = subject.path.resolve().parent
+    run = read_run(folder) if (folder / "config.json").is_file() else None
+    found = find_examples(subject, given["count"], given["max_eps"])
     count, norm = len(found.x), subject.norm
     images = run.images if run and subject.dataset == "imagefolder" else subject.dataset
     delta = found.x_adv - found.x
@@ -295,7 +305,7 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
         f"{NORMS[norm]} length is an upper bound of the margin (images in [0, 1])",
         fontsize="medium",
     )
-    return figure
+    return figure, default_name(f"examples-{folder.name}", [subject.path])
 
 
 def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
@@ -308,21 +318,6 @@ def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
 
 
 # --- commands ------------------------------------------------------------------------------------------------------
-
-
-def examples(given: dict[str, Any]) -> tuple[Figure, str]:
-    """The picture of `examples`, and what to call it.
-
-    :raises UserError: if the network cannot be attacked.
-    """
-    if not 1 <= given["count"] <= 40:
-        raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
-    flags = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
-    subject = load_subject(EvaluationFlags(model=given["run"], **flags), torch.device("cpu"))
-    folder = subject.path.resolve().parent
-    run = read_run(folder) if (folder / "config.json").is_file() else None
-    figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)
-    return figure, default_name(f"examples-{folder.name}", [subject.path])
 
 
 @exits_on_user_error
@@ -351,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flags.add_argument(f"--{flag}", help="as in the evaluation (default: the checkpoint's)")
     given = parser.parse(argv)
     if given["picture"] == "examples":
-        figure, name = examples(given)
+        figure, name = draw_examples(given)
     else:
         runs = read_runs([Path(run) for run in given["runs"]])
         figure, name = draw_margins(runs) if given["picture"] == "margins" else draw_robustness(runs, given["norm"])
