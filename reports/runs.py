@@ -26,7 +26,7 @@ import pandas as pd
 
 from config import Config
 from errors import UserError
-from evaluations.compare_attacks import NAMES, nearest
+from evaluations.compare_attacks import NAMES, nearest, of_same_images
 from evaluations.results import Row, accuracy_of, function_of, joined_checks, merged, quoted, read_file, same_eps, way
 from flags import as_typed, parse_train
 from presets import USES
@@ -431,11 +431,9 @@ def nearest_known(rows: Rows) -> list[float]:
 def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
     """A row of transferred images, less what PGD's own row at its radius breaks beyond it: of these images, or of more
     of which they are the first, and of the same checkpoint."""
-    for own in white_box:
-        # A part of a folder of pictures is drawn, not its first images.
-        first = len(own["flags"]) >= len(row["flags"]) and (row["dataset"] != "imagefolder" or own["n"] == row["n"])
+    for own in (own for own in white_box if own["n"] >= row["n"] and of_same_images(own, row, row["dataset"])):
         alike = own["model_sha256"] == row["model_sha256"] and function_of(own) == function_of(row)
-        if first and alike and same_eps(own["eps"], row["eps"]):
+        if alike and same_eps(own["eps"], row["eps"]):
             both = zip(own["flags"], row["flags"], strict=False)
             return row | accuracy_of("".join("1" if a == b == "1" else "0" for a, b in both))
     return row

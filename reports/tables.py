@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -32,14 +32,17 @@ def in_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+Line: TypeAlias = dict[Any, str]  # text by column: its name, or its radius
+
+
 class Table(NamedTuple):
     """Text by column; the columns in which no line says anything are left out."""
 
-    header: list[str]
+    header: list[Any]
     lines: list[list[str]]
 
     @classmethod
-    def of(cls, header: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
+    def of(cls, header: Sequence[object], lines: Sequence[Line]) -> Table:
         used = [name for name in header if any(line.get(name, NONE) != NONE for line in lines)]
         return cls(used, [[line.get(name, NONE) for name in used] for line in lines])
 
@@ -92,18 +95,17 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
     asked: further radii, at which smallest distances alone may say something.
     """
     images, norm = kind_of(found)
-    lines: list[dict[str, str]] = []
+    lines: list[Line] = []
     radii = {*found["eps"].dropna(), *asked}
     for name, runs, every in _methods(found):
-        group = every[every["eps"].notna()]
-        first = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}
-        cost = cost_cells(runs)
-        for attack, rows in group.groupby("attack", sort=False):
-            if attack == "autoattack" and (group["attack"] == "pgd").any():
+        by_attack = dict(list(every[every["eps"].notna()].groupby("attack", sort=False)))
+        first, cost = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}, cost_cells(runs)
+        for attack, rows in by_attack.items():
+            if attack == "autoattack" and "pgd" in by_attack:
                 continue  # a column of PGD's line
             line = _accuracy_line(rows, runs)
-            if attack == "pgd":
-                line["AutoAttack"] = _autoattack(group[group["attack"] == "autoattack"], runs, line)
+            if attack == "pgd" and "autoattack" in by_attack:
+                line["AutoAttack"] = _autoattack(by_attack["autoattack"], runs, line["n"])
             lines.append(first | line | cost)
             cost = {}
         if radii and (by_distance := _line_by_distance(every, runs, radii)):
@@ -113,25 +115,21 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
                 radii |= {round(eps, 6) for eps in said.robust}
                 line = _published_line(said, images, norm, notes)
                 lines += [line] if line not in lines else []
-    columns = [_column(eps, images, norm) for eps in sorted(radii)]
     for line in lines:
-        known = sum(column in line for column in columns)
-        for average in ("AvgAcc", "AvgRobAcc") if known < len(columns) else ():
+        known = len(radii & line.keys())
+        for average in ("AvgAcc", "AvgRobAcc") if known < len(radii) else ():
             line |= {average: f"{line[average]} (of {known} ε)"} if average in line else {}
-    header = ["method", "attack", "n", "clean", *columns, "AvgAcc", "AvgRobAcc", "AutoAttack", "passes [M]", "minutes"]
-    return Table.of(header, lines)
+    averages_and_cost = ("AvgAcc", "AvgRobAcc", "AutoAttack", "passes [M]", "minutes")
+    header, cells = Table.of(["method", "attack", "n", "clean", *sorted(radii), *averages_and_cost], lines)
+    return Table([f"ε = {eps_text(name, images, norm)}" if name in radii else name for name in header], cells)
 
 
-def _column(eps: float, images: str, norm: str) -> str:
-    return f"ε = {eps_text(eps, images, norm)}"
-
-
-def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
+def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> Line:
     """The figures of one attack, by column; of each run those of most images and effort are what the line speaks of."""
-    images, norm = kind_of(rows)
+    images, _ = kind_of(rows)
     leads = {run: _lead(of_run) for run, of_run in rows.groupby("run", sort=False)["row"]}
     attack = ATTACKS[rows["attack"].iloc[0]]
-    line = {
+    line: Line = {
         "attack": attack if all(map(is_standard, leads.values())) else f"not standard {attack}",
         "n": _images([row["n"] for row in leads.values()], images),
         "clean": _cell([row["clean_acc"] for row in leads.values()], runs, next(iter(leads.values()))["clean_ci95"]),
@@ -141,7 +139,7 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
         remark = _remark(at, leads)
         odd |= bool(remark) or len(at) < len(leads)
         robust = _cell([row["robust_acc"] for row in at["row"]], runs, at["row"].iloc[0]["ci95"])
-        line[_column(eps, images, norm)] = warning + robust + remark
+        line[eps] = warning + robust + remark
     if not odd:
         of_runs = rows.groupby("run", sort=False)["row"]
         means = [average_accuracies(leads[run]["clean_acc"], [row["robust_acc"] for row in of]) for run, of in of_runs]
@@ -150,14 +148,14 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
     return line
 
 
-def _line_by_distance(rows: Rows, runs: Sequence[Run], radii: Iterable[float]) -> dict[str, str]:
+def _line_by_distance(rows: Rows, runs: Sequence[Run], radii: Iterable[float]) -> Line:
     """The share of images whose nearest known adversarial image is farther than eps, by column."""
-    images, norm = kind_of(rows)
+    images, _ = kind_of(rows)
     distances = [known for _, of_run in rows.groupby("run", sort=False) if (known := nearest_known(of_run))]
     if not distances:
         return {}
-    line = {"attack": BY_DISTANCE, "n": _images(list(map(len, distances)), images)}
-    for name, eps in [("clean", 0.0), *((_column(eps, images, norm), eps + 1e-6) for eps in radii)]:  # eps is rounded
+    line: Line = {"attack": BY_DISTANCE, "n": _images(map(len, distances), images)}
+    for name, eps in [("clean", 0.0), *((eps, eps + 1e-6) for eps in radii)]:  # eps is rounded
         standing = [sum(distance > eps for distance in known) for known in distances]
         shares = [count / len(known) for count, known in zip(standing, distances, strict=True)]
         line[name] = _cell(shares, runs, wilson(standing[0], len(distances[0])))
@@ -200,18 +198,16 @@ def _remark(at: Rows, leads: Mapping[Run, Row]) -> str:
     return f" ({', '.join(dict.fromkeys(said))})" if said else ""
 
 
-def _autoattack(rows: Rows, runs: Sequence[Run], pgd: Mapping[str, str]) -> str:
+def _autoattack(rows: Rows, runs: Sequence[Run], n: str) -> str:
     """`90.3 at 0.3 (n 500)`, for each eps; with its n where that is not PGD's, and said if it is not the standard one."""
-    if rows.empty:
-        return NONE
-    line, radii = _accuracy_line(rows, runs), sorted(set(rows["eps"]))
-    figures = [f"{line[_column(eps, *kind_of(rows))]} at {eps_text(eps, *kind_of(rows))}" for eps in radii]
-    remarks = [] if line["n"] == pgd["n"] else [f"n {line['n']}"]
+    line = _accuracy_line(rows, runs)
+    figures = [f"{line[eps]} at {eps_text(eps, *kind_of(rows))}" for eps in sorted(set(rows["eps"]))]
+    remarks = [] if line["n"] == n else [f"n {line['n']}"]
     remarks += [] if line["attack"] == ATTACKS["autoattack"] else ["not standard AutoAttack"]
     return "; ".join(figures) + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def cost_cells(runs: Sequence[Run]) -> dict[str, str]:
+def cost_cells(runs: Sequence[Run]) -> Line:
     """What training took."""
     passes = [run.passes_at_most / 1e6 for run in runs if run.passes_at_most]
     minutes = [run.minutes for run in runs if run.minutes]
@@ -222,9 +218,9 @@ def cost_cells(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def _published_line(said: published.Accuracies, images: str, norm: str, notes: list[str]) -> dict[str, str]:
+def _published_line(said: published.Accuracies, images: str, norm: str, notes: list[str]) -> Line:
     decimals, robust = 1 if said.autoattack is None else 2, list(said.robust.values())
-    line = {_column(eps, images, norm): f"{value:.{decimals}f}" for eps, value in said.robust.items()}
+    line: Line = {round(eps, 6): f"{value:.{decimals}f}" for eps, value in said.robust.items()}
     line["clean"] = f"{said.clean:.{decimals}f}"
     if said.autoattack is None:
         source = f"{published.DISCUSSION}; averages computed here"
