@@ -134,19 +134,23 @@ def test_a_file_evaluated_as_several_functions_is_several_lines(tmp_path):
     assert nearest_known(frame([read_run(folder)])) in ([0.4, 0.1], [0.2, 0.3]), "of one function alone"
 
 
+TEN = "1111110000"
+
+
 @pytest.mark.parametrize(
-    ("dataset", "more", "sha256", "left"),
+    ("dataset", "pgd", "sha256", "left"),
     [
-        ("mnist", "", "a", 10),
-        ("mnist", 10 * "1", "a", 10),
-        ("mnist", "", "b", 50),
-        ("imagefolder", 10 * "1", "a", 50),
+        ("mnist", TEN, "a", 10),
+        ("mnist", TEN + 10 * "1", "a", 10),
+        ("mnist", TEN[:8], "a", 50),
+        ("mnist", TEN, "b", 50),
+        ("imagefolder", TEN + 10 * "1", "a", 50),
     ],
 )
-def test_transferred_images_count_beside_the_white_box_ones(tmp_path, dataset, more, sha256, left):
-    """Robust is what stands in both, on images that both saw, of one checkpoint; of pictures if they are as many."""
+def test_transferred_images_count_beside_the_white_box_ones(tmp_path, dataset, pgd, sha256, left):
+    """Robust is what stands in both, if PGD saw all of these images, of one checkpoint; of pictures if they are as many."""
     folder = make_run(tmp_path / "run", dataset=dataset)
-    evaluate(folder, "pgd", [row(0.3, 0, flags="1111110000" + more)])
+    evaluate(folder, "pgd", [row(0.3, 0, flags=pgd)])
     evaluate(folder, "transfer", [row(0.3, 0, flags="0000011111")], sha256=sha256)
     table = frame([read_run(folder)])
     assert table[table["attack"] == "transfer"]["robust"].tolist() == [left]
