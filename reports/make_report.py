@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import re
 import sys
 import textwrap
@@ -30,7 +31,7 @@ import torch
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from torch import Tensor
-from torchvision.io import encode_png
+from torchvision.transforms.functional import to_pil_image
 
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
@@ -209,8 +210,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
 
 def png(image: Tensor) -> str:
     """(C, H, W) in [0, 1] -> a data URI."""
-    encoded = encode_png((255 * image.clamp(0, 1)).round().to(torch.uint8))
-    return "data:image/png;base64," + base64.b64encode(encoded.numpy()).decode()
+    buffer = io.BytesIO()
+    to_pil_image((255 * image.clamp(0, 1)).round().to(torch.uint8)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

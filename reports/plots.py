@@ -293,7 +293,8 @@ def draw_examples(given: dict[str, Any]) -> tuple[Figure, str]:
         captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
             # (C, H, W) -> (H, W, C), of which matplotlib takes one channel as grey; values outside [0, 1] are cut off.
-            panel.imshow(image.clamp(0, 1).permute(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            channels_last = image.clamp(0, 1).permute(1, 2, 0).numpy()
+            panel.imshow(channels_last, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(caption, fontsize="small")
             panel.set(xticks=[], yticks=[])
     scale = eps_text(largest, images, norm, 3)
