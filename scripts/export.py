@@ -10,7 +10,6 @@ each of the first test images at a radius of its own, and instances.csv as VNN-C
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import sys
@@ -18,7 +17,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +36,7 @@ from networks.foreign import shape_of
 from networks.names import is_built_in
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
+from reports import require
 from utils import generator, write_atomically
 from validation import require_positive
 
@@ -69,11 +68,13 @@ def built(source: Pretrained, weights: dict[str, Tensor], size: int | None) -> n
 
 def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The weights; as metadata the config in JSON, and the checkpoint's sha256."""
-    package, size = extra("safetensors.torch"), images.shape[-1]
+    require("safetensors", by=EXTRAS)
+    from safetensors.torch import load_file, save
+
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
     metadata["classes"] = json.dumps(source.config.class_names)
-    return {".safetensors": package.save(state, metadata)}, lambda file: built(source, package.load_file(file), size)
+    return {".safetensors": save(state, metadata)}, lambda file: built(source, load_file(file), images.shape[-1])
 
 
 def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
@@ -117,22 +118,12 @@ def model_info(source: Pretrained) -> dict[str, object]:
     return info
 
 
-def extra(name: str) -> Any:
-    """A package that only exports need.
-
-    :raises UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package, file = name.partition(".")[0], ROOT / EXTRAS
-        raise UserError(f"package {package}: missing ({error}): pip install -r {file}") from None
-
-
 def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The network, input `images`, output `logits`, the first dimension of both of any size."""
-    extra("onnx"), extra("onnxscript")
-    runtime, buffer = extra("onnxruntime"), io.BytesIO()
+    require("onnx", "onnxscript", "onnxruntime", by=EXTRAS)
+    from onnxruntime import InferenceSession
+
+    buffer = io.BytesIO()
     how = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     with warnings.catch_warnings(action="ignore"):  # of the exporter's own insides
         program = torch.onnx.export(model, (images,), **how, dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -140,7 +131,7 @@ def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
         program.save(buffer)
 
     def read(file: Path) -> Callable[[Tensor], Tensor]:
-        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        session = InferenceSession(file, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
     return {".onnx": buffer.getvalue()}, read
