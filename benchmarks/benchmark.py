@@ -16,7 +16,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cases import TRAINING, Case, evaluation_case, seconds, training_case
 from config import PRECISIONS
 from errors import UserError, exits_on_user_error
+from flags import Parser, whole
 from records.run_folder import environment
 from utils import use_device
+from validation import require_positive
 
 CASES = [*(f"{name}-{share}" for name in TRAINING for share in ("all", "half")), "evaluation"]
 COLUMNS = {  # of a row in the JSON -> its heading and how many decimals are printed
@@ -74,37 +76,22 @@ def measure(case: Case, repeats: int, device: torch.device) -> list[dict[str, An
     return rows
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{rows[0]['case']}" + (f"; {rows[0]['remark']}" if rows[0]["remark"] else ""))
-    print(f"{'':20}" + "".join(f"{heading:>10}" for heading, _ in COLUMNS.values()))
-    for row in rows:
-        shown = ((row[key], decimals) for key, (_, decimals) in COLUMNS.items())
-        cells = [f"{'-':>10}" if value is None else f"{value:10.{decimals}f}" for value, decimals in shown]
-        print(f"{row['contender']:20}" + "".join(cells), flush=True)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write the JSON. Returns the exit status."""
+    started = time.monotonic()
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="cpu, cuda, …; auto takes cuda where there is one")
     help_text = "ours in these (default: fp32 and bf16; on CUDA every one)"
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help=help_text)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--cifar_batch", type=int, help="CIFAR-10's batch size (default: 128 on CUDA, 6 on a CPU)")
-    parser.add_argument("--repeats", type=int, help="times each is timed in a case (default: 20 on CUDA, 3 on a CPU)")
-    parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/<device>.json)")
-    flags = parser.parse_args()
-    for name, least in (("cifar_batch", 2), ("repeats", 1)):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: at least {least}")
-    return flags
-
-
-@exits_on_user_error
-def main() -> int:
-    """Measure, print, write the JSON. Returns the exit status."""
-    started = time.monotonic()
-    flags = parse()
+    parser.add_argument("--cifar_batch", type=whole, help="CIFAR-10's batch size (default: 128 on CUDA, 6 on a CPU)")
+    parser.add_argument("--repeats", type=whole, help="times each is timed in a case (default: 20 on CUDA, 3 on a CPU)")
+    parser.add_argument("--out", help="the JSON (default: benchmarks/<device>.json)")
+    flags = argparse.Namespace(**parser.parse(argv))
+    require_positive(flags, ("cifar_batch", "repeats"))
+    if flags.cifar_batch == 1:
+        raise UserError("--cifar_batch 1: give at least 2, of which half are attacked")
     device = use_device(flags.device, deterministic=False)
     on_cuda = device.type == "cuda"
     precisions = flags.precision or (list(PRECISIONS) if on_cuda else ["fp32", "bf16"])
@@ -121,15 +108,17 @@ def main() -> int:
         else:
             case = training_case(training, share, precisions, batch, device)
         found = measure(case, flags.repeats or (20 if on_cuda else 3), device)
-        print_rows(found)
         rows += found
         del case
-    out = flags.out or Path(__file__).resolve().parent / f"{device.type}.json"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): name another file") from None
+        print(f"\n{found[0]['case']}" + (f"; {found[0]['remark']}" if found[0]["remark"] else ""))
+        print(f"{'':20}" + "".join(f"{heading:>10}" for heading, _ in COLUMNS.values()))
+        for row in found:
+            shown = ((row[key], decimals) for key, (_, decimals) in COLUMNS.items())
+            cells = [f"{'-':>10}" if value is None else f"{value:10.{decimals}f}" for value, decimals in shown]
+            print(f"{row['contender']:20}" + "".join(cells), flush=True)
+    out = Path(flags.out or Path(__file__).resolve().parent / f"{device.type}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     print(f"\nwritten: {out}; {time.monotonic() - started:.0f} s")
     return 0
 

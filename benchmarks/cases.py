@@ -25,13 +25,13 @@ from advertorch_examples.models import LeNet5Madry, get_cifar10_wrn28_widen_fact
 
 from anpgd import AnPgd, Search
 from config import PRESETS, Config
-from evaluations.repeated_pgd import from_noise, repeated_pgd
+from evaluations.repeated_pgd import RESTARTS, repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.layout import lay_out, layout_for
 from hardware.precision import BFloat16Twin, tf32
 from loading.batches import Split
 from loading.datasets import Dataset, load_dataset
-from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
+from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.build import build_model
 from pgd import InnerPgd
 from records.checkpoint import load_weights
@@ -148,7 +148,6 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
     index, size = torch.arange(count, device=device), 2.5 * eps / steps
     theirs = LeNet5Madry().to(device).requires_grad_(False)
     theirs.load_state_dict(model.state_dict())
-    losses = (cross_entropy,) * (restarts // 2) + (cw_loss,) * (restarts - restarts // 2)
     robust: dict[str, float] = {}  # by contender
     batches = {PLAIN: restarts * math.ceil(count / batch_size)}  # that each attacks
 
@@ -165,9 +164,8 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
             batches[precision] += 1
             return attack(*images, **how)
 
-        how = {"norm": "Linf", "eps": eps, "step_size": size, "steps": steps}
-        restart_by = [from_noise(counted, loss_fn=loss_fn, **how) for loss_fn in losses]
-        found = repeated_pgd(model, x, y, index, restarts=restart_by, eps=eps, batch_size=batch_size)
+        protocol = RESTARTS["paper"](counted, restarts, norm="Linf", eps=eps, step_size=size, steps=steps)
+        found = repeated_pgd(model, x, y, index, restarts=protocol, eps=eps, batch_size=batch_size)
         robust[precision] = float(found.robust.float().mean())
 
     def floor(precision: str) -> float:

@@ -45,28 +45,22 @@ def wheel_network(name: str) -> nn.Module:
     return model.eval()
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
-    """(B, ...), (B,) -> (B, ...) adversarial images."""
-    noise = torch.rand(x.shape, generator=generator(0)) if random_start else None
-    how = {"norm": "Linf", "eps": eps, "step_size": eps / STEPS_ACROSS, "steps": STEPS, "noise": noise}
-    return pgd(model, x, y, loss_fn=cross_entropy, **how)
+ATTACKS = ("ours", "advertorch", "foolbox")
 
 
-def advertorchs(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
-    """The same by advertorch."""
-    torch.manual_seed(1)
-    how = {"eps": eps, "nb_iter": STEPS, "eps_iter": eps / STEPS_ACROSS, "rand_init": random_start}
-    return advertorch.attacks.LinfPGDAttack(model, loss_fn=nn.CrossEntropyLoss(reduction="sum"), **how).perturb(x, y)
-
-
-def foolboxs(model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
-    """The same by foolbox."""
-    torch.manual_seed(2)
+def attacked(name: str, model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float) -> Tensor:
+    """(B, ...), (B,) -> (B, ...) adversarial images by one of `ATTACKS`."""
+    torch.manual_seed(ATTACKS.index(name))
+    if name == "ours":
+        noise = torch.rand(x.shape, generator=generator(0)) if random_start else None
+        how = {"norm": "Linf", "eps": eps, "step_size": eps / STEPS_ACROSS, "steps": STEPS, "noise": noise}
+        return pgd(model, x, y, loss_fn=cross_entropy, **how)
+    if name == "advertorch":
+        loss_fn = nn.CrossEntropyLoss(reduction="sum")
+        how = {"eps": eps, "nb_iter": STEPS, "eps_iter": eps / STEPS_ACROSS, "rand_init": random_start}
+        return advertorch.attacks.LinfPGDAttack(model, loss_fn=loss_fn, **how).perturb(x, y)
     attack = LinfPGD(rel_stepsize=1 / STEPS_ACROSS, steps=STEPS, random_start=random_start)
     return attack(PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
-
-
-ATTACKS = {"ours": ours, "advertorch": advertorchs, "foolbox": foolboxs}
 
 
 def robust(name: str, model: nn.Module, x: Tensor, y: Tensor, random_start: bool, eps: float = 0.3) -> Tensor:
@@ -74,7 +68,7 @@ def robust(name: str, model: nn.Module, x: Tensor, y: Tensor, random_start: bool
     with torch.no_grad():
         standing = logit_margin(model(x), y) < 0
     for rows in torch.arange(len(x)).split(100):
-        x_adv = ATTACKS[name](model, x[rows], y[rows], random_start, eps)
+        x_adv = attacked(name, model, x[rows], y[rows], random_start, eps)
         with torch.no_grad():
             standing[rows] &= logit_margin(model(x_adv), y[rows]) < 0
     return standing

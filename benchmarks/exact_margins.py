@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from anpgd import AnPgd, Search
@@ -80,30 +79,21 @@ def affine_layers(model: nn.Module, shape: Sequence[int]) -> list[Affine]:
     """
     layers, shape = [], tuple(shape)
     weight, bias = np.eye(math.prod(shape)), np.zeros(math.prod(shape))
-    for module in _in_order(copy.deepcopy(model).double().eval()):
+    every = copy.deepcopy(model).double().eval().named_modules(remove_duplicate=False)  # in their order
+    for module in (module for _, module in every if not isinstance(module, nn.Sequential)):
         if isinstance(module, nn.ReLU):
             layers.append(Affine(weight, bias))
             weight, bias = np.eye(len(bias)), np.zeros(len(bias))
         elif isinstance(module, AFFINE):
-            size = math.prod(shape)
+            basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
             with torch.no_grad():
-                zero = module(torch.zeros(1, *shape, dtype=torch.float64))
-                matrix = (
-                    (module(torch.eye(size, dtype=torch.float64).reshape(size, *shape)) - zero).flatten(1).T.numpy()
-                )
+                zero = module(torch.zeros_like(basis[:1]))
+                matrix = (module(basis) - zero).flatten(1).T.numpy()
             weight, bias, shape = matrix @ weight, matrix @ bias + zero.flatten().numpy(), zero.shape[1:]
         else:
             known = ", ".join(kind.__name__ for kind in (nn.Sequential, nn.ReLU, *AFFINE))
             raise UserError(f"layer {type(module).__name__}: the exact solver knows {known}: measure another network")
     return [*layers, Affine(weight, bias)]
-
-
-def _in_order(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.Sequential):
-        for part in module:
-            yield from _in_order(part)
-    else:
-        yield module
 
 
 def exact_margin(
@@ -145,9 +135,7 @@ def _nearest_of_class(
     for layer in layers[:-1]:
         ends.append(layer.bounds(low, high))
         low, high = (end.clip(min=0) for end in ends[-1])
-    difference = Affine(
-        layers[-1].weight[[target]] - layers[-1].weight[[y]], layers[-1].bias[[target]] - layers[-1].bias[[y]]
-    )
+    difference = Affine(*(part[[target]] - part[[y]] for part in layers[-1]))
     units = sum(int(((low < 0) & (high > 0)).sum()) for low, high in ends)
     if difference.bounds(low, high)[1][0] < 0:
         return math.inf, radius, units
@@ -157,34 +145,28 @@ def _nearest_of_class(
     pixels, columns = len(x), len(x) + 1 + 2 * sum(len(layer.bias) for layer in layers[:-1])
     first, last = np.zeros(columns), np.full(columns, radius)
     first[:pixels], last[:pixels] = (x - radius).clip(min=0), (x + radius).clip(max=1)
-    whole = np.zeros(columns)
-    apart = np.zeros((2 * pixels, columns))
-    apart[:, :pixels], apart[:, pixels] = np.vstack([np.eye(pixels), -np.eye(pixels)]), -1
-    rows, lows, highs = [apart], [np.full(2 * pixels, -np.inf)], [np.concatenate([x, -x])]
-    before, free = slice(0, pixels), pixels + 1
+    whole, limits, before, t, free = np.zeros(columns), [], slice(0, pixels), slice(pixels, pixels + 1), pixels + 1
+
+    def require(low: Array | float, high: Array | float, *parts: tuple[slice, Array]) -> None:
+        matrix = np.zeros((len(parts[0][1]), columns))
+        for place, part in parts:
+            matrix[:, place] = part
+        limits.append(LinearConstraint(matrix, low, high))
+
+    for sign in (1, -1):
+        require(-np.inf, sign * x, (before, sign * np.eye(pixels)), (t, -np.ones((pixels, 1))))
     for (weight, bias), (low, high) in zip(layers, ends, strict=False):
         size, low, high = len(bias), low.clip(max=0), high.clip(min=0)
         z, a, free = slice(free, free + size), slice(free + size, free + 2 * size), free + 2 * size
         last[z], first[a], last[a], whole[a] = high, low == 0, high > 0, 1
-        block, (above, below, off) = np.zeros((3 * size, columns)), (slice(k * size, (k + 1) * size) for k in range(3))
-        block[above, z] = block[below, z] = block[off, z] = np.eye(size)
-        block[above, before] = block[below, before] = -weight
-        block[below, a], block[off, a] = np.diag(-low), np.diag(-high)
-        rows.append(block)
-        lows += [bias, np.full(2 * size, -np.inf)]
-        highs += [np.full(size, np.inf), bias - low, np.zeros(size)]
+        require(bias, np.inf, (z, np.eye(size)), (before, -weight))
+        require(-np.inf, bias - low, (z, np.eye(size)), (before, -weight), (a, np.diag(-low)))
+        require(-np.inf, 0.0, (z, np.eye(size)), (a, np.diag(-high)))
         before = z
-    crossing = np.zeros((1, columns))
-    crossing[:, before] = difference.weight
-    matrix = csr_array(np.vstack([*rows, crossing]))
-    limits = LinearConstraint(matrix, np.concatenate([*lows, -difference.bias]), np.concatenate([*highs, [np.inf]]))
-    found = milp(
-        np.eye(columns)[pixels],
-        constraints=limits,
-        integrality=whole,
-        bounds=Bounds(first, last),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-6},
-    )
+    require(-difference.bias, np.inf, (before, difference.weight))
+    how = {"integrality": whole, "bounds": Bounds(first, last)}
+    options = {"time_limit": seconds, "mip_rel_gap": 1e-6}
+    found = milp(np.eye(columns)[pixels], constraints=limits, options=options, **how)
     distance = math.inf if found.x is None else float(found.fun)
     if found.status in (0, 2):  # solved, or there is none
         return distance, min(distance, radius), units
@@ -237,15 +219,13 @@ def table(networks: Sequence[dict[str, Any]]) -> list[str]:
     for place, name in enumerate(networks[0]["attacks"]):
         found = [(image["found"][place], image["upper"]) for image in solved]
         over = np.array([100 * (distance / exact - 1) for distance, exact in found if distance is not None])
-        figures = "– | – | – | –"
+        figures = ["–"] * 4
         if len(over):
-            draws = np.random.default_rng(0).choice(over, (2000, len(over))).mean(1)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            figures = (
-                f"{over.mean():.2f} [{low:.2f}, {high:.2f}] | {np.median(over):.2f} | {np.quantile(over, 0.95):.2f}"
-            )
-            figures += f" | {(over <= 1).mean():.0%}"
-        lines.append(f"| {name} | {figures} | {len(found) - len(over)} |")
+            low, high = np.quantile(np.random.default_rng(0).choice(over, (2000, len(over))).mean(1), [0.025, 0.975])
+            middle, most = np.quantile(over, [0.5, 0.95])
+            figures = [f"{over.mean():.2f} [{low:.2f}, {high:.2f}]", f"{middle:.2f}", f"{most:.2f}"]
+            figures.append(f"{(over <= 1).mean():.0%}")
+        lines.append(f"| {' | '.join([name, *figures])} | {len(found) - len(over)} |")
     return [*lines, ""]
 
 
@@ -269,33 +249,12 @@ def measure(subject: Subject, network: dict[str, Any], flags: SimpleNamespace, k
         print(f"{subject.path.parent.name}, image {row}: {bracket}", file=sys.stderr)
 
 
-def as_text(networks: dict[str, Any]) -> bytes:
-    """As JSON, a line an image."""
-    text = json.dumps(networks, indent=1)
-    return re.sub(r"\n {4,}| *\n {3}(?=[}\]])", " ", text).encode() + b"\n"
-
-
-def stored(path: Path) -> dict[str, Any]:
-    """What was kept, by run.
-
-    :raises UserError: if the file is damaged.
-    """
-    try:
-        content = parse_json(path.read_bytes()) if path.exists() else {}
-        if not all(isinstance(network["images"], dict) for network in content.values()):
-            raise ValueError("no images in it")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged ({error}): move it away, or give another --out") from None
-    return content
-
-
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, and print the tables. Returns the exit status."""
     parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="run folders of networks of dense and convolutional layers"
-    )
+    runs = "run folders of networks of dense and convolutional layers"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=runs)
     parser.add_argument("--network", help="their network, if it is code of yours: path/to/file.py:callable")
     parser.add_argument("--test_size", type=whole, default=100, help="the first test images; wrong ones are left out")
     parser.add_argument("--max_eps", type=number, default=0.5, help="end of every search")
@@ -306,7 +265,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = SimpleNamespace(**parser.parse(argv))
     require_positive(flags, ["test_size", "max_eps", "seconds", "most_units"])
     out = Path(flags.out)
-    networks = stored(out)
+    try:
+        networks = parse_json(out.read_bytes()) if out.exists() else {}  # by run
+    except ValueError as error:
+        raise UserError(f"{out}: is damaged ({error}): move it away, or give another --out") from None
+
+    def keep() -> None:
+        """As JSON, a line an image."""
+        text = re.sub(r"\n {4,}| *\n {3}(?=[}\]])", " ", json.dumps(networks, indent=1))
+        write_atomically(out, text.encode() + b"\n")
+
     for run in flags.runs:
         images = {"data_root": flags.data_root, "test_size": flags.test_size}
         subject = load_subject(EvaluationFlags(model=run, network=flags.network, **images), torch.device("cpu"))
@@ -318,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = networks.setdefault(subject.path.parent.name, {**fresh, "attacks": [], "images": {}})
         if {**network, **fresh} != network:
             raise UserError(f"{out}: holds {subject.path.parent.name} of other weights or settings: give another --out")
-        measure(subject, network, flags, lambda: write_atomically(out, as_text(networks)))
+        measure(subject, network, flags, keep)
     for kind in dict.fromkeys(network["kind"] for network in networks.values()):
         alike = [network for network in networks.values() if network["kind"] == kind and network["images"]]
         print("\n".join(table(alike) if alike else []))

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from errors import UserError, exits_on_user_error
+from evaluations.compare_attacks import nearest
 from evaluations.flags import SEARCHES, EvaluationFlags
-from evaluations.results import read_file
 from evaluations.subject import Subject, load_subject
 from losses import soft_logit_margin
 from pgd import InnerPgd, noise_towards
@@ -46,18 +46,14 @@ def nearest_known(subject: Subject) -> Tensor:
 
     :raises UserError: if there are none for all of these images.
     """
-    count, columns = len(subject.test), []
-    for attack in SEARCHES:
-        for content in read_file(subject.path.with_name(f"eval_{attack}_{subject.norm}.json")):
-            rows = content["results"] if content["model_sha256"] == subject.sha256 else []
-            columns += [row["distances"][:count] for row in rows if row["split"] == "test" and row["n"] >= count]
-    best = [min(d for d in (*image, torch.inf) if d is not None) for image in zip(*columns, strict=True)]
-    if len(best) < count or torch.inf in best:
+    rows = [row for attack in SEARCHES for row in subject.rows(attack)]
+    best = torch.tensor(nearest(rows, subject.row(0, {}), subject.dataset), dtype=torch.float64)
+    if best.isinf().any():
         raise UserError(
-            f"{subject.path}: no smallest distances of its first {count} test images lie beside it: run python "
-            f"evaluate_on_minimum_norm.py --model {subject.path.parent} --test_size {count}"
+            f"{subject.path}: no smallest distances of its first {len(best)} test images lie beside it: run python "
+            f"evaluate_on_minimum_norm.py --model {subject.path.parent} --test_size {len(best)}"
         )
-    return torch.tensor(best, dtype=torch.float64)
+    return best
 
 
 def visits(subject: Subject, x: Tensor, y: Tensor, warm: bool, steps: int, scale: float) -> list[Shortest]:
@@ -84,16 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     asked = EvaluationFlags(model=str(flags.run), data_root=flags.data_root, test_size=flags.test_size)
     subject = load_subject(asked, torch.device("cpu"))
-    nearest, (x, y, _) = nearest_known(subject), subject.test.everything()
-    x, y, nearest = x[nearest > 0], y[nearest > 0], nearest[nearest > 0]
-    near, top = nearest < subject.training.check_maxeps, subject.training.search_maxeps
-    print(f"{len(x)} images, nearest known at {nearest.mean():.3f} on average, eps_max {top:g}\n")
+    known, (x, y, _) = nearest_known(subject), subject.test.everything()
+    x, y, known = x[known > 0], y[known > 0], known[known > 0]
+    near, top = known < subject.training.check_maxeps, subject.training.search_maxeps
+    print(f"{len(x)} images, nearest known at {known.mean():.3f} on average, eps_max {top:g}\n")
     print("| start | steps, length in eps / steps | " + " | ".join(f"visit {visit}" for visit in SHOWN) + " |")
     print("| --- " * (2 + len(SHOWN)) + "|")
     for warm, steps, scale in STARTS:
         found = visits(subject, x, y, warm, steps, scale)
         shown = [found[visit - 1] for visit in SHOWN]
-        cells = [f"{(one.eps / nearest)[near].mean():.3f}, {int(one.beyond.sum())}" for one in shown]
+        cells = [f"{(one.eps / known)[near].mean():.3f}, {int(one.beyond.sum())}" for one in shown]
         print(f"| {'warm' if warm else 'noise'} | {steps}, {scale:g} | " + " | ".join(cells) + " |", flush=True)
     return 0
 

@@ -4,27 +4,14 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from errors import UserError
 
-
-def require(*packages: str) -> None:
-    """Leave the program with one line, exit status 2, if one of these is not installed."""
+def require(*packages: str, by: str = "requirements/report.txt") -> None:
+    """Leave the program with one line, exit status 2, if one of these is not installed; by: the file that installs them."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             python, root = shlex.quote(sys.executable), Path(__file__).resolve().parent.parent
-            file = os.path.relpath(root / "requirements/report.txt")
+            file = shlex.quote(os.path.relpath(root / by))
             print(f"error: package {package}: not installed: {python} -m pip install -r {file}", file=sys.stderr)
             sys.exit(2)
-
-
-@contextmanager
-def writing(what: object) -> Iterator[None]:
-    """:raises UserError: in place of an OSError inside, which writes `what`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{what}: cannot be written ({error.strerror}): mend that, or choose another place") from None

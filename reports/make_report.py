@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,24 @@ reports.require("plotly")
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from markupsafe import Markup
-from PIL import Image
 from plotly.offline import get_plotlyjs
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from errors import UserError, exits_on_user_error
+from evaluations.flags import EvaluationFlags
 from evaluations.results import accuracy_curve
+from evaluations.subject import load_subject
 from flags import Parser, whole
 from records.reading import is_number
-from reports import plots, published, writing
+from reports import plots, published
 from reports.runs import NORMS, Rows, Run, frame, kind_of, nearest_known, read_runs, title, training_command
 from reports.tables import ACCURACIES, BY_DISTANCE, NONE, accuracy_table, distance_table, remarks, render
 from utils import write_atomically
 
-EXAMPLES, MOST_EXAMPLES, SHOWN = 60, 1000, 6  # images attacked, at most, and shown of each run
+EXAMPLES, SHOWN = 60, 6  # images attacked, and shown of each run
 MOST_POINTS = 120  # of a curve
 LOSSES = ("mma_loss", "adv_loss", "clean_loss")  # in metrics.jsonl; a method's own comes first
 Looks = dict[Run, plots.Look]
@@ -65,6 +69,12 @@ def cells(header: Sequence[str], line: Sequence[str]) -> list[dict[str, str]]:
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
+
+
+def thinned(items: Sequence[Any], most: int) -> list[Any]:
+    """So many of them, evenly spread, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, most).round().astype(int) if items else ()
+    return [items[place] for place in np.unique(places)]
 
 
 def in_legend(name: str) -> str:
@@ -93,10 +103,8 @@ def band(look: plots.Look) -> dict[str, Any]:
     return own | {"fill": "toself", "fillcolor": colour}
 
 
-def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
-    """None where it shows nothing. Colours of text and grid are the page's, which sets them by theme."""
-    if not figure.data:
-        return None
+def as_html(figure: go.Figure, x: str, y: str) -> Markup:
+    """x, y: titles of the axes. Colours of text and grid are the page's, which sets them by theme."""
     names = sum(trace.showlegend is not False for trace in figure.data)
     figure.update_layout(
         height=340 + 21 * names,
@@ -112,7 +120,7 @@ def as_html(figure: go.Figure, x: str, y: str) -> Markup | None:
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
-def robustness(rows: Rows, drawn: Looks) -> Markup | None:
+def robustness(rows: Rows, drawn: Looks) -> go.Figure:
     """Accuracy under repeated PGD against eps, of the rows of one data set and norm; published figures dotted. By smallest
     distances a step curve with its 95 % band, which counts what PGD breaks too."""
     images, norm = kind_of(rows)
@@ -134,7 +142,7 @@ def robustness(rows: Rows, drawn: Looks) -> Markup | None:
             line = {"color": plots.COLOURS[-1], "dash": "dot", "width": 1}
             eps, accuracies = [0, *(scale * eps for eps in said.robust)], [said.clean, *said.robust.values()]
             figure.add_scatter(x=eps, y=accuracies, line=line, name=name, visible="legendonly")
-    return as_html(figure, f"ε, {NORMS[norm]} radius" + " [1/255]" * (scale == 255), "accuracy [%]")
+    return figure
 
 
 def training(runs: Sequence[Run], drawn: Looks, kind: str, names: Sequence[str], scale: float) -> go.Figure:
@@ -144,10 +152,10 @@ def training(runs: Sequence[Run], drawn: Looks, kind: str, names: Sequence[str],
     for run in runs:
         rows = [row for row in run.log if row.get("kind") == kind and row.get("split", "val") == "val"]
         name = next((name for name in names if any(is_number(row.get(name)) for row in rows)), "")
-        points = np.array([(row["step"], row[name]) for row in rows if is_number(row.get(name))])
-        if len(points):
-            points = points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))]
-            figure.add_scatter(x=points[:, 0], y=scale * points[:, 1], **style(drawn[run]) | {"mode": "lines"})
+        points = [(row["step"], scale * row[name]) for row in rows if is_number(row.get(name))]
+        if points:
+            steps, values = np.transpose(thinned(points, MOST_POINTS))
+            figure.add_scatter(x=steps, y=values, **style(drawn[run]) | {"mode": "lines"})
     return figure
 
 
@@ -178,20 +186,19 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
     if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
         return [], f"the images are not in {root}; name their folder with --data_root"
     try:
-        subject = plots.on_cpu(str(run.folder), data_root=data_root)
+        subject = load_subject(EvaluationFlags(model=str(run.folder), data_root=data_root), torch.device("cpu"))
         found = plots.find_examples(subject, count)
     except UserError as error:
         return [], str(error)
-    broken = ((found.length > 0) & found.length.isfinite()).nonzero().flatten()
-    order, shown = broken[found.length[broken].argsort()].tolist(), []
-    for place in np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int)) if order else ():
-        row = order[place]
+    order = [row for row in found.length.argsort().tolist() if 0 < found.length[row] < inf]
+    shown = []
+    for row in thinned(order, SHOWN):
         delta = found.x_adv[row] - found.x[row]
         factor = 0.5 / float(delta.abs().max())
         parts = [
-            (png(found.x[row]), f"label {int(found.labels[row])}"),
+            (png(found.x[row]), f"label {subject.class_name(found.labels[row])}"),
             (png(delta * factor + 0.5), f"difference ×{factor:.{0 if factor >= 10 else 2}f}"),
-            (png(found.x_adv[row]), f"predicted {int(found.predicted[row])}"),
+            (png(found.x_adv[row]), f"predicted {subject.class_name(found.predicted[row])}"),
         ]
         margin = plots.length_text(float(found.length[row]), run.images, subject.norm, found.max_eps)
         shown.append({"margin": f"margin at most {margin}", "parts": parts})
@@ -204,7 +211,7 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
 def png(image: Tensor) -> str:
     """(C, H, W) in [0, 1] -> a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray((255 * plots.pixels(image)).round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    to_pil_image((255 * image.clamp(0, 1)).round().to(torch.uint8)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -216,28 +223,30 @@ def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[st
     rows = found[(found["images"] == images) & (found["norm"] == norm)]
     notes: list[str] = []
     scale, _ = plots.radius_axis(images, norm)
-    margin = f"margin, {NORMS[norm]}" + " [1/255]" * (scale == 255)
-    tables = []
+    unit = " [1/255]" if scale == 255 else ""
+    margin = f"margin, {NORMS[norm]}{unit}"
+    drawn = plots.looks(list(dict.fromkeys([*runs, *rows["run"]])))
+    tables, figures, said = [], [], []
     if not rows.empty:
         made = (("Accuracy", accuracy_table(rows, notes)), ("Smallest distances", distance_table(rows, notes)))
         tables = [(name, header, [cells(header, line) for line in lines]) for name, (header, lines) in made if lines]
-    drawn = plots.looks(list(dict.fromkeys([*runs, *rows["run"]])))
-    figures = [("Robust accuracy against ε", robustness(rows, drawn) if len(rows) else None)]
-    figures.append(("Margins of the training images by epoch", as_html(margins(runs, drawn, scale), "epoch", margin)))
+        radius, said = f"ε, {NORMS[norm]} radius{unit}", remarks(rows)
+        figures.append(("Robust accuracy against ε", robustness(rows, drawn), radius, "accuracy [%]"))
+    figures.append(("Margins of the training images by epoch", margins(runs, drawn, scale), "epoch", margin))
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),
         ("Mean margin of the check", "eval", ["mean_margin"], scale, margin),
         ("Training loss", "train", LOSSES, 1, "loss"),
     ):
-        figures.append((name, as_html(training(runs, drawn, kind, keys, factor), "optimizer step", y)))
+        figures.append((name, training(runs, drawn, kind, keys, factor), "optimizer step", y))
     return {
         "key": re.sub(r"\W", "-", f"{images}-{norm}"),
         "title": f"{title(images)}, {NORMS[norm]}",
         "tables": tables,
         "notes": notes,
-        "remarks": [line.removeprefix("- ") for line in remarks(rows)] if len(rows) else [],
-        "figures": [(name, figure) for name, figure in figures if figure is not None],
+        "remarks": said,
+        "figures": [(name, as_html(figure, x, y)) for name, figure, x, y in figures if figure.data],
     }
 
 
@@ -271,15 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=whole, default=EXAMPLES, help=attacked)
     parser.add_argument("--data_root", metavar="FOLDER", help="folder of the data set (default: the run's, else data)")
     given = parser.parse(argv)
-    if given["examples"] > MOST_EXAMPLES:
-        raise UserError(f"--examples {given['examples']}: at most {MOST_EXAMPLES} pass through the network together")
     runs = read_runs([Path(run) for run in given["runs"]])
     for line in [line for run in runs for line in run.damaged]:
         print(f"warning: {' '.join(line.split())}", file=sys.stderr)
     text, out = page(runs, given["examples"], given["data_root"]).encode(), Path(given["out"])
-    with writing(f"--out {out}"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text)
     print(f"written: {out} ({len(text) / 1e6:.1f} MB): open it in a browser")
     return 0
 

@@ -23,7 +23,7 @@ from evaluations.compare_attacks import nearest
 from evaluations.flags import SEARCHES
 from evaluations.results import Row
 from flags import Parser, number
-from reports import published, writing
+from reports import published
 from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, title
 from reports.tables import (
     ACCURACIES,
@@ -54,7 +54,8 @@ def make_page(runs: Sequence[Run], radii: Sequence[float] = ()) -> str:
         lines += [f"## {title(images)}, {NORMS[norm]}", ""]
         for said, table in ((ACCURACIES, accuracy_table(rows, notes, radii)), (distance, distance_table(rows, notes))):
             lines += [said, "", *table.markdown(), ""] if table.lines else []
-        lines += [*remarks(rows), *(f"- [{number}] {text}" for number, text in enumerate(notes, 1)), ""]
+        below = [*remarks(rows), *(f"[{number}] {text}" for number, text in enumerate(notes, 1))]
+        lines += [*(f"- {line}" for line in below), ""]
     evaluated = set(found["run"])
     if missing := [run for run in runs if run not in evaluated]:
         lines += ["## Not evaluated", "", *(f"- {code(run.shown)}" for run in missing), ""]
@@ -78,6 +79,11 @@ def place(key: Key) -> str:
     return f"{title(key[0])} {NORMS[key[1]]}"
 
 
+def named(run: Run) -> str:
+    """`MMA, d_max 0.45, recipe fast, ours`, and its folder."""
+    return f"{run.words_and_settings}, ours, {code(run.name)}"
+
+
 def figure(rows: Rows, attack: str, column: str, decimals: int, missing: str = NOT_RUN) -> str:
     """The accuracy under an attack, of most images; marked where it is doubted, with their number where it is not all."""
     seen = rows[rows["attack"] == attack].sort_values("n")
@@ -89,27 +95,22 @@ def figure(rows: Rows, attack: str, column: str, decimals: int, missing: str = N
     return f"{warning}{row[column]:.{decimals}f}{part}"
 
 
-def at(rows: Rows, eps: float) -> Rows:
-    """Those of one radius."""
-    return rows[np.isclose(rows["eps"], eps, atol=1e-6)]
-
-
 def released(found: Rows) -> list[Table]:
     """The authors' released networks, *published / ours*; a line for each run of ours."""
     lines = []
-    for key, said in [(key, said) for key, of_key in published.ACCURACIES.items() for said in of_key]:
+    for key, said in ((key, said) for key, of_key in published.ACCURACIES.items() for said in of_key):
         if said.autoattack is None:
             continue
-        (eps,) = said.robust
-        theirs = (said.clean, said.robust[eps], said.autoattack)
+        ((eps, pgd),) = said.robust.items()
         mine: list[tuple[Run | None, Rows]] = [*ours(found, key, said)] or [(None, found[:0])]
         for run, rows in mine:
             name = f"{run.words_and_settings}, {code(run.name)}" if run else published.name(said, *key)
-            robust = (figure(at(rows, eps), attack, "robust", 2) for attack in ("pgd", "autoattack"))
-            figures = zip(theirs, (figure(rows, "pgd", "clean", 2), *robust), strict=True)
-            script = "fast" if run and run.trained.recipe == "fast" else "training"
-            cells = [f"{place(key)}: {name}", eps_text(eps, *key), *(f"{a:.2f} / {b}" for a, b in figures)]
-            lines.append([*cells, f"`scripts/run_{key[0]}_{script}.sh`"])
+            at = rows[rows["eps"] == round(eps, 6)]
+            clean = f"{said.clean:.2f} / {figure(rows, 'pgd', 'clean', 2)}"
+            robust = f"{pgd:.2f} / {figure(at, 'pgd', 'robust', 2)}"
+            autoattack = f"{said.autoattack:.2f} / {figure(at, 'autoattack', 'robust', 2)}"
+            script = f"`scripts/run_{key[0]}_{'fast' if run and run.trained.recipe == 'fast' else 'training'}.sh`"
+            lines.append([f"{place(key)}: {name}", eps_text(eps, *key), clean, robust, autoattack, script])
     return [Table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], lines)]
 
 
@@ -130,8 +131,8 @@ def by_eps(found: Rows) -> list[Table]:
                 used += [(run, rows, "transfer")] if "transfer" in n else []
                 used += [(run, rows, "pgd")] if n.get("pgd", 0) > n.get("transfer", 0) else []
             for run, rows, attack in used:
-                label = f"{run.words_and_settings}, ours, {code(run.name)}" + ", white-box only" * (attack == "pgd")
-                figures = [figure(at(rows, eps), attack, "robust", 1, NONE) for eps in radii]
+                label = named(run) + ", white-box only" * (attack == "pgd")
+                figures = [figure(rows[rows["eps"] == round(eps, 6)], attack, "robust", 1, NONE) for eps in radii]
                 lines.append([label, figure(rows, attack, "clean", 1), *figures])
             if not used:
                 lines.append([f"{name.partition(' (')[0]}, ours", NOT_RUN, *[NONE] * len(radii)])
@@ -160,7 +161,7 @@ def _nearest(run: Run, rows: Sequence[Row]) -> list[str]:
     values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
     names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
     figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
-    return [f"{run.words_and_settings}, ours, {code(run.name)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures]
+    return [f"{named(run)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures]
 
 
 BLOCKS = {"results": released, "by-eps": by_eps, "distances": distances}
@@ -199,8 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given["fill"]:
         return show_or_write(make_page(runs, [round(eps, 6) for eps in given["eps"]]), given["out"])
     for path in (ROOT / page for page in PAGES):
-        with writing(path):
-            write_atomically(path, filled(path.read_text(encoding="utf-8"), runs).encode())
+        write_atomically(path, filled(path.read_text(encoding="utf-8"), runs).encode())
         print(f"written: {path}")
     return 0
 

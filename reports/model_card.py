@@ -22,7 +22,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.results import Row, is_standard
 from flags import Parser
 from records.checkpoint import load_model_file
-from reports import plots, writing
+from reports import plots
 from reports.runs import ATTACKS, METHODS, NORMS, Run, eps_text, frame, read_run, title, training_command
 from reports.tables import NONE, Table, in_cell, render, with_interval
 from utils import write_atomically
@@ -55,10 +55,9 @@ def evaluations(run: Run, sha256: str | None) -> tuple[list[str], list[str]]:
             robust = with_interval(row["robust_acc"], row["ci95"])
         else:
             robust = "distances: " + ", ".join(NONE if q is None else f"{q:.3g}" for q in row["quartiles"])
-        clean, images = with_interval(row["clean_acc"], row["clean_ci95"]), f"{row['n']} {row['split']}"
-        lines.append(
-            [f"{ATTACKS[row['attack']]}, {NORMS[row['norm']]}", radius, clean, robust, images, effort_text(row)]
-        )
+        attack, images = f"{ATTACKS[row['attack']]}, {NORMS[row['norm']]}", f"{row['n']} {row['split']}"
+        clean = with_interval(row["clean_acc"], row["clean_ci95"])
+        lines.append([attack, radius, clean, robust, images, effort_text(row)])
     below = [f"- {file}: {why}" for file in run.evaluations if file not in stale for why in run.doubts(file)]
     if all(row["attack"] != "autoattack" for row in rows):
         attack = f"python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}"
@@ -89,29 +88,13 @@ def card(folder: Path) -> str:
     :raises UserError: if the folder holds no run.
     """
     run = read_run(folder)
-    config = run.trained
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
     table, below = evaluations(run, file.sha256 if file else None)
-    return render(
-        "model_card.md.jinja",
-        run=run,
-        made=f"{MADE}{shlex.quote(str(run.shown))}`",
-        images=title(run.images),
-        methods=METHODS,
-        norm=NORMS[config.norm],
-        command=in_cell(training_command(config, str(run.shown))),
-        best_by=BEST_BY[config.best_by],
-        machine=in_cell(", ".join(str(run.environment[key]) for key in ("device", "gpu") if run.environment.get(key))),
-        versions=[
-            in_cell(f"{k} {run.environment[k]}") for k in ("python", "torch", "git_commit") if k in run.environment
-        ],
-        classes=in_cell(", ".join(config.classes or ())),
-        file=file,
-        parameters=sum(tensor.numel() for tensor in file.weights.values()) if file else 0,
-        table=table,
-        below=below,
-        margins=margins_picture(run),
-    )
+    words = {"title": title, "methods": METHODS, "norms": NORMS, "best_by": BEST_BY, "in_cell": in_cell}
+    said = {"made": f"{MADE}{shlex.quote(str(run.shown))}`", "command": training_command(run.trained, str(run.shown))}
+    found = {"table": table, "below": below, "margins": margins_picture(run)}
+    parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else 0
+    return render("model_card.md.jinja", run=run, file=file, parameters=parameters, **words, **said, **found)
 
 
 @exits_on_user_error
@@ -123,9 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = folder / "README.md"
         if path.exists() and MADE not in path.read_text(errors="replace"):
             raise UserError(f"{path}: not written by this program: move it away, or copy the run into another folder")
-        text = card(folder).encode()
-        with writing(path):
-            write_atomically(path, text)
+        write_atomically(path, card(folder).encode())
         print(path)
     return 0
 

@@ -75,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             panel.plot(*torch.stack([x[shown], margins.x_adv], dim=2).permute(1, 2, 0), color="0.1", linewidth=0.8)
             panel.scatter(*margins.x_adv.T, marker="x", s=18, color="0.1", linewidth=1, zorder=3)
         panel.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
-    (ROOT / "docs").mkdir(exist_ok=True)
     figure.savefig(ROOT / "docs" / "idea.png", dpi=110)
     print(ROOT / "docs" / "idea.png")
     return 0

@@ -33,9 +33,9 @@ from config import NORMS as NORM_NAMES
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
+from evaluations.repeated_pgd import clean_logits
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
-from reports import writing
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
@@ -104,17 +104,13 @@ def default_name(said: str, paths: Iterable[Path]) -> str:
 
 
 def save(figure: Figure, out: str | None, default: str) -> list[Path]:
-    """Write `<out>.png` and `<out>.pdf`, with or without such an ending in `out`; by default in runs/.
-
-    :raises UserError: if the folder cannot be written.
-    """
+    """Write `<out>.png` and `<out>.pdf`, with or without such an ending in `out`; by default in runs/."""
     base = out or f"runs/{default}"
     base = base[:-4] if base.endswith((".png", ".pdf")) else base
     paths = [Path(base + ending) for ending in (".png", ".pdf")]
-    with writing(f"--out {base}"):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path, dpi=150)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        figure.savefig(path, dpi=150)
     plt.close(figure)
     return paths
 
@@ -209,22 +205,14 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
         epochs, eps = found[run]
         last, colour = scale * eps[-1], look.style["color"]
         bins, there = np.linspace(0, top, BINS + 1).tolist(), last[np.isfinite(last)]
-        panel.hist(
-            there,
-            bins,
-            weights=np.full(len(there), 100 / len(last)),
-            color=colour,
-            alpha=0.5,
-            edgecolor=colour,
-            linewidth=0.6,
-        )
+        bars: dict[str, Any] = {"color": colour, "alpha": 0.5, "edgecolor": colour, "linewidth": 0.6}
+        panel.hist(there, bins, weights=np.full(len(there), 100 / len(last)), **bars)
         if run.radius is not None:
             panel.axvline(scale * run.radius, color="0", linestyle=":", linewidth=1.5)
         none, end = np.isinf(last).mean(), scale * run.trained.search_maxeps
         median = f"above {end:.3g}" if none >= 0.5 else f"{np.median(last):.3g}"
-        text = f"{look.name}: {len(last)} images, median {median}" + (
-            f"; {none:.1%} none up to {end:.3g}" if none else ""
-        )
+        beyond = f"; {none:.1%} none up to {end:.3g}" if none else ""
+        text = f"{look.name}: {len(last)} images, median {median}{beyond}"
         panel.set_title(text, fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
         low, middle, high = scale * quantiles(eps)
@@ -257,14 +245,6 @@ class Examples(NamedTuple):
     max_eps: float  # where the search ended, in input units
 
 
-def on_cpu(model: str, **flags: Any) -> Subject:
-    """The network of a run folder with its test images; flags: of the evaluation.
-
-    :raises UserError: if they are not there, or do not fit each other.
-    """
-    return load_subject(EvaluationFlags(model=model, device="cpu", **flags), torch.device("cpu"))
-
-
 def find_examples(subject: Subject, count: int, max_eps: float | None = None) -> Examples:
     """The nearest adversarial images that AN-PGD finds, with one projection and nine targets, of `count` images spread evenly
     over the test set. Each length is an upper bound of the margin.
@@ -282,13 +262,22 @@ def find_examples(subject: Subject, count: int, max_eps: float | None = None) ->
         found = measure(subject.model, x, labels)
     except ValueError as error:
         raise UserError(str(error)) from None
-    with torch.no_grad():
-        predicted = subject.model(found.x_adv).argmax(1)
+    predicted = clean_logits(subject.model, found.x_adv, min(200, len(x))).argmax(1)
     return Examples(x, labels, found.x_adv, predicted, found.eps, max_eps)
 
 
-def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
-    """Three rows: the images, their perturbations on one scale, and their sum."""
+def draw_examples(given: dict[str, Any]) -> tuple[Figure, str]:
+    """Three rows: images, their perturbations on one scale, and their sum; and what to call the picture. given: the flags.
+
+    :raises UserError: if the network cannot be attacked.
+    """
+    if not 1 <= given["count"] <= 40:
+        raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
+    flags = {flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")}
+    subject = load_subject(EvaluationFlags(model=given["run"], **flags), torch.device("cpu"))
+    folder = subject.path.resolve().parent
+    run = read_run(folder) if (folder / "config.json").is_file() else None
+    found = find_examples(subject, given["count"], given["max_eps"])
     count, norm = len(found.x), subject.norm
     images = run.images if run and subject.dataset == "imagefolder" else subject.dataset
     delta = found.x_adv - found.x
@@ -297,10 +286,15 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
     for column in range(count):
         length = length_text(float(found.length[column]), images, norm, found.max_eps)
         shown = (found.x[column], delta[column] / (2 * largest) + 0.5, found.x_adv[column])
-        label, predicted = (_short(subject.class_name(one[column])) for one in (found.labels, found.predicted))
+        names = (subject.class_name(one[column]) for one in (found.labels, found.predicted))
+        # So that they fit above a picture, with no sign that matplotlib would take for mathematics.
+        fitting = ((name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$") for name in names)
+        label, predicted = fitting
         captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
-            panel.imshow(pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            # (C, H, W) -> (H, W, C), of which matplotlib takes one channel as grey; values outside [0, 1] are cut off.
+            channels_last = image.clamp(0, 1).permute(1, 2, 0).numpy()
+            panel.imshow(channels_last, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(caption, fontsize="small")
             panel.set(xticks=[], yticks=[])
     scale = eps_text(largest, images, norm, 3)
@@ -312,12 +306,7 @@ def draw_examples(subject: Subject, found: Examples, run: Run | None) -> Figure:
         f"{NORMS[norm]} length is an upper bound of the margin (images in [0, 1])",
         fontsize="medium",
     )
-    return figure
-
-
-def _short(name: str) -> str:
-    """A class's name that fits above a picture, with no sign that matplotlib would take for mathematics."""
-    return (name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$")
+    return figure, default_name(f"examples-{folder.name}", [subject.path])
 
 
 def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
@@ -329,29 +318,7 @@ def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
     return f"{NORMS[norm]} {eps_text(length, images, norm, 3)}"
 
 
-def pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W, C), or (H, W) of a grey image; values outside [0, 1] are cut off."""
-    shown = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    return shown[..., 0] if shown.shape[2] == 1 else shown
-
-
 # --- commands ------------------------------------------------------------------------------------------------------
-
-
-def examples(given: dict[str, Any]) -> tuple[Figure, str]:
-    """The picture of `examples`, and what to call it.
-
-    :raises UserError: if the network cannot be attacked.
-    """
-    if not 1 <= given["count"] <= 40:
-        raise UserError(f"--count {given['count']}: a picture holds 1 to 40 images")
-    if given["max_eps"] is not None and not 0 < given["max_eps"] < inf:
-        raise UserError(f"--max_eps {given['max_eps']:g}: a radius in input units, as 0.3 or 8/255")
-    subject = on_cpu(given["run"], **{flag: given[flag] for flag in ("data_root", "dataset", "norm", "network")})
-    folder = subject.path.resolve().parent
-    run = read_run(folder) if (folder / "config.json").is_file() else None
-    figure = draw_examples(subject, find_examples(subject, given["count"], given["max_eps"]), run)
-    return figure, default_name(f"examples-{folder.name}", [subject.path])
 
 
 @exits_on_user_error
@@ -380,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 flags.add_argument(f"--{flag}", help="as in the evaluation (default: the checkpoint's)")
     given = parser.parse(argv)
     if given["picture"] == "examples":
-        figure, name = examples(given)
+        figure, name = draw_examples(given)
     else:
         runs = read_runs([Path(run) for run in given["runs"]])
         figure, name = draw_margins(runs) if given["picture"] == "margins" else draw_robustness(runs, given["norm"])

@@ -24,11 +24,11 @@ reports.require("pandas", "jinja2")
 import numpy as np
 import pandas as pd
 
-from config import OTHER, SPLITS, Config
+from config import Config
 from errors import UserError
-from evaluations.compare_attacks import NAMES, nearest
+from evaluations.compare_attacks import NAMES, nearest, of_same_images
 from evaluations.results import Row, accuracy_of, function_of, joined_checks, merged, quoted, read_file, same_eps, way
-from flags import parse_train
+from flags import as_typed, parse_train
 from presets import USES
 from records.commands import ROOT
 from records.reading import is_number, parse_json, read_margins
@@ -108,11 +108,9 @@ def _words(flags: dict[str, str]) -> list[str]:
 
 def _typed(value: object) -> str:
     """A value as it is typed: 255ths as fractions, schedules by step."""
-    if isinstance(value, tuple):
-        return ",".join(f"{step}:{rate!r}" for step, rate in value)
     if isinstance(value, float) and value != round(value, 4) and abs(255 * value - round(255 * value)) < 1e-9:
         return f"{round(255 * value)}/255"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else as_typed(value)
 
 
 def training_command(config: Config, savepath: str) -> str:
@@ -134,6 +132,7 @@ class Run:
     log: list[dict[str, Any]]  # rows of metrics.jsonl
     evaluations: dict[str, list[Row]]  # by file: every row, with attack, norm, dataset, model_sha256
     damaged: list[str]  # a line each
+    hashes: dict[str, str]  # SHA-256 of every checkpoint in the folder -> its name
     checkpoint: str = ""  # the file that was evaluated, where several of another program lie in one folder
 
     @property
@@ -209,11 +208,6 @@ class Run:
         said = {name: value for name, value in flags_of(self.config).items() if name not in (*NAMED, "seed")}
         unfinished = 0 < self.steps < self.config.max_steps
         return said | ({"steps done": f"{self.steps} of {self.config.max_steps}"} if unfinished else {})
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of every checkpoint in the folder -> its name."""
-        return checkpoints_in(self.folder)
 
     def doubts(self, file: str, split: str = "test") -> list[str]:
         """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's."""
@@ -293,20 +287,21 @@ def read_run(folder: Path, checkpoint: str = "") -> Run:
     if not paths:
         why = "holds no run" if folder.is_dir() else "not there"
         raise UserError(f"run folder {folder}: {why}: name folders that train.py made")
-    files = checkpoints_in(folder)
+    hashes = checkpoints_in(folder)
+    wanted = [sha256 for sha256, name in hashes.items() if name == (checkpoint or "model_best.pt")]
     for path in paths:
         try:
             if path.name == "config.json":
                 content = parse_json(path.read_bytes())
                 config, environment = stored_config(content, path), content.get("environment") or {}
-            else:
-                wanted = [sha256 for sha256, name in files.items() if name == (checkpoint or "model_best.pt")]
-                if rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
-                    evaluations[path.name] = rows
+            elif rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
+                evaluations[path.name] = rows
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             damaged.append(f"`{path}` is left out: {why}")
-    return Run(folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, checkpoint)
+    return Run(
+        folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, hashes, checkpoint
+    )
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -349,49 +344,23 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows_of(path: Path, wanted: Sequence[str], config: Config | None, alone: bool) -> list[Row]:
-    """Every row of the wanted checkpoint (its sha256) in an `eval_*.json`; where it has none, those of the first one there,
-    or if it is `alone` none. Those on the data set of its training, if there are such.
+    """Every row of one checkpoint on one data set in an `eval_*.json`: the wanted one (its sha256), or unless it is `alone`
+    another; on the data set of its training, or another; the latest.
 
     :raises ValueError, KeyError, TypeError: if it is not what an evaluation writes.
     """
-    contents = read_file(path)
-    if not (mine := [one for one in contents if one["model_sha256"] in wanted]):
-        if alone:
-            return []
-        mine = [one for one in contents if one["model_sha256"] == contents[0]["model_sha256"]]
-    content = next((one for one in mine if config and one["dataset"] == config.dataset), mine[0])
+    contents = [one for one in read_file(path) if one["model_sha256"] in wanted or not alone]
+    if not contents:
+        return []
+    dataset = config.dataset if config else None
+    content = min(contents, key=lambda one: (one["model_sha256"] not in wanted, one["dataset"] != dataset))
     head = {name: content[name] for name in ("attack", "norm", "dataset", "model_sha256")}
     if path.name != (right := f"eval_{head['attack']}_{head['norm']}.json"):
         raise ValueError(f"its name is not {right}")
     rows = [{**row, **head, "file": path.name} for row in content["results"]]
-    if head["attack"] not in ATTACKS or head["norm"] not in NORMS or not all(map(_is_sound, rows)):
-        raise ValueError("a row of results is not what an evaluation writes")
+    if not all(len(row.get("flags") or row["distances"]) == row["n"] for row in rows):
+        raise ValueError("a row of results does not have a flag or a distance for each of its images")
     return rows
-
-
-KINDS = {"flags": str, "settings": dict, "sanity": dict, "warnings": list, "dataset": str, "model_sha256": str}
-
-
-def _is_sound(row: Row) -> bool:
-    """Whether what tables and pictures show of a row is of the kind that an evaluation writes."""
-    shares = [row["clean_acc"], *row["clean_ci95"]]
-    if "eps" in row:
-        images, lengths = row["flags"], [row["eps"]]
-        shares += [row["robust_acc"], *row["ci95"]]
-    else:
-        images, figures = row["distances"], (row["mean"], *row["quartiles"])
-        lengths = [length for length in (*figures, *images) if length is not None]
-        if len(figures) != 4:
-            return False
-    return (
-        all(isinstance(row[key], kind) for key, kind in KINDS.items() if key in row)
-        and all(isinstance(check, dict) and "ok" in check for check in row.get("sanity", {}).values())
-        and all(is_number(value) and 0 <= value <= 1 for value in shares)
-        and all(map(is_number, [*lengths, row.get("invalid", 0)]))
-        and row["split"] in (*SPLITS, OTHER)
-        and len(images) == row["n"] > 0
-        and len(shares) == (6 if "eps" in row else 3)
-    )
 
 
 # --- the frame -----------------------------------------------------------------------------------------------------
@@ -417,30 +386,29 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
         doubted = {file for file in run.evaluations if run.doubts(file, split)}
         codes = {function_of(row)[0] for rows in run.evaluations.values() for row in rows}
         for file, row in ((file, row) for file, rows in run.evaluations.items() for row in quoted(rows, split)):
-            network, standardised = function_of(row)
-            function = [network.partition(" instead")[0]] * (len(codes) > 1) + [f"standardise {standardised}"] * bool(
-                standardised
-            )
+            (network, standardised), norm, files = function_of(row), row["norm"], {file}
             images = run.images if run.images and row["dataset"] == "imagefolder" else row["dataset"]
-            other_norm = [f"trained under {NORMS[str(run.norm)]}"] if run.norm not in (None, row["norm"]) else []
-            other_images = [f"trained on {title(run.images)}"] if run.images not in ("", images) else []
-            files = {file}
+            said = [
+                label,
+                network.partition(" instead")[0] if len(codes) > 1 else "",
+                f"standardise {standardised}" if standardised else "",
+                f"trained under {NORMS[str(run.norm)]}" if run.norm not in (None, norm) else "",
+                f"trained on {title(run.images)}" if run.images not in ("", images) else "",
+            ]
             if row["attack"] == "transfer":
-                files.add(f"eval_pgd_{row['norm']}.json")
-                row = with_white_box(row, quoted(run.evaluations.get(f"eval_pgd_{row['norm']}.json", []), split))
-            label_here = ", ".join(filter(None, [label, *function, *other_norm, *other_images]))
-            found.append((run, label_here, images, not doubted.isdisjoint(files), row))
+                files.add(white_box := f"eval_pgd_{norm}.json")
+                row = with_white_box(row, quoted(run.evaluations.get(white_box, []), split))
+            eps, robust = round(row.get("eps", np.nan), 6), 100 * row.get("robust_acc", np.nan)
+            figures = (eps, row["n"], 100 * row["clean_acc"], robust, not doubted.isdisjoint(files), row)
+            found.append((run, ", ".join(filter(None, said)), images, norm, row["attack"], *figures))
 
-    def order(one: tuple[Run, str, str, bool, Row]) -> tuple[Any, ...]:
-        run, label, images, _, row = one
-        method, attack = [*METHODS, None].index(run.method), list(ATTACKS).index(row["attack"])
-        return images, row["norm"], method, run.radius or 0, label, run.seed, attack, row.get("eps", 0)
+    def order(one: tuple[Any, ...]) -> tuple[Any, ...]:
+        run, label, images, norm, attack, eps, *_ = one
+        method = [*METHODS, None].index(run.method), run.radius or 0
+        return images, norm, *method, label, run.seed, list(ATTACKS).index(attack), np.nan_to_num(eps)
 
-    found.sort(key=order)
-    stored = pd.DataFrame([row for *_, row in found], columns=["norm", "attack", "eps", "n", "clean_acc", "robust_acc"])
-    shares = {"clean": 100 * stored.pop("clean_acc"), "robust": 100 * stored.pop("robust_acc")}
-    table = pd.DataFrame(found, columns=["run", "label", "images", "doubted", "row"])
-    return table.join(stored.assign(eps=stored["eps"].astype(float).round(6), **shares))
+    columns = ("run", "label", "images", "norm", "attack", "eps", "n", "clean", "robust", "doubted", "row")
+    return pd.DataFrame(sorted(found, key=order), columns=columns).astype({"eps": float, "robust": float})
 
 
 def kind_of(rows: Rows) -> tuple[str, str]:
@@ -463,11 +431,9 @@ def nearest_known(rows: Rows) -> list[float]:
 def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:
     """A row of transferred images, less what PGD's own row at its radius breaks beyond it: of these images, or of more
     of which they are the first, and of the same checkpoint."""
-    for own in white_box:
-        # A part of a folder of pictures is drawn, not its first images.
-        first = len(own["flags"]) >= len(row["flags"]) and (row["dataset"] != "imagefolder" or own["n"] == row["n"])
+    for own in (own for own in white_box if own["n"] >= row["n"] and of_same_images(own, row, row["dataset"])):
         alike = own["model_sha256"] == row["model_sha256"] and function_of(own) == function_of(row)
-        if first and alike and same_eps(own["eps"], row["eps"]):
+        if alike and same_eps(own["eps"], row["eps"]):
             both = zip(own["flags"], row["flags"], strict=False)
             return row | accuracy_of("".join("1" if a == b == "1" else "0" for a, b in both))
     return row

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 
 from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
 from evaluations.results import Row, average_accuracies, effort, is_standard, way, wilson
-from reports import published, writing
+from reports import published
 from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, nearest_known, spread
 
 BY_DISTANCE = "by smallest distances"
@@ -32,14 +32,17 @@ def in_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+Line: TypeAlias = dict[Any, str]  # text by column: its name, or its radius
+
+
 class Table(NamedTuple):
     """Text by column; the columns in which no line says anything are left out."""
 
-    header: list[str]
+    header: list[Any]
     lines: list[list[str]]
 
     @classmethod
-    def of(cls, header: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
+    def of(cls, header: Sequence[object], lines: Sequence[Line]) -> Table:
         used = [name for name in header if any(line.get(name, NONE) != NONE for line in lines)]
         return cls(used, [[line.get(name, NONE) for name in used] for line in lines])
 
@@ -62,24 +65,17 @@ def code(text: object) -> str:
 
 def render(template: str, **values: object) -> str:
     """A page: a template of this folder filled in, in HTML with text."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, autoescape=".html" in template, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(template).render(values)
+    environment = Environment(trim_blocks=True, autoescape=".html" in template, undefined=StrictUndefined)
+    return environment.from_string(Path(__file__).with_name(template).read_text(encoding="utf-8")).render(values)
 
 
 def show_or_write(text: str, out: str | None) -> int:
-    """Print it, or write it to the file `out`; 0, the exit status.
-
-    :raises UserError: if the file cannot be written.
-    """
+    """Print it, or write it to the file `out`; 0, the exit status."""
     if out is None:
         print(text, end="")
-        return 0
-    with writing(f"--out {out}"):
+    else:
         Path(out).write_text(text, encoding="utf-8")
-    print(f"written: {out}")
+        print(f"written: {out}")
     return 0
 
 
@@ -99,18 +95,17 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
     asked: further radii, at which smallest distances alone may say something.
     """
     images, norm = kind_of(found)
-    lines: list[dict[str, str]] = []
+    lines: list[Line] = []
     radii = {*found["eps"].dropna(), *asked}
     for name, runs, every in _methods(found):
-        group = every[every["eps"].notna()]
-        first = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}
-        cost = cost_cells(runs)
-        for attack, rows in group.groupby("attack", sort=False):
-            if attack == "autoattack" and (group["attack"] == "pgd").any():
+        by_attack = dict(list(every[every["eps"].notna()].groupby("attack", sort=False)))
+        first, cost = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}, cost_cells(runs)
+        for attack, rows in by_attack.items():
+            if attack == "autoattack" and "pgd" in by_attack:
                 continue  # a column of PGD's line
             line = _accuracy_line(rows, runs)
-            if attack == "pgd":
-                line["AutoAttack"] = _autoattack(group[group["attack"] == "autoattack"], runs, line)
+            if attack == "pgd" and "autoattack" in by_attack:
+                line["AutoAttack"] = _autoattack(by_attack["autoattack"], runs, line["n"])
             lines.append(first | line | cost)
             cost = {}
         if radii and (by_distance := _line_by_distance(every, runs, radii)):
@@ -120,25 +115,21 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
                 radii |= {round(eps, 6) for eps in said.robust}
                 line = _published_line(said, images, norm, notes)
                 lines += [line] if line not in lines else []
-    columns = [_column(eps, images, norm) for eps in sorted(radii)]
     for line in lines:
-        known = sum(column in line for column in columns)
-        for average in ("AvgAcc", "AvgRobAcc") if known < len(columns) else ():
+        known = len(radii & line.keys())
+        for average in ("AvgAcc", "AvgRobAcc") if known < len(radii) else ():
             line |= {average: f"{line[average]} (of {known} ε)"} if average in line else {}
-    header = ["method", "attack", "n", "clean", *columns, "AvgAcc", "AvgRobAcc", "AutoAttack", "passes [M]", "minutes"]
-    return Table.of(header, lines)
+    averages_and_cost = ("AvgAcc", "AvgRobAcc", "AutoAttack", "passes [M]", "minutes")
+    header, cells = Table.of(["method", "attack", "n", "clean", *sorted(radii), *averages_and_cost], lines)
+    return Table([f"ε = {eps_text(name, images, norm)}" if name in radii else name for name in header], cells)
 
 
-def _column(eps: float, images: str, norm: str) -> str:
-    return f"ε = {eps_text(eps, images, norm)}"
-
-
-def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
+def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> Line:
     """The figures of one attack, by column; of each run those of most images and effort are what the line speaks of."""
-    images, norm = kind_of(rows)
+    images, _ = kind_of(rows)
     leads = {run: _lead(of_run) for run, of_run in rows.groupby("run", sort=False)["row"]}
     attack = ATTACKS[rows["attack"].iloc[0]]
-    line = {
+    line: Line = {
         "attack": attack if all(map(is_standard, leads.values())) else f"not standard {attack}",
         "n": _images([row["n"] for row in leads.values()], images),
         "clean": _cell([row["clean_acc"] for row in leads.values()], runs, next(iter(leads.values()))["clean_ci95"]),
@@ -148,7 +139,7 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
         remark = _remark(at, leads)
         odd |= bool(remark) or len(at) < len(leads)
         robust = _cell([row["robust_acc"] for row in at["row"]], runs, at["row"].iloc[0]["ci95"])
-        line[_column(eps, images, norm)] = warning + robust + remark
+        line[eps] = warning + robust + remark
     if not odd:
         of_runs = rows.groupby("run", sort=False)["row"]
         means = [average_accuracies(leads[run]["clean_acc"], [row["robust_acc"] for row in of]) for run, of in of_runs]
@@ -157,14 +148,14 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> dict[str, str]:
     return line
 
 
-def _line_by_distance(rows: Rows, runs: Sequence[Run], radii: Iterable[float]) -> dict[str, str]:
+def _line_by_distance(rows: Rows, runs: Sequence[Run], radii: Iterable[float]) -> Line:
     """The share of images whose nearest known adversarial image is farther than eps, by column."""
-    images, norm = kind_of(rows)
+    images, _ = kind_of(rows)
     distances = [known for _, of_run in rows.groupby("run", sort=False) if (known := nearest_known(of_run))]
     if not distances:
         return {}
-    line = {"attack": BY_DISTANCE, "n": _images(list(map(len, distances)), images)}
-    for name, eps in [("clean", 0.0), *((_column(eps, images, norm), eps + 1e-6) for eps in radii)]:  # eps is rounded
+    line: Line = {"attack": BY_DISTANCE, "n": _images(map(len, distances), images)}
+    for name, eps in [("clean", 0.0), *((eps, eps + 1e-6) for eps in radii)]:  # eps is rounded
         standing = [sum(distance > eps for distance in known) for known in distances]
         shares = [count / len(known) for count, known in zip(standing, distances, strict=True)]
         line[name] = _cell(shares, runs, wilson(standing[0], len(distances[0])))
@@ -175,7 +166,7 @@ def _lead(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: (row["n"], effort(row)))
 
 
-def _images(counts: Sequence[int], images: str) -> str:
+def _images(counts: Iterable[int], images: str) -> str:
     """How many test images; of how many, where that is known to be more."""
     different, of = sorted(set(counts)), TEST_IMAGES.get(images)
     return ", ".join(map(str, different)) + (f" of {of}" if of and different != [of] else "")
@@ -207,18 +198,16 @@ def _remark(at: Rows, leads: Mapping[Run, Row]) -> str:
     return f" ({', '.join(dict.fromkeys(said))})" if said else ""
 
 
-def _autoattack(rows: Rows, runs: Sequence[Run], pgd: Mapping[str, str]) -> str:
+def _autoattack(rows: Rows, runs: Sequence[Run], n: str) -> str:
     """`90.3 at 0.3 (n 500)`, for each eps; with its n where that is not PGD's, and said if it is not the standard one."""
-    if rows.empty:
-        return NONE
-    line, radii = _accuracy_line(rows, runs), sorted(set(rows["eps"]))
-    figures = [f"{line[_column(eps, *kind_of(rows))]} at {eps_text(eps, *kind_of(rows))}" for eps in radii]
-    remarks = [] if line["n"] == pgd["n"] else [f"n {line['n']}"]
+    line = _accuracy_line(rows, runs)
+    figures = [f"{line[eps]} at {eps_text(eps, *kind_of(rows))}" for eps in sorted(set(rows["eps"]))]
+    remarks = [] if line["n"] == n else [f"n {line['n']}"]
     remarks += [] if line["attack"] == ATTACKS["autoattack"] else ["not standard AutoAttack"]
     return "; ".join(figures) + (f" ({', '.join(remarks)})" if remarks else "")
 
 
-def cost_cells(runs: Sequence[Run]) -> dict[str, str]:
+def cost_cells(runs: Sequence[Run]) -> Line:
     """What training took."""
     passes = [run.passes_at_most / 1e6 for run in runs if run.passes_at_most]
     minutes = [run.minutes for run in runs if run.minutes]
@@ -229,9 +218,9 @@ def cost_cells(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def _published_line(said: published.Accuracies, images: str, norm: str, notes: list[str]) -> dict[str, str]:
+def _published_line(said: published.Accuracies, images: str, norm: str, notes: list[str]) -> Line:
     decimals, robust = 1 if said.autoattack is None else 2, list(said.robust.values())
-    line = {_column(eps, images, norm): f"{value:.{decimals}f}" for eps, value in said.robust.items()}
+    line: Line = {round(eps, 6): f"{value:.{decimals}f}" for eps, value in said.robust.items()}
     line["clean"] = f"{said.clean:.{decimals}f}"
     if said.autoattack is None:
         source = f"{published.DISCUSSION}; averages computed here"
@@ -255,26 +244,20 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
     for name, runs, group in _methods(found[found["eps"].isna()]):
         name = f"{name} {mark(sources(runs, images, norm), notes)}"
         for attack, rows in group.groupby("attack", sort=False):
-            warning = f"{WARNING} " if rows["doubted"].any() else ""
-            lines.append([name, ATTACKS[attack], *_distance_cells(list(rows["row"]), runs, images, warning)])
+            warning, mine = f"{WARNING} " if rows["doubted"].any() else "", list(rows["row"])
+            images_and_clean = [_images(rows["n"], images), _cell([row["clean_acc"] for row in mine], runs)]
+            # The mean of the seeds; no figure where one of them has none because images were not broken.
+            seeds = zip(*([row["mean"], *row["quartiles"]] for row in mine), strict=True)
+            figures = [NONE if None in values else warning + spread(values, 3, len(runs)) for values in seeds]
+            lost = [str(row["distances"].count(None)) for row in mine]
+            not_found = NONE if set(lost) == {"0"} else ", ".join(lost)
+            lines.append([name, ATTACKS[attack], *images_and_clean, *figures, not_found])
             for said in published.DISTANCES.get((images, norm), ()) if attack == "cw" else ():
                 if any(published.is_of(said, run) for run in runs):
                     theirs = f"{published.name(said, images, norm)}, published {mark(published.DISCUSSION, notes)}"
                     figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
                     lines.append([theirs, ATTACKS["cw"], "1000", f"{said.clean:.1f}", *figures, NONE])
     return Table.of(DISTANCES, [dict(zip(DISTANCES, line, strict=True)) for line in lines])
-
-
-def _distance_cells(rows: Sequence[Row], runs: Sequence[Run], images: str, warning: str) -> list[str]:
-    """The mean of the seeds; no figure where one of them has none because images were not broken."""
-    figures = zip(*([row["mean"], *row["quartiles"]] for row in rows), strict=True)
-    lost = [str(row["distances"].count(None)) for row in rows]
-    return [
-        _images([row["n"] for row in rows], images),
-        _cell([row["clean_acc"] for row in rows], runs),
-        *(NONE if None in values else warning + spread(values, 3, len(runs)) for values in figures),
-        NONE if set(lost) == {"0"} else ", ".join(lost),
-    ]
 
 
 # --- what must be said of them -------------------------------------------------------------------------------------
@@ -315,8 +298,8 @@ def remarks(found: Rows) -> list[str]:
     for name, runs, group in _methods(found):
         for run in runs:
             for file in dict.fromkeys(row["file"] for row in group[group["run"] == run]["row"]):
-                loud += [f"- {WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
-            others += [f"- {name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
+                loud += [f"{WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
+            others += [f"{name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
     return [" ".join(line.split()) for line in (*loud, *others)]
 
 

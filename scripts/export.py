@@ -10,16 +10,13 @@ each of the first test images at a radius of its own, and instances.csv as VNN-C
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
-from evaluations.results import quoted, read_file, same_eps
+from evaluations.results import checkpoint_rows, is_standard, quoted, same_eps
 from evaluations.subject import load_subject
 from flags import Parser, number, whole
 from networks.build import build_model
@@ -39,12 +36,12 @@ from networks.foreign import shape_of
 from networks.names import is_built_in
 from records.checkpoint import load_weights
 from records.pretrained import Pretrained, load_pretrained
+from reports import require
 from utils import generator, write_atomically
 from validation import require_positive
 
 TOLERANCE = 1e-5  # of logits, between the network and what is read back
 EXTRAS = "requirements/export.txt"
-ROBUSTBENCH_KEYS = (("convgroup", "block"), ("conv_shortcut", "convShortcut"))  # ours, theirs; and ours begin with `1.`
 ROBUSTBENCH_RADIUS = {"Linf": ("8/255", 8 / 255), "L2": ("0.5", 0.5)}
 
 
@@ -71,11 +68,13 @@ def built(source: Pretrained, weights: dict[str, Tensor], size: int | None) -> n
 
 def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The weights; as metadata the config in JSON, and the checkpoint's sha256."""
-    package, size = extra("safetensors.torch"), images.shape[-1]
+    require("safetensors", by=EXTRAS)
+    from safetensors.torch import load_file, save
+
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
     metadata["classes"] = json.dumps(source.config.class_names)
-    return {".safetensors": package.save(state, metadata)}, lambda file: built(source, package.load_file(file), size)
+    return {".safetensors": save(state, metadata)}, lambda file: built(source, load_file(file), images.shape[-1])
 
 
 def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
@@ -86,29 +85,17 @@ def robustbench(source: Pretrained, model: nn.Module, images: Tensor) -> Written
             f"--to robustbench: {network} on {channels} channels and {classes} classes: RobustBench's class is a "
             "WRN-28-4 on colour images and 10 classes: choose safetensors or onnx"
         )
-    buffer, size = io.BytesIO(), images.shape[-1]
-    torch.save(to_robustbench(model.state_dict()), buffer)
+    buffer, size, state = io.BytesIO(), images.shape[-1], model.state_dict()
+    # Ours begin with `1.`.
+    theirs = {key: key[2:].replace("convgroup", "block").replace("conv_shortcut", "convShortcut") for key in state}
+    torch.save({theirs[key]: tensor for key, tensor in state.items()}, buffer)
     info = (json.dumps(model_info(source), indent=2) + "\n").encode()
 
     def read(file: Path) -> nn.Module:
-        return built(source, from_robustbench(torch.load(file, weights_only=True)), size)
+        stored = torch.load(file, weights_only=True)
+        return built(source, {key: stored[name] for key, name in theirs.items()}, size)
 
     return {".pt": buffer.getvalue(), ".json": info}, read
-
-
-def to_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A WRN-28-4's state dict with RobustBench's keys."""
-    state = {re.sub(r"^1\.", "", key): tensor for key, tensor in state.items()}
-    for own, theirs in ROBUSTBENCH_KEYS:
-        state = {key.replace(own, theirs): tensor for key, tensor in state.items()}
-    return state
-
-
-def from_robustbench(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The way back."""
-    for own, theirs in ROBUSTBENCH_KEYS:
-        state = {key.replace(theirs, own): tensor for key, tensor in state.items()}
-    return {f"1.{key}": tensor for key, tensor in state.items()}
 
 
 def model_info(source: Pretrained) -> dict[str, object]:
@@ -122,14 +109,8 @@ def model_info(source: Pretrained) -> dict[str, object]:
     best = {}  # field -> the row it is taken from
     for attack, field in (("pgd", "reported"), ("autoattack", "autoattack_acc")):
         path = source.path.with_name(f"eval_{attack}_{config.norm}.json")
-        try:
-            contents = read_file(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: damaged ({error}): move it away first") from None
-        for content in contents:
-            if (content["model_sha256"], content["dataset"]) == (source.sha256, config.dataset):
-                standard = [row for row in content["results"] if row["settings"].get("standard") is not False]
-                best.update((field, row) for row in quoted(standard) if same_eps(row["eps"], radius))
+        rows = checkpoint_rows(path, {"model_sha256": source.sha256, "dataset": config.dataset})
+        best.update((field, row) for row in quoted(filter(is_standard, rows)) if same_eps(row["eps"], radius))
     info |= {field: f"{100 * row['robust_acc']:.2f}" for field, row in best.items()}
     if best:
         info["clean_acc"] = f"{100 * max(best.values(), key=lambda row: row['n'])['clean_acc']:.2f}"
@@ -137,22 +118,12 @@ def model_info(source: Pretrained) -> dict[str, object]:
     return info
 
 
-def extra(name: str) -> Any:
-    """A package that only exports need.
-
-    :raises UserError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package, file = name.partition(".")[0], ROOT / EXTRAS
-        raise UserError(f"package {package}: missing ({error}): pip install -r {file}") from None
-
-
 def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
     """The network, input `images`, output `logits`, the first dimension of both of any size."""
-    extra("onnx"), extra("onnxscript")
-    runtime, buffer = extra("onnxruntime"), io.BytesIO()
+    require("onnx", "onnxscript", "onnxruntime", by=EXTRAS)
+    from onnxruntime import InferenceSession
+
+    buffer = io.BytesIO()
     how = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     with warnings.catch_warnings(action="ignore"):  # of the exporter's own insides
         program = torch.onnx.export(model, (images,), **how, dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -160,16 +131,15 @@ def onnx(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
         program.save(buffer)
 
     def read(file: Path) -> Callable[[Tensor], Tensor]:
-        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        session = InferenceSession(file, providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
     return {".onnx": buffer.getvalue()}, read
 
 
-def properties(
-    source: Pretrained, model: nn.Module, out: Path, count: int, share: float, data_root: str | None
-) -> list[Path]:
-    """For each of the first test images that is right: whether no image within `share` of AN-PGD's margin is of another class.
+def properties(source: Pretrained, model: nn.Module, out: Path, count: int, share: float, data_root: str | None) -> int:
+    """For each of the first test images that is right: whether no image within `share` of AN-PGD's margin is of another class;
+    how many they are.
 
     A VNN-LIB property asserts the opposite: it has an answer if such an image exists. Beyond 1 one is known.
 
@@ -187,9 +157,7 @@ def properties(
     found = margins("Linf", config.search_maxeps, steps=40, projections=1, targets=9, batch_size=200)(model, x, y)
     out.mkdir(parents=True)
     contents, _ = onnx(source, model, x[:1].repeat(7, 1, 1, 1))
-    files = {"network.onnx": contents[".onnx"]}
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+    files, instances, (*_, classes) = {"network.onnx": contents[".onnx"]}, [], shape_of(source.weights)
     for row in ((found.eps > 0) & found.found).nonzero().flatten().tolist():
         eps, label = float(found.eps[row]), int(y[row])
         lines = [
@@ -202,11 +170,12 @@ def properties(
             low, high = max(value - share * eps, 0), min(value + share * eps, 1)
             lines += [f"(assert (>= X{list(place)} {low:.8f}))", f"(assert (<= X{list(place)} {high:.8f}))"]
         broken = " ".join(f"(and (>= Y[0, {k}] Y[0, {label}]))" for k in range(classes) if k != label)
-        files[f"image-{row:05}.vnnlib"] = "\n".join([*lines, f"(assert (or {broken}))", ""]).encode()
-    instances = "".join(f"network.onnx,{name},300\n" for name in files if name.endswith(".vnnlib"))
-    for name, content in (files | {"instances.csv": instances.encode()}).items():
+        name = f"image-{row:05}.vnnlib"
+        files[name] = "\n".join([*lines, f"(assert (or {broken}))", ""]).encode()
+        instances.append(f"network.onnx,{name},300\n")
+    for name, content in {**files, "instances.csv": "".join(instances).encode()}.items():
         write_atomically(out / name, content)
-    return [out / name for name in (*files, "instances.csv")]
+    return len(instances)
 
 
 FORMATS = {"safetensors": safetensors, "robustbench": robustbench, "onnx": onnx}
@@ -250,23 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_root", help="vnnlib: folder of the data set (default: the run's)")
     given = parser.parse(argv)
     require_positive(SimpleNamespace(**given), ["images", "share"])
-    source, size = load_pretrained(given["run"]), given.get("size")
+    source, size = load_pretrained(given["run"]), given["size"]
     model = built(source, source.weights, size)
     channels, height, width, _ = shape_of(source.weights)
     if source.config.image_shape:
         channels, height, width = source.config.image_shape
     images = torch.rand(7, channels, size or height, size or width, generator=generator(0))
-    out = Path(given.get("out") or Path("runs") / source.path.resolve().parent.name)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if given["to"] == "vnnlib":
-            files = properties(source, model, out, given["images"], given["share"], given.get("data_root"))
-            print(f"{out}: network.onnx, instances.csv and {len(files) - 2} properties")
-            return 0
-        files = write(FORMATS[given["to"]](source, model, images), model, images, out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another place") from None
-    print("\n".join(map(str, files)))
+    out = Path(given["out"] or Path("runs") / source.path.resolve().parent.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if given["to"] == "vnnlib":
+        count = properties(source, model, out, given["images"], given["share"], given["data_root"])
+        print(f"{out}: network.onnx, instances.csv and {count} properties")
+    else:
+        print(*write(FORMATS[given["to"]](source, model, images), model, images, out), sep="\n")
     return 0
 
 

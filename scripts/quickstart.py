@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,19 +23,21 @@ from errors import exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
 from evaluations.subject import load_subject
-from reports import make_report
+from records.commands import command
+from reports import make_report, plots
+from reports.runs import Run, read_runs
 
 OUT = ROOT / "runs" / "quickstart"
 MAX_EPS = 1.0  # nothing in [0, 1] is farther
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-NETWORKS = {  # name in table and pictures -> run folder, flags of train.py, how it is drawn
-    "standard training": ("digits-Linf-STD-sd0", "--method std --max_steps 500", "0.75", "--", "s"),
-    "PGD at eps 0.2": ("digits-Linf-PGD-0.2-sd0", "--method pgd --train_eps 0.2 --max_steps 700", "0.45", ":", "^"),
-    "MMA, d_max 0.3": ("digits-Linf-MMA-0.3-sd0", "--hinge_maxeps 0.3 --max_steps 700", "0.1", "-", "o"),
+NETWORKS = {  # name in the table -> run folder, flags of train.py
+    "standard training": ("digits-Linf-STD-sd0", "--method std --max_steps 500"),
+    "PGD at eps 0.2": ("digits-Linf-PGD-0.2-sd0", "--method pgd --train_eps 0.2 --max_steps 700"),
+    "MMA, d_max 0.3": ("digits-Linf-MMA-0.3-sd0", "--hinge_maxeps 0.3 --max_steps 700"),
 }
 
 
-def train_and_attack(name: str, folder: Path, flags: str) -> dict:
+def train_and_attack(name: str, folder: Path, flags: str) -> tuple[list[float], np.ndarray]:
     """Train (or go on, or skip), attack, measure margins on the test set: robust accuracy by eps, 0 among them; margins."""
     print(f"\n== {name} ==", flush=True)
     common = ["--dataset", "digits", "--norm", "Linf", "--device", "cpu", "--resume", "--savepath", str(folder)]
@@ -52,7 +51,7 @@ def train_and_attack(name: str, folder: Path, flags: str) -> dict:
     x, y, _ = subject.test.everything()
     measure = margins("Linf", MAX_EPS, steps=10, projections=1, targets=9, batch_size=200)
     eps = measure(subject.model, x, y).eps.numpy()
-    return {"accuracy": [rows[0]["clean_acc"], *(row["robust_acc"] for row in rows)], "margins": eps}
+    return [rows[0]["clean_acc"], *(row["robust_acc"] for row in rows)], eps
 
 
 def mean_margin(margins: np.ndarray) -> str:
@@ -60,47 +59,40 @@ def mean_margin(margins: np.ndarray) -> str:
     return f"{margins.mean():.3f}" if np.isfinite(margins).all() else "none"
 
 
-def print_table(found: dict[str, dict]) -> None:
-    print(f"\nDigits, 397 test images, Linf; robust against PGD (40 steps, 4 restarts) at each eps; see {OUT}\n")
-    print(f"{'':18}{'clean':>10}" + "".join(f"{f'eps {eps:g}':>10}" for eps in RADII) + f"{'mean margin ≤':>16}")
-    for name, result in found.items():
-        cells = "".join(f"{accuracy:>10.1%}" for accuracy in result["accuracy"])
-        print(f"{name:18}{cells}{mean_margin(result['margins']):>16}")
-
-
-def draw(found: dict[str, dict]) -> list[Path]:
-    """The distribution of margins, and robust accuracy against eps."""
-    (distribution, left), (robustness, right) = (plt.subplots(figsize=(6, 3.6), layout="constrained") for _ in range(2))
-    for (name, result), (_, _, color, line, marker) in zip(found.items(), NETWORKS.values(), strict=True):
-        label, style = f"{name} (mean at most {mean_margin(result['margins'])})", {"color": color, "ls": line, "lw": 2}
-        left.hist(result["margins"], [0.0125 * i for i in range(37)], label=label, histtype="step", **style)
-        right.plot([0, *RADII], [100 * share for share in result["accuracy"]], label=name, marker=marker, **style)
-    left.set_ylim(top=1.35 * left.get_ylim()[1])  # room for the legend
-    left.set(xlabel="upper bound of the margin: Linf distance to the decision boundary", ylabel="test images")
-    left.set_title("Digits: distribution of margins (0: misclassified)")
-    right.set(xlabel="eps: Linf radius of the attack (images in [0, 1])", ylabel="robust accuracy [%]", ylim=(0, 103))
-    right.set_title("Digits: accuracy under repeated PGD")
-    right.grid(alpha=0.3)
-    for figure, axes, name in ((distribution, left, "margins"), (robustness, right, "robustness")):
-        axes.legend()
-        figure.savefig(OUT / f"{name}.png", dpi=150)
-    return [OUT / "margins.png", OUT / "robustness.png"]
+def draw_margins(margins: list[np.ndarray], runs: list[Run]) -> Figure:
+    """Their distribution over the test images."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for eps, look, line in zip(margins, plots.looks(runs).values(), plots.LINES, strict=False):
+        label, style = f"{look.name} (mean at most {mean_margin(eps)})", {"color": look.style["color"], "ls": line}
+        axes.hist(eps, [0.0125 * i for i in range(37)], label=label, histtype="step", lw=2, **style)
+    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # space for the legend
+    axes.set(xlabel="upper bound of the margin: ℓ∞ distance to the decision boundary", ylabel="test images")
+    axes.set_title("Digits: distribution of margins (0: misclassified)")
+    axes.legend()
+    return figure
 
 
 @exits_on_user_error
 def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     started = time.monotonic()
-    folders = {name: OUT / folder for name, (folder, *_) in NETWORKS.items()}
-    found = {name: train_and_attack(name, folders[name], flags) for name, (_, flags, *_) in NETWORKS.items()}
-    pictures = draw(found)
-    print_table(found)
+    folders = [OUT / folder for folder, _ in NETWORKS.values()]
+    found = {name: train_and_attack(name, OUT / folder, flags) for name, (folder, flags) in NETWORKS.items()}
+    print(f"\nDigits, 397 test images, Linf; robust against PGD (40 steps, 4 restarts) at each eps; see {OUT}\n")
+    print(f"{'':18}{'clean':>10}" + "".join(f"{f'eps {eps:g}':>10}" for eps in RADII) + f"{'mean margin ≤':>16}")
+    for name, (accuracies, eps) in found.items():
+        cells = "".join(f"{accuracy:>10.1%}" for accuracy in accuracies)
+        print(f"{name:18}{cells}{mean_margin(eps):>16}")
+    runs = read_runs(folders)
+    figures = {"margins": draw_margins([eps for _, eps in found.values()], runs)}
+    figures["robustness"], _ = plots.draw_robustness(runs)
+    pictures = [plots.save(figure, f"{OUT}/{name}", "")[0] for name, figure in figures.items()]
     print("\npictures:      " + "\n               ".join(map(str, pictures)))
-    print("run folders:   " + "\n               ".join(map(str, folders.values())))
+    print("run folders:   " + "\n               ".join(map(str, folders)))
     print(f"took {time.monotonic() - started:.0f} s. Next, MNIST (downloads 10 MB; half an hour of one CPU core):")
-    python, program = os.path.relpath(sys.executable), os.path.relpath(ROOT / "train.py")
-    print(f"  {python} {program} --dataset mnist --norm Linf --hinge_maxeps 0.45 --recipe fast --resume\n", flush=True)
-    return make_report.main([*map(str, folders.values()), "--out", str(OUT / "report.html")])
+    mnist = "--dataset mnist --norm Linf --hinge_maxeps 0.45 --recipe fast --resume"
+    print(f"  {command('train.py', *mnist.split())}\n", flush=True)
+    return make_report.main([*map(str, folders), "--out", str(OUT / "report.html")])
 
 
 if __name__ == "__main__":

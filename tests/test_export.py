@@ -17,7 +17,8 @@ from loading.datasets import load_test
 from networks.build import build_model
 from records import checkpoint
 from records.pretrained import load_pretrained
-from scripts.export import EXTRAS, from_robustbench, main, model_info, to_robustbench
+from report_runs import evaluate, row
+from scripts.export import EXTRAS, main, model_info
 from support import ROOT
 from their_networks import TheirStandardised
 
@@ -68,14 +69,6 @@ def wide(tmp_path_factory):
     return folder, network.eval(), checkpoint.load_model_file(str(folder)).sha256
 
 
-def evaluation(folder, sha256, attack, *rows):
-    """A file of rows (eps, robust accuracy, images, split, further settings)."""
-    keys = ("eps", "robust_acc", "n", "split", "settings")
-    whole = [{"clean_acc": 0.5, "seed": 0, "flags": "10", **dict(zip(keys, row, strict=True))} for row in rows]
-    head = {"format": 2, "attack": attack, "model_sha256": sha256, "dataset": "cifar10", "norm": "Linf"}
-    (folder / f"eval_{attack}_Linf.json").write_text(json.dumps(head | {"results": whole}))
-
-
 def robustbench_class():
     """RobustBench's own class where it is installed, else the same layout."""
     try:
@@ -93,34 +86,37 @@ def test_robustbench_loads_it(wide, tmp_path):
     x = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(theirs.eval()(x), network(x), atol=1e-5)
-    state = network.state_dict()
-    assert list(from_robustbench(to_robustbench(state))) == list(state)
 
 
 STANDARD = {"standard": True}
-PGD8 = (8 / 255, 0.4718, 100, "test", {})
+PGD8 = {"eps": 8 / 255, "accuracy": 0.47, "n": 100}
+WEAKER = {"eps": 8 / 255, "accuracy": 0.8, "n": 10}
 
 
 @pytest.mark.parametrize(
     ("pgd", "autoattack", "figures"),
     [
         ([], [], {}),
-        ([(4 / 255, 0.6, 100, "test", {})], [], {}),  # another radius
-        ([PGD8], [(8 / 255, 0.4, 100, "test", {"standard": False})], {"clean_acc": "50.00", "reported": "47.18"}),
-        ([PGD8], [(0.03137255, 0.4144, 90, "test", STANDARD)], {"reported": "47.18", "autoattack_acc": "41.44"}),
-        ([PGD8, (8 / 255, 0.9, 900, "val", {}), (8 / 255, 0.8, 10, "test", {})], [], {"reported": "47.18"}),
+        ([PGD8 | {"eps": 4 / 255}], [], {}),
+        ([PGD8], [PGD8 | {"settings": {"standard": False}}], {"clean_acc": "98.00", "reported": "47.00"}),
+        (
+            [PGD8],
+            [WEAKER | {"eps": 0.03137255, "settings": STANDARD}],
+            {"reported": "47.00", "autoattack_acc": "80.00"},
+        ),
+        ([PGD8, PGD8 | {"accuracy": 0.9, "n": 900, "split": "val"}, WEAKER], [], {"reported": "47.00"}),
     ],
     ids=["nothing", "another radius", "not standard", "both", "validation images, fewer images"],
 )
 def test_model_info_says_what_was_evaluated_and_no_more(pgd, autoattack, figures, wide):
     folder, _, sha256 = wide
-    evaluation(folder, sha256, "pgd", *pgd)
-    evaluation(folder, sha256, "autoattack", *autoattack)
+    evaluate(folder, "pgd", [row(**one) for one in pgd], sha256=sha256)
+    evaluate(folder, "autoattack", [row(**one) for one in autoattack], sha256=sha256)
     info = model_info(load_pretrained(str(folder)))
     assert info | figures == info and info["eps"] == "8/255"
     assert {"reported", "autoattack_acc"} & info.keys() == {"reported", "autoattack_acc"} & figures.keys()
     assert ("100 test images" in info["footnote"]) if figures else "footnote" not in info
-    evaluation(folder, "0" * 64, "pgd", *pgd)  # of another checkpoint
+    evaluate(folder, "pgd", [row(**one) for one in pgd])  # of another checkpoint
     assert "reported" not in model_info(load_pretrained(str(folder)))
 
 
@@ -173,15 +169,18 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, monkeypatch):
     fails(capsys, main, [RUN, "--to", "robustbench", *out], "--to robustbench", "WRN-28-4")
     fails(capsys, main, ["nobody", "--to", "onnx", *out], "nobody", RUN)
     fails(capsys, main, [RUN, "--to", "onnxx", *out], "onnxx")
-    fails(capsys, main, [RUN, "--to", "safetensors", "--out", "/proc/no/net"], "--out")
+    fails(capsys, main, [RUN, "--to", "safetensors", "--out", "/proc/no/net"], "/proc/no: No such file")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("to", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxruntime")])
+@pytest.mark.parametrize(("to", "package"), [("safetensors", "safetensors"), ("onnx", "onnxruntime")])
 def test_a_missing_package_is_one_line(to, package, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    fails(capsys, main, [RUN, "--to", to, "--out", str(tmp_path / "net")], package.partition(".")[0], EXTRAS)
-    assert (ROOT / EXTRAS).exists()
+    with pytest.raises(SystemExit, match="2"):
+        main([RUN, "--to", to, "--out", str(tmp_path / "net")])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: package {package}: not installed") and said.count("\n") == 1
+    assert (ROOT / EXTRAS).exists() and said.endswith(f"{EXTRAS}\n") and not list(tmp_path.iterdir())
 
 
 def test_an_export_that_reads_back_differently_is_not_kept(capsys, tmp_path, monkeypatch):

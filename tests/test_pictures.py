@@ -329,7 +329,7 @@ def test_transfer_keeps_them_apart(here):
 
 
 def test_pictures_name_the_classes(here):
-    figure, _ = plots.examples(
+    figure, _ = plots.draw_examples(
         dict.fromkeys(("data_root", "dataset", "norm", "network", "max_eps")) | {"run": "run", "count": 3}
     )
     titles = [panel.get_title() for panel in figure.axes]

@@ -6,20 +6,13 @@ import pytest
 import torch
 
 import evaluate_on_pgd_attacks
-import train
-from command_lines import ATTACK, SMALL, fails
+from command_lines import ATTACK, fails
 from records import checkpoint
 from scripts.round_weights import main, rounded
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert train.main([*SMALL, "--max_steps", "3", "--savepath", "run"]) == 0
-    return tmp_path / "run"
-
-
-def test_rounded_once_evaluated_as_float32_and_refused_beside_evaluations(run, capsys):
+def test_rounded_once_evaluated_as_float32_and_refused_beside_evaluations(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
     before = checkpoint.load(run / "model_best.pt")["model"]
     size = (run / "model_best.pt").stat().st_size
     assert main(["run"]) == 0 and (run / "model_best.pt").stat().st_size < 0.6 * size

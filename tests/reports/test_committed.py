@@ -53,8 +53,3 @@ def remade(folder, config):
         else:
             method = re.fullmatch(r"\w+-\w+-(.+)-sd\d", folder.name)[1]
             assert re.search(rf"^{re.escape(method)} ", (ROOT / script).read_text(), flags=re.MULTILINE)
-
-
-def test_the_sums_name_what_is_there():
-    for name, found in SUMS.items():
-        assert hashlib.sha256((ROOT / "trained_models" / name).read_bytes()).hexdigest() == found

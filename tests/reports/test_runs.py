@@ -14,7 +14,7 @@ import pytest
 from config import PRESETS, Config
 from errors import UserError
 from flags import parse_train
-from report_runs import distances, evaluate, make_run, row, rows
+from report_runs import distances, evaluate, make_run, row
 from reports.runs import frame, labels, nearest_known, read_run, read_runs, training_command
 from support import ROOT
 from validation import stored_config
@@ -134,31 +134,23 @@ def test_a_file_evaluated_as_several_functions_is_several_lines(tmp_path):
     assert nearest_known(frame([read_run(folder)])) in ([0.4, 0.1], [0.2, 0.3]), "of one function alone"
 
 
-def test_the_frame_quotes_one_row_a_radius(tmp_path):
-    """Most images, then the lowest; validation images apart; radii that differ by rounding are one."""
-    folder = make_run(tmp_path / "run")
-    found = [row(0.1, 0.9, n=100), row(0.3 * 2 / 6, 0.95), row(0.1, 0.8), row(0.2, 0.5), row(0.2, 0.1, split="val")]
-    evaluate(folder, "pgd", found)
-    evaluate(folder, "fmn", [distances([0.1, None])])
-    table = frame([read_run(folder)])
-    figures = table[["attack", "n", "robust"]].fillna(-1).to_numpy().tolist()
-    assert figures == [["pgd", 200, 80], ["pgd", 200, 50], ["fmn", 2, -1]]
-    assert frame([read_run(folder)], "val")["robust"].tolist() == [10]
+TEN = "1111110000"
 
 
 @pytest.mark.parametrize(
-    ("dataset", "more", "sha256", "left"),
+    ("dataset", "pgd", "sha256", "left"),
     [
-        ("mnist", "", "a", 10),
-        ("mnist", 10 * "1", "a", 10),
-        ("mnist", "", "b", 50),
-        ("imagefolder", 10 * "1", "a", 50),
+        ("mnist", TEN, "a", 10),
+        ("mnist", TEN + 10 * "1", "a", 10),
+        ("mnist", TEN[:8], "a", 50),
+        ("mnist", TEN, "b", 50),
+        ("imagefolder", TEN + 10 * "1", "a", 50),
     ],
 )
-def test_transferred_images_count_beside_the_white_box_ones(tmp_path, dataset, more, sha256, left):
-    """Robust is what stands in both, on images that both saw, of one checkpoint; of pictures if they are as many."""
+def test_transferred_images_count_beside_the_white_box_ones(tmp_path, dataset, pgd, sha256, left):
+    """Robust is what stands in both, if PGD saw all of these images, of one checkpoint; of pictures if they are as many."""
     folder = make_run(tmp_path / "run", dataset=dataset)
-    evaluate(folder, "pgd", [row(0.3, 0, flags="1111110000" + more)])
+    evaluate(folder, "pgd", [row(0.3, 0, flags=pgd)])
     evaluate(folder, "transfer", [row(0.3, 0, flags="0000011111")], sha256=sha256)
     table = frame([read_run(folder)])
     assert table[table["attack"] == "transfer"]["robust"].tolist() == [left]
@@ -186,17 +178,12 @@ def test_damaged_files_are_said_and_left_out(tmp_path, file, content):
     assert labels([run]) == ["MMA, d_max 0.3" if run.config else "run"] and len(frame([run])) == (file[0] != "e")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"n": 0}, {"clean_acc": 1.5}, {"robust_acc": float("nan")}, {"settings": 3}, {"split": "all"}, {"ci95": None}],
-)
-def test_wrong_values_are_damage(tmp_path, change):
-    folder = make_run(tmp_path / "run")
-    evaluate(folder, "pgd", [row(0.1, 0.9) | change])
-    assert len(read_run(folder).damaged) == 1
-    evaluate(folder, "pgd", rows({0.1: 0.9}))
+def test_results_that_do_not_fit_their_file_are_damage(tmp_path):
+    folder = make_run(tmp_path / "run", {0.1: 0.9})
     (folder / "eval_pgd_Linf.json").rename(folder / "eval_fmn_Linf.json")
-    assert "its name is not eval_pgd_Linf.json" in read_run(folder).damaged[0]
+    evaluate(folder, "cw", [distances([0.1, 0.2]) | {"n": 3}])
+    few, name = read_run(folder).damaged
+    assert "a flag or a distance for each" in few and "its name is not eval_pgd_Linf.json" in name
 
 
 def test_margins(tmp_path):

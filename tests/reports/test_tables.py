@@ -16,9 +16,9 @@ PGD = "white-box PGD"
 RECIPE = {"dataset": "mnist", "hinge_maxeps": 0.45}
 
 
-def tables(*folders):
+def tables(*folders, eps=()):
     """(rows, page): of each row the cells by column, under (method without its mark, attack)."""
-    page = make_page(read_runs([Path(folder) for folder in folders]))
+    page = make_page(read_runs([Path(folder) for folder in folders]), eps)
     found, header = {}, None
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -127,20 +127,15 @@ def test_smallest_distances_say_who_stands_at_any_radius(tmp_path, capsys):
     evaluate(folder, "anpgd", [distances([0.0, 0.15, 0.17, None])])
     evaluate(folder, "pgd", [row(0.1, 0, flags="01110"), row(0.2, 0, flags="01100")])
     evaluate(folder, "square", [row(0.05, 0, flags="00000")], sha256="another")
-    out = tmp_path / "page.md"
-    assert make_tables.main([str(folder), str(more), "--eps", "1/20", "0.18", "--out", str(out)]) == 0
-    header, *lines = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in out.read_text().partition("Smallest")[0].splitlines()
-        if line.startswith("| ") and "---" not in line
-    ]
-    (by_distance,) = [dict(zip(header, line, strict=True)) for line in lines if BY_DISTANCE in line]
+    found, page = tables(folder, more, eps=[0.05, 0.18])
+    by_distance = found["MMA, d_max 0.3", BY_DISTANCE]
     standing = {"clean": 4, "ε = 0.05": 4, "ε = 0.1": 2, "ε = 0.18": 1, "ε = 0.2": 0}
     assert {name: figure(by_distance[name]) for name in standing} == {k: f"{20 * n:.1f}" for k, n in standing.items()}
-    (pgd,) = [
-        dict(zip(header, line, strict=True)) for line in lines if line[0].startswith("MMA, d_max 0.3") and PGD in line
-    ]
-    assert pgd["ε = 0.18"] == "–" and by_distance["n"] == "5 of 397" and len(lines) == 4
+    assert found["MMA, d_max 0.3", PGD]["ε = 0.18"] == "–" and by_distance["n"] == "5 of 397"
+    assert sum(BY_DISTANCE in key for key in found) == 1
+    capsys.readouterr()
+    assert make_tables.main([str(folder), str(more), "--eps", "1/20", "0.18"]) == 0
+    assert capsys.readouterr().out == page
     for flags in (["--eps", "-1"], ["--eps", "0.1", "--fill"]):
         fails(capsys, make_tables.main, [str(folder), *flags], "--eps", "above 0")
 
@@ -193,7 +188,7 @@ def test_on_the_command_line(tmp_path, capsys, monkeypatch):
         ([tmp_path / "none"], "none", "not there"),
         ([tmp_path / "empty"], "holds no run"),
         ([tmp_path / "page.md"], "is a file"),
-        ([folder, "--out", tmp_path / "no" / "page.md"], "cannot be written"),
+        ([folder, "--out", tmp_path / "no" / "page.md"], "no/page.md: No such file"),
         ([folder, "--fill", "--out", "x"], "--out"),
     ):
         fails(capsys, main, argv, *parts)

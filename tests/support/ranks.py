@@ -206,30 +206,17 @@ def train_hanging(argv, patience):
     return train_alone(argv)
 
 
-def train_until(argv, place, count):
-    """train.main, killed by SIGKILL at the `count`-th time that it comes to `place`."""
+def fail_at(place, count, fault="kill"):
+    """From now on this process is killed by SIGKILL, or raises, at the `count`-th time that it comes to `place`."""
     import pathlib
 
     import check
     import trainer
+    from hardware import fast_pgd
     from records import checkpoint, run_folder
 
-    left = count
-
-    def dying(function, after=False):
-        def wrapped(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0 and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*args, **kwargs)
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return wrapped
-
     owner, name, after = {
+        "attack": (fast_pgd.FastPgd, "__call__", False),
         "fsync": (os, "fsync", False),  # the temporary file is written, not yet in its place
         "before the replace": (pathlib.Path, "replace", False),
         "after the replace": (pathlib.Path, "replace", True),
@@ -239,7 +226,24 @@ def train_until(argv, place, count):
         "check": (check, "check_batch", False),
         "step": (trainer, "merged", False),
     }[place]
-    setattr(owner, name, dying(getattr(owner, name), after))
+    original, left = getattr(owner, name), count
+
+    def failing(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        result = original(*args, **kwargs) if left or after else None
+        if left == 0 and fault == "raise":
+            raise RuntimeError(f"injected in {place}")
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, failing)
+
+
+def train_until(argv, place, count):
+    """train.main, killed as `fail_at` says."""
+    fail_at(place, count)
     return train_alone(argv)
 
 
