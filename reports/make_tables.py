@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import pandas as pd
 
 from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import nearest
@@ -24,7 +25,7 @@ from evaluations.flags import SEARCHES
 from evaluations.results import Row
 from flags import Parser, number
 from reports import published
-from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, title
+from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, spread, title
 from reports.tables import (
     ACCURACIES,
     NONE,
@@ -32,6 +33,7 @@ from reports.tables import (
     Table,
     accuracy_table,
     code,
+    cost_cells,
     distance_table,
     remarks,
     show_or_write,
@@ -95,23 +97,39 @@ def figure(rows: Rows, attack: str, column: str, decimals: int, missing: str = N
     return f"{warning}{row[column]:.{decimals}f}{part}"
 
 
+def over_seeds(rows: Rows, attack: str, eps: float | None) -> str:
+    """The mean over seeds on the first images that all were attacked on, robust at eps or clean; marked where doubted."""
+    seen = rows[(rows["attack"] == attack) & (eps is None or rows["eps"] == round(eps or 0, 6))]
+    if seen.empty or seen["run"].nunique() < rows["run"].nunique():
+        return NOT_RUN
+    n = seen.groupby("run", sort=False)["n"].max().min()
+    each = seen[seen["n"] == n if eps is None else seen["n"] >= n].drop_duplicates("run")
+    shares = [row["clean_acc"] if eps is None else row["flags"][:n].count("1") / n for row in each["row"]]
+    part = "" if n == TEST_IMAGES[each["images"].iloc[0]] else f" (n {n})"
+    warning = f"{WARNING} " if eps is not None and each["doubted"].any() else ""
+    return warning + spread([100 * share for share in shares], 1 + (len(shares) == 1)) + part
+
+
 def released(found: Rows) -> list[Table]:
-    """The authors' released networks, *published / ours*; a line for each run of ours."""
+    """The authors' released networks, *published / ours*: of our settings those with most seeds."""
     lines = []
     for key, said in ((key, said) for key, of_key in published.ACCURACIES.items() for said in of_key):
         if said.autoattack is None:
             continue
         ((eps, pgd),) = said.robust.items()
-        mine: list[tuple[Run | None, Rows]] = [*ours(found, key, said)] or [(None, found[:0])]
-        for run, rows in mine:
-            name = f"{run.words_and_settings}, {code(run.name)}" if run else published.name(said, *key)
-            at = rows[rows["eps"] == round(eps, 6)]
-            clean = f"{said.clean:.2f} / {figure(rows, 'pgd', 'clean', 2)}"
-            robust = f"{pgd:.2f} / {figure(at, 'pgd', 'robust', 2)}"
-            autoattack = f"{said.autoattack:.2f} / {figure(at, 'autoattack', 'robust', 2)}"
-            script = f"`scripts/run_{key[0]}_{'fast' if run and run.trained.recipe == 'fast' else 'training'}.sh`"
-            lines.append([f"{place(key)}: {name}", eps_text(eps, *key), clean, robust, autoattack, script])
-    return [Table(["run", "ε", "clean", "PGD", "AutoAttack", "our command"], lines)]
+        every = [rows for _, rows in ours(found, key, said)]
+        by_label = pd.concat(every).groupby("label", sort=False) if every else []
+        name, rows = max(by_label, key=lambda one: one[1]["run"].nunique(), default=("", found[:0]))
+        runs = list(rows["run"].unique())
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        figures = [(said.clean, "pgd", None), (pgd, "pgd", eps), (said.autoattack, "autoattack", eps)]
+        cells = [f"{theirs:.2f} / {over_seeds(rows, attack, at)}" for theirs, attack, at in figures]
+        cost = cost_cells(runs)
+        script = f"`scripts/run_{key[0]}_{'fast' if runs and runs[0].trained.recipe == 'fast' else 'training'}.sh`"
+        network = f"{place(key)}: {name or published.name(said, *key)}{seeds}"
+        lines.append([network, eps_text(eps, *key), *cells, cost["passes [M]"], cost["minutes"], script])
+    header = ["network", "ε", "clean", "PGD", "AutoAttack", "million passes", "minutes of one core", "our command"]
+    return [Table(header, lines)]
 
 
 def by_eps(found: Rows) -> list[Table]:

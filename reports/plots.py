@@ -12,6 +12,7 @@ import hashlib
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,7 +128,8 @@ def curve(rows: Rows) -> np.ndarray:
 
 
 def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figure, str]:
-    """Accuracy under repeated PGD against eps, with the 95 % intervals as error bars; and what to call the picture.
+    """Accuracy under repeated PGD against eps, and what to call the picture. Runs that differ in their seed alone are one
+    line, at the radii that all have; bars: the standard deviation over seeds, of one seed the 95 % interval.
 
     norm: of the attack; None: that of each run's training.
 
@@ -144,25 +146,31 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
     images, norm = common(zip(found["run"], found["images"], found["norm"], strict=True))
     scale, unit = radius_axis(images, norm)
     figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
-    for place, (run, look) in enumerate(looks(runs).items()):
-        rows = found[found["run"] == run]
-        eps, accuracy, low, high = curve(rows)
-        label = f"{look.name} (n {', '.join(map(str, sorted(set(rows['n']))))})"
-        for doubt in run.doubts(rows["row"].iloc[0]["file"]):
+    methods = list(found.groupby("label", sort=False))
+    for place, (name, rows) in enumerate(methods):
+        of_runs = list(rows.groupby("run", sort=False))
+        seeds = f", {len(of_runs)} seeds" if len(of_runs) > 1 else ""
+        label = f"{name}{seeds} (n {', '.join(map(str, sorted(set(rows['n']))))})"
+        doubts = [doubt for run, of_run in of_runs for doubt in run.doubts(of_run["row"].iloc[0]["file"])]
+        for doubt in dict.fromkeys(doubts):
             label += "\n" + textwrap.fill(f"⚠ {doubt}", 48)
+        curves = [curve(of_run) for _, of_run in of_runs]
+        shared = reduce(np.intersect1d, [one[0] for one in curves])
+        eps, accuracy, low, high = np.moveaxis([one[:, np.isin(one[0], shared)] for one in curves], 1, 0)
+        middle = accuracy.mean(0)
+        bars = [accuracy.std(0, ddof=1)] * 2 if seeds else np.maximum([middle - low[0], high[0] - middle], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
-        aside = 0.02 * found["eps"].max() * (place - (len(runs) - 1) / 2) / len(runs)
-        bars = np.maximum([accuracy - low, high - accuracy], 0)
-        style = look.style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}
-        axes.errorbar(scale * (eps + aside), accuracy, bars, label=label, **style)
+        aside = 0.02 * found["eps"].max() * (place - (len(methods) - 1) / 2) / len(methods)
+        style = Look(label, place, 0).style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}
+        axes.errorbar(scale * (eps[0] + aside), middle, bars, label=label, **style)
     axes.set(
         xlabel=f"ε: {NORMS[norm]} radius of the attack ({unit})",
         ylabel="accuracy [%]",
         ylim=(-3, 103),
-        title=f"{title(images)}: accuracy under repeated PGD, 95 % intervals",
+        title=f"{title(images)}: accuracy under repeated PGD",
     )
     axes.grid(alpha=0.3)
-    columns = 1 if len(runs) < 5 else 2
+    columns = 1 if len(methods) < 5 else 2
     figure.legend(loc="outside lower center", fontsize="small", ncols=columns, handlelength=3, columnspacing=1)
     return figure, default_name(f"robustness-{images}-{norm}", [run.folder for run in runs])
 
