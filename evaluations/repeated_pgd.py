@@ -35,11 +35,6 @@ class AttackState:
         """(N,) bool: classified right, and no restart breaks it. NaN is not robust."""
         return self.margin < 0
 
-    def larger_radius(self, fallen: Tensor | None = None) -> AttackState:
-        """A copy before the restarts at a larger radius: what has fallen stays fallen, and (N,) bool `fallen` with it."""
-        margin = self.margin.clone() if fallen is None else self.margin.masked_fill(fallen & self.robust, torch.inf)
-        return AttackState(self.x_adv.clone(), margin)
-
 
 def clean_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """(N, ...) -> (N, C) float32, in eval mode, in batches that are all of full size."""

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 
 import pytest
 import torch
@@ -12,12 +11,11 @@ from torch import nn
 import evaluate_on_autoattack
 import linear
 from command_lines import fails
-from evaluate_on_autoattack import main, run_ensemble
+from evaluate_on_autoattack import main
 from evaluations.autoattack import STANDARD, package_log
 from evaluations.external_attacks import verified
-from folders import images
-from linear import CPU, Linear, arguments, result, worst_margins
-from utils import eval_mode, untouched
+from folders import pictures
+from linear import Linear, arguments, result, worst_margins
 
 digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 
@@ -69,12 +67,7 @@ def test_the_same_seed_gives_the_same_draws_in_each_shard_and_another_seed_other
 
 
 def test_three_classes_are_not_standard(tmp_path, short, capsys):
-    for name in ("ant", "bee", "cat"):
-        folder = tmp_path / "pictures" / "test" / name
-        folder.mkdir(parents=True)
-        shutil.copytree(folder, tmp_path / "pictures" / "train" / name)
-        for i, image in enumerate(images(4, 8, seed=len(name))):
-            image.save(folder / f"{i}.png")
+    pictures(tmp_path / "pictures", 0, 4, size=8)
     path = tmp_path / "net.pt"
     torch.save(Linear(3, 8, 8, 3).state_dict(), path)
     argv = arguments(path, "L2", dataset="imagefolder", data_root="pictures", eps=0.5)
@@ -105,33 +98,15 @@ def test_verified():
     assert verified(model, x, y, x_adv, norm="L2", eps=0.75)[0].tolist() == [True, False, False, False, True, True]
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_the_network_is_as_before(norm, short):
-    """No gradients, flags and modes as they were; the generator and the package's logger too."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5))
-    model[1].weight.requires_grad_(False)
-    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with eval_mode(model), torch.no_grad():
-        y = model(x).argmax(1)
-    logger, draws = logging.getLogger("auto-attack"), torch.get_rng_state()
-    before = list(logger.handlers), logger.level, logger.propagate
-    settings = {"attacks": ["fab", "fab-t", "apgd-dlr"], "version": "custom", "targets": 9}
-    with untouched(model, CPU):
-        x_adv, _ = run_ensemble(model, x, y, settings, norm=norm, eps=0.01, seed=3)
-    assert x_adv.shape == x.shape and all(p.grad is None for p in model.parameters())
-    assert model.training and model[2].training
-    assert [p.requires_grad for p in model.parameters()] == [False, True]
-    assert torch.equal(draws, torch.get_rng_state())
-    assert (list(logger.handlers), logger.level, logger.propagate) == before
-
-
 def test_package_log():
-    """Silent, with one warning of each kind."""
+    """Silent, with one warning of each kind; the logger is as before after."""
     logger = logging.getLogger("auto-attack")
+    before = list(logger.handlers), logger.level, logger.propagate
     with package_log() as warnings:
         logger.debug("initial accuracy: 12%")
         for count in (3, 14):
             logger.warning(f"there are {count} points with zero gradient!")
+    assert (list(logger.handlers), logger.level, logger.propagate) == before
     assert list(warnings.values()) == ["pyautoattack on one shard: there are 3 points with zero gradient!"]
 
 

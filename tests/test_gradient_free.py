@@ -58,14 +58,10 @@ def test_another_seed_gives_other_draws():
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.full((2, 1, 8, 8), 0.5)
     y = model(x).argmax(1)
     subject = type("Subject", (), {"model": model, "norm": "Linf", "test": x})()
-    flags = GradientFreeFlags(square_queries=3, spsa_iter=3)
-    for name in ("square", "spsa"):
-        attack = attack_of(name, flags, subject, 0.01, 2)["attack"]
-        a, b, c = (attack(x, y, seed)[0] for seed in (1, 1, 2))
-        if name == "spsa":
-            assert torch.equal(a, b) and not torch.equal(a, c)
-        assert (a - x).abs().max() <= 0.01 + 1e-6
-    assert all(parameter.grad is None for parameter in model.parameters())
+    flags = GradientFreeFlags(spsa_iter=3)
+    attack = attack_of("spsa", flags, subject, 0.01, 2)["attack"]
+    a, b, c = (attack(x, y, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and (a - x).abs().max() <= 0.01 + 1e-6
 
 
 def test_what_square_can_start_on():

@@ -3,7 +3,6 @@ images; and that nothing stored is lost or made weaker."""
 
 import itertools
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -16,22 +15,12 @@ import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
 from evaluations import pgd_attacks
 from evaluations.flags import PgdFlags, parse_flags
-from evaluations.results import (
-    add_rows,
-    average_accuracies,
-    effort,
-    joined_checks,
-    merged,
-    quoted,
-    read_file,
-    way,
-)
+from evaluations.results import add_rows, average_accuracies, effort, joined_checks, merged, quoted, read_file, way
 from evaluations.subject import load_subject
-from folders import images
+from folders import pictures
 from linear import ATTACK, CPU, SMALL, attack, save_run, subject_of
 from loading.datasets import load_dataset
 from records import checkpoint
-from support import ROOT
 from validation import stored_config
 
 HEAD = {"attack": "pgd", "model_sha256": "abc", "dataset": "digits", "norm": "Linf"}
@@ -191,12 +180,7 @@ def test_images_are_those_of_the_training_run(tmp_path, changes, split):
 @pytest.mark.parametrize("dataset", ["digits", "imagefolder"])
 def test_validation_images_are_those_of_the_check(dataset, tmp_path):
     """With `check_size` the first so many, in the order of training: also in an image folder, where it is no selection."""
-    for part, count in (("train", 20), ("test", 3)):
-        for label in ("ant", "bee"):
-            folder = tmp_path / "pictures" / part / label
-            folder.mkdir(parents=True)
-            for number, image in enumerate(images(count, 8, seed=len(part))):
-                image.save(folder / f"{number:02}.png")
+    pictures(tmp_path / "pictures", 20, 3, ("ant", "bee"), size=8)
     changes = {"dataset": dataset, "data_root": "pictures", "val_size": 12, "check_size": 5}
     run = save_run(tmp_path / "run")
     saved = checkpoint.load(run / "model_best.pt")
@@ -284,9 +268,8 @@ def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
     path = tmp_path / "eval_pgd_Linf.json"
     first = [row(), row(eps=0.2), row(nb_iter=11), row(device="cuda", eps=0.3)]
     assert add_rows(path, HEAD, first) == json.loads(path.read_text())["results"]
-    again = add_rows(
-        path, HEAD, [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
-    )
+    more = [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
+    again = add_rows(path, HEAD, more)
     assert [(one["eps"], one["flags"]) for one in again] == [(0.1, "0001"), (0.1, "0011"), (0.2, "0011"), (0.3, "0101")]
     far = {"distances": [1.0, None], "mean": None, "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
     search = {key: value for key, value in row().items() if key not in ("eps", "robust_acc", "flags")} | far
@@ -295,25 +278,16 @@ def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
         assert add_rows(tmp_path / "eval_ddn_Linf.json", HEAD, [new]) == [kept]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "{",
-        "[]",
-        '{"results": 5, "format": 2}',
-        '{"results": [], "attack": "pgd"}',
-        '{"results": [{}], "format": 2, "attack": "pgd"}',
-        '{"results": [], "format": 2, "attack": "pgd", "others": 3}',
-    ],
-)
+DAMAGED = ["{", "[]", '{"results": 5, "format": 2}', '{"results": [], "attack": "pgd"}']
+DAMAGED += [
+    '{"results": [{}], "format": 2, "attack": "pgd"}',
+    '{"results": [], "format": 2, "attack": "a", "others": 3}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_json_that_is_not_ours_is_not_overwritten(run, capsys, damage):
     path = run / "eval_pgd_Linf.json"
     path.write_text(damage)
     assert attack(run, "--eps", 0.1) == 2 and "move it away first" in capsys.readouterr().err
     assert path.read_text() == damage
-
-
-def test_every_committed_result_is_read():
-    paths = [*ROOT.glob("trained_models/*/eval_*.json"), *ROOT.glob("benchmarks/*/*/eval_*.json")]
-    rows = [row for path in paths for content in read_file(path) for row in content["results"]]
-    assert len(paths) > 30 and all(math.isfinite(row["clean_acc"]) for row in rows)
