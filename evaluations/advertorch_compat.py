@@ -1,7 +1,7 @@
 """The one place that makes advertorch 0.2.3 importable: `from advertorch_compat import advertorch`.
 
-advertorch imports `zero_gradients` from `torch.autograd.gradcheck`, gone since torch 1.9, for its FAB, which nothing here
-uses. The name is put there before the import; the installed package is not touched.
+advertorch imports `zero_gradients` from `torch.autograd.gradcheck`, gone since torch 1.9, for its FAB, which nothing
+here uses. The name is put there before the import; the installed package is not touched.
 """
 
 from __future__ import annotations

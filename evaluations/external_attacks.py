@@ -44,8 +44,8 @@ def evaluate(
 ) -> None:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
-    name: as in the name of the JSON. settings: for the JSON, what makes two results comparable. attack: x (B, ...), y (B,),
-    seed -> x_adv (B, ...), warnings.
+    name: as in the name of the JSON. settings: for the JSON, what makes two results comparable. attack: x (B, ...),
+    y (B,), seed -> x_adv (B, ...), warnings.
 
     :raises UserError: if the folder cannot be written.
     """

@@ -44,8 +44,8 @@ OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii d
 def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = ALONE) -> None:
     """Attack at each radius that is not done yet, write the rows, and say what was found.
 
-    What fell at a smaller radius stays fallen. At each radius the images are attacked in shards, and a shard is kept after
-    each restart until the result is written.
+    What fell at a smaller radius stays fallen. At each radius the images are attacked in shards, and a shard is kept
+    after each restart until the result is written.
 
     :raises UserError: if the network has no gradient, or the folder cannot be written.
     """

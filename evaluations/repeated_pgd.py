@@ -83,10 +83,11 @@ def repeated_pgd(
     return state
 
 
-def paper_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_size: float, steps: int) -> list[Restart]:
-    """The paper's: steps of one size from a random start, the first half on cross-entropy, the rest on the CW loss."""
+def paper_restarts(attack: PgdFn, count: int, **how: Any) -> list[Restart]:
+    """The paper's: steps of one size from a random start, the first half on cross-entropy, the rest on the CW loss.
 
-    how: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps}
+    how: norm, eps, step_size and steps, as of `pgd`.
+    """
     return [from_noise(attack, loss_fn=LOSSES[loss], **how) for loss in loss_names(count)]
 
 

@@ -165,8 +165,8 @@ def quoted(rows: Iterable[Row], split: str = "test") -> list[Row]:
     """Of each radius the row to quote, ascending.
 
     One of each function of the checkpoint, if it was evaluated as several. It is the one of most images, then standard
-    AutoAttack, then the lowest robust accuracy, then most restarts x steps, then the latest listed. A robust accuracy is an
-    upper bound: of the same images the lowest figure counts, and a weak attack never hides what a stronger one found.
+    AutoAttack, then the lowest robust accuracy, then most restarts x steps, then the latest listed. A robust accuracy is
+    an upper bound: of the same images the lowest figure counts, and a weak attack never hides what a stronger one found.
     """
 
     def weight(row: Row) -> tuple[Any, ...]:

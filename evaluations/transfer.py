@@ -26,7 +26,7 @@ from utils import per_row, radius_text
 
 
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor]:
-    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, of this checkpoint and these images."""
+    """(N, ...) float32 by radius, on the CPU: those of `radii` at hand, of this checkpoint and these images."""
     found: dict[float, Tensor] = {}
     for path in sorted(subject.path.parent.glob(f"adv_pgd_{subject.norm}*.pt")):
         for own, x_adv in _stored(path, subject)[0].items():

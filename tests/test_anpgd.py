@@ -27,7 +27,7 @@ SHAPES = [((7,), 5), ((3, 6, 6), 1), ((1, 8, 8), 16), ((2, 3, 4, 5), 3)]
 @pytest.mark.parametrize("start", [0.005, "margin", 0.19])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_linear_margin(norm, start, loss, shape, batch):
-    """Linf: 40 steps of 2.5 eps / 40 cross the whole box. L2: from a random start they do not quite reach the best direction."""
+    """Linf: 40 steps of 2.5 eps / 40 cross the whole box. L2: from a random start they miss the best direction."""
     model, x, y = problem(shape, batch, norm)
     margin = model.margin(x, norm)
     drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     made, make = [], transfer.pgd_attacks.evaluate
 
     def counted(flags, *rest, **more):
-        made.append(flags.model)
+        made.append(str(Path(flags.model).parent))
         return make(flags, *rest, **more)
 
     monkeypatch.setattr(transfer.pgd_attacks, "evaluate", counted)

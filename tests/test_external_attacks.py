@@ -1,4 +1,4 @@
-"""AutoAttack from the command line, on linear networks whose robust images are known in closed form; and its shards."""
+"""AutoAttack, Square and SPSA from the command line, on linear networks of known robust images."""
 
 import logging
 import math
@@ -9,19 +9,23 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 import evaluate_on_autoattack
+import evaluate_on_gradient_free_attacks as gradient_free
 import linear
 from command_lines import fails
 from evaluate_on_autoattack import main
 from evaluations.autoattack import STANDARD, package_log
-from evaluations.external_attacks import verified
+from evaluations.external_attacks import square_starts, verified
 from folders import pictures
 from linear import Linear, arguments, result, worst_margins
 
 digits, elsewhere, network = linear.digits, linear.elsewhere, linear.network  # fixtures
 
 
-def row_of(path, norm="Linf"):
-    (row,) = result(path, norm=norm)["results"]
+FEW = {"square_queries": 5, "spsa_iter": 1, "spsa_samples": 4}
+
+
+def row_of(path, attack="autoattack", norm="Linf"):
+    (row,) = result(path, attack, norm)["results"]
     return row
 
 
@@ -38,19 +42,29 @@ def short(monkeypatch):
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", run_a_little)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 1.5)])
-def test_flags_equal_the_closed_form(network, digits, short, norm, eps):
-    """The ensemble on a linear decision between two of ten classes, pixels at 0 and 1 included."""
-    assert main(arguments(network, norm, eps=eps, test_size=150)) == 0
-    found = row_of(network, norm=norm)
-    margins = worst_margins(network, digits, norm, eps)[:150]
-    sure = margins.abs() > 0.01
+CLOSE = [  # and by how much an image may be broken that stands
+    ("autoattack", "Linf", 0.3, 0.01),
+    ("autoattack", "L2", 1.5, 0.01),
+    ("square", "Linf", 0.3, 0.3),
+    ("square", "L2", 1.5, 0.9),
+    ("spsa", "Linf", 0.3, 0.3),
+]
+
+
+@pytest.mark.parametrize(("attack", "norm", "eps", "slack"), CLOSE)
+def test_flags_equal_the_closed_form(network, digits, short, attack, norm, eps, slack):
+    """On a linear decision between two of ten classes, pixels at 0 and 1 included, what is robust stays, the rest falls."""
+    few = {"attacks": attack, "square_queries": 700, "spsa_iter": 60, "spsa_samples": 64, "batch_size": 50}
+    standard = attack == "autoattack"
+    run = main if standard else gradient_free.main
+    assert run(arguments(network, norm, eps=eps, test_size=150, **({} if standard else few))) == 0
+    found = row_of(network, attack, norm)
     robust = torch.tensor([flag == "1" for flag in found["flags"]])
-    assert torch.equal(robust[sure], margins[sure] > 0)
-    right = worst_margins(network, digits, norm, 0)[:150] > 0
-    assert 5 <= robust.sum() <= right.sum() - 5 and sure.sum() >= 147  # the radius tells them apart
-    assert found["clean_acc"] == right.double().mean() and found["n"] == 150
-    assert found["settings"]["standard"] and found["settings"]["attacks"] == list(STANDARD)
+    margins, right = (worst_margins(network, digits, norm, radius)[:150] for radius in (eps, 0))
+    assert robust[margins > 0.01].all() and not robust[right < 0].any() and not robust[margins < -slack].any()
+    assert (margins > 0.01).sum() >= 5 and ((margins < -slack) & (right > 0)).sum() >= 5  # the radius tells them apart
+    assert found["clean_acc"] == (right > 0).double().mean() and found["n"] == 150
+    assert found["settings"]["attacks"] == (list(STANDARD) if standard else [attack])
     assert found["eps"] == eps and found["invalid"] == 0 and found["seed"] == 0
     assert not list(network.parent.glob("partial_*"))
 
@@ -114,3 +128,43 @@ def test_an_unknown_attack(network, capsys):
     argv = arguments(network, attacks="apgd-ce,apgd")
     fails(capsys, main, argv, "--attacks apgd-ce,apgd", "'apgd'", "apgd-t")
     assert {path.name for path in network.parent.iterdir()} == {"net.pt"}
+
+
+# --- without gradients ---------------------------------------------------------------------------------------------
+
+
+def test_both_by_default_on_100_images(network, capsys):
+    assert gradient_free.main(arguments(network, **FEW)) == 0
+    before, (of_spsa,) = result(network, "square")["results"], result(network, "spsa")["results"]
+    assert before[0]["n"] == of_spsa["n"] == 100 and of_spsa["settings"]["nb_sample"] == 4
+    assert (before[0]["settings"]["batch_size"], of_spsa["settings"]["batch_size"]) == (50, 10)
+    capsys.readouterr()
+    assert gradient_free.main(arguments(network, **{**FEW, "spsa_iter": 2})) == 0
+    assert capsys.readouterr().out.count("already done") == 1 and result(network, "square")["results"] == before
+    assert [row["settings"]["nb_iter"] for row in result(network, "spsa")["results"]] == [1, 2]
+
+
+def test_under_l2_square_only(network, capsys):
+    assert gradient_free.main(arguments(network, "L2", test_size=20, **FEW)) == 0
+    assert [path.name for path in network.parent.glob("*.json")] == ["eval_square_L2.json"]
+    fails(capsys, gradient_free.main, arguments(network, "L2", attacks="square,spsa"), "SPSA is for Linf only")
+    fails(capsys, gradient_free.main, arguments(network, attacks="cube"), "no attack 'cube'")
+
+
+def test_another_seed_gives_other_draws():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.full((2, 1, 8, 8), 0.5)
+    y = model(x).argmax(1)
+    subject = type("Subject", (), {"model": model, "norm": "Linf", "test": x})()
+    flags = gradient_free.GradientFreeFlags(spsa_iter=3)
+    attack = gradient_free.attack_of("spsa", flags, subject, 0.01, 2)["attack"]
+    a, b, c = (attack(x, y, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and (a - x).abs().max() <= 0.01 + 1e-6
+
+
+def test_what_square_can_start_on():
+    """Under L2 the package's first tiles must fit; 14, 19 and 24 pixels do not."""
+    assert all(square_starts("Linf", size, size) for size in range(1, 40))
+    for size in (8, 16, 28, 32, 64, 96, 224):
+        assert square_starts("L2", size, size)
+    for size in (4, 14, 19, 24):
+        assert not square_starts("L2", size, size)
