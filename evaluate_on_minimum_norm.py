@@ -129,7 +129,7 @@ def search(
                 distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
                 row["local_optimality"] = {"value": minimum_norm.local_optimality(distances, best), "best_of": names}
                 subject.add_rows(attack, [row])
-            for line in minimum_norm.table(subject, right, rows, best, names):
+            for line in minimum_norm.table(subject, rows, best, names):
                 teller.say(line)
     teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 

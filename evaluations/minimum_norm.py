@@ -26,7 +26,7 @@ from anpgd import AnPgd, Search
 from errors import UserError
 from evaluations.compare_attacks import nearest, of_same_images
 from evaluations.in_memory import HALVINGS, just_beyond
-from evaluations.results import Row, clean_accuracy, interval
+from evaluations.results import Row, interval
 from evaluations.subject import Subject
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd, project_l2
@@ -253,8 +253,8 @@ def local_optimality(distances: Tensor, best: Tensor) -> float | None:
     return 1 - (area - least) / (most - least) if most > least else None
 
 
-def table(subject: Subject, right: Tensor, rows: Mapping[str, Row], best: Tensor, names: Sequence[str]) -> list[str]:
-    """What to print at the end; right (N,) bool: without a perturbation; rows: by attack; best, names: of `best_known`."""
+def table(subject: Subject, rows: Mapping[str, Row], best: Tensor, names: Sequence[str]) -> list[str]:
+    """What to print at the end; rows: by attack; best, names: of `best_known`."""
 
     def line(name: str, figures: Row) -> str:
         values = ("not found" if d is None else f"{d:.4f}" for d in (figures["mean"], *figures["quartiles"]))
@@ -265,10 +265,10 @@ def table(subject: Subject, right: Tensor, rows: Mapping[str, Row], best: Tensor
         said = "–" if optimality is None else f"{optimality:.4f}"
         return f"{said:>18}{row['passes']:>9.0f}   {row['seconds']:g} s"
 
-    heads, accuracy = ("mean", "25 %", "50 %", "75 %", "not found"), clean_accuracy(right)
+    heads, first = ("mean", "25 %", "50 %", "75 %", "not found"), next(iter(rows.values()))
     return [
         f"{subject.path}: {subject.dataset}, {subject.images_named}, on {subject.device}",
-        f"clean accuracy {accuracy['clean_acc']:.2%}   {interval(accuracy['clean_ci95'])}",
+        f"clean accuracy {first['clean_acc']:.2%}   {interval(first['clean_ci95'])}",
         f"{f'smallest {subject.norm} distance':22}{''.join(f'{head:>11}' for head in heads)}"
         f"{'local optimality':>18}{'passes':>9}",
         *[line(name, row) + cost(row) for name, row in rows.items()],

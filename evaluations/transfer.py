@@ -126,16 +126,11 @@ def replay(
     for own, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
         clean = right_on(subject, subject.test.everything().x, batch_size)
         transferred = right[own, [source for source in range(count) if source != own]].all(0)
-        robust, source_accs = transferred & right[own, own] & clean, list(map(_share, right[own]))
-        accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": _share(transferred)}
+        robust, source_accs = right[own].all(0) & clean, right[own].double().mean(1).tolist()
+        accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": float(transferred.double().mean())}
         whole = finished(row, clean, robust, seconds, device=str(subject.device))
         # In the order of `sources`, itself among them.
         subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
         shares = [whole["clean_acc"], *source_accs, *accuracies.values(), whole["robust_acc"]]
         teller.say(f"[{own + 1}] {subject.run}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares))
     teller.say("strongest: right on the image, under white-box PGD and on every network's images")
-
-
-def _share(flags: Tensor) -> float:
-    """(N,) bool -> a fraction."""
-    return int(flags.sum()) / len(flags)

@@ -40,7 +40,8 @@ def test_linear_margin(norm, start, loss, shape, batch):
 
 
 def test_the_search_halves_the_bracket_and_returns_the_last_midpoint():
-    """K halvings of [0, max]: after 1 the answer is a quarter or three quarters, whatever lies between."""
+    """K halvings of [0, max]: after 1 the answer is a quarter or three quarters, whatever lies between. Where nothing
+    crosses it is an end: the upper one if always right, the lower if always wrong. A start above max is measured at max."""
     model, x, y = problem((7,), 4, "Linf")
     direction = -model.w.detach().sign() * (2 * y - 1).double()[:, None]
     margin = model.margin(x, "Linf")
@@ -50,15 +51,11 @@ def test_the_search_halves_the_bracket_and_returns_the_last_midpoint():
         assert (eps - margin).abs().max() <= MAX_EPS / 2 ** (steps + 1) + 1e-12
         in_halves = eps / MAX_EPS * 2 ** (steps + 1)  # an odd number of them
         torch.testing.assert_close(in_halves, 2 * ((in_halves - 1) / 2).round() + 1)
-
-
-def test_the_search_ends_where_nothing_crosses():
-    """Always right: the upper end. Always wrong: the lower end. start_eps above max_eps is measured at max_eps."""
-    model, x, y = problem((7,), 4, "Linf")
-    direction = torch.zeros_like(x)
-    for labels, end in ((y, MAX_EPS), (1 - y, 0.0)):
-        eps = Search(logit_margin, MAX_EPS, 10)(model, x, labels, direction, torch.ones(4, dtype=torch.float64)).eps
-        assert (eps - end).abs().max() <= MAX_EPS / 2**10
+        for labels, end in ((y, MAX_EPS), (1 - y, 0.0)):
+            eps = Search(logit_margin, MAX_EPS, steps)(
+                model, x, labels, torch.zeros_like(x), torch.ones_like(start)
+            ).eps
+            assert (eps - end).abs().max() <= MAX_EPS / 2**steps
 
 
 @pytest.mark.parametrize("clean", [True, False])

@@ -108,14 +108,3 @@ def test_purity(norm):
     assert modes == [m.training for m in model.modules()]
     assert [p.grad is None for p in model.parameters()] == [True] * 4 + [False, True]
     assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
-
-
-def test_gradients_are_those_of_the_right_rows():
-    """A batch gives each row what the row alone gets: eps and step size are per example."""
-    model, x, y = problem((1, 4, 4), 6, "L2")
-    eps = torch.linspace(0.02, 0.1, 6, dtype=torch.float64)
-    how = {"loss_fn": cross_entropy, "norm": "L2", "steps": 5}
-    whole = pgd(model, x, y, eps=eps, step_size=eps / 4, **how)
-    for i in range(6):
-        alone = pgd(model, x[[i]], y[[i]], eps=eps[i], step_size=eps[i] / 4, **how)
-        torch.testing.assert_close(whole[[i]], alone, rtol=0, atol=1e-12)
