@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from errors import UserError
 from evaluations import sanity
@@ -72,17 +71,14 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
     rounds = -(-len(x) // (SHARD * world.size))
     shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
     count = len(shards)
-    # Images that are saved must break what their flags say is broken.
-    fallen = [fallen_before([] if flags.save_adv else stored, row).to(x.device) for row in missing]
 
     def restart(piece: int, known: Mapping[int, Part]) -> Part:
         """One more, of a shard at a radius."""
         row, rows = missing[piece // count], shards[piece % count]
         before = known.get(piece) or known.get(piece - count)  # at this radius, or at the next smaller one
         state = _state_of([before], x.device) if before else AttackState(x[rows], clean[rows])
-        if piece not in known:  # what fell at a smaller radius stays fallen
-            state.restart, gone = 0, fallen[piece // count][rows] & state.robust
-            state.margin.masked_fill_(gone, torch.inf)
+        if piece not in known:
+            state.restart = 0
         restarts = RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm))
         given = subject.model, x[rows], y[rows], subject.test.numbers[rows]
         more: dict[str, Any] = {"eps": row["eps"], "seed": flags.seed, "batch_size": batch_size}
@@ -173,23 +169,14 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
     return rows, notes
 
 
-def fallen_before(rows: Sequence[Row], like: Row) -> Tensor:
-    """(N,) bool on the CPU: what rows of the same protocol say has fallen at a smaller radius than that of `like`."""
-    fallen = torch.zeros(like["n"], dtype=torch.bool)
-    for row in rows:
-        smaller = row["eps"] < like["eps"] and not same_eps(row["eps"], like["eps"])
-        if smaller and same_kind(row, like, apart_from=OF_THE_RADIUS):
-            fallen |= torch.tensor([flag == "0" for flag in row["flags"]])
-    return fallen
-
-
 def settled(rows: list[Row], like: Row) -> list[Row]:
     """What fell at a smaller radius is fallen in the rows of the protocol of `like` at larger ones, whichever came first."""
+    alike = [row for row in rows if same_kind(row, like, apart_from=OF_THE_RADIUS)]
     agreed = []
     for row in rows:
-        if same_kind(row, like, apart_from=OF_THE_RADIUS):
-            fallen = fallen_before(rows, {**like, "eps": row["eps"]}).tolist()
-            flags = "".join("0" if gone else flag for flag, gone in zip(row["flags"], fallen, strict=True))
+        if row in alike:
+            smaller = [one for one in alike if one["eps"] < row["eps"] and not same_eps(one["eps"], row["eps"])]
+            flags = "".join(map(min, row["flags"], *(one["flags"] for one in smaller)))
             row = row if flags == row["flags"] else {**row, **accuracy_of(flags)}
         agreed.append(row)
     return agreed
