@@ -92,9 +92,6 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     other = checkpoint.load(here / "a" / "model_best.pt")
     checkpoint.save(here / "a" / "model_best.pt", {**other, "epoch": 2})
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b", "a"]
-    again = result(here / "a")
-    assert [row["eps"] for row in again["results"]] == [0.1]
-    assert [row["eps"] for row in again["others"][0]["results"]] == [0.05, 0.1, 0.1], "those of the checkpoint before"
 
 
 def test_a_weak_attack_takes_no_images_from_a_strong_one(here, capsys):

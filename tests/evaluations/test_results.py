@@ -119,33 +119,22 @@ def test_results_of_another_checkpoint_stay(run):
     assert both[0]["model_sha256"] == best["model_sha256"]
 
 
-def test_a_changed_file_of_the_network_is_another_network(run, tmp_path, monkeypatch, capsys):
-    """Results are kept by the file's content, not by its name."""
-    monkeypatch.chdir(tmp_path)
-    code = "from linear import Linear\n\ndef net(*shape):\n    return Linear(*shape)\n"
-    Path("net.py").write_text(code)
-    named = "--eps", 0.05, "--network", "net.py:net"
-    for text, said in ((code, False), (code, True), (code + "# changed\n", False)):
-        Path("net.py").write_text(text)
-        assert attack(run, *named) == 0
-        assert ("already done" in capsys.readouterr().out) == said
-
-
 def test_another_code_of_the_network_is_another_network(run, capsys):
-    """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
-    assert attack(run, "--eps", 0.05, "--save_adv") == 0
+    """Same weights, and a file of the same name: its rows and saved images lie beside, and are not taken for, the first's."""
+    named = "--network", "net.py:net"
+
+    def evaluated(kind, eps):
+        Path("net.py").write_text(f"from linear import {kind}\n\ndef net(*shape):\n    return {kind}(*shape)\n")
+        assert attack(run, "--eps", eps, *named, "--save_adv") == 0
+        return capsys.readouterr().out
+
+    assert "done" not in evaluated("Linear", 0.05) and "already done" in evaluated("Linear", 0.05)
     (first,) = found_in(run)
-    other = ["--network", "linear:Negative"]
-    capsys.readouterr()
-    assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
-    out = capsys.readouterr().out
-    assert "linear:Negative instead of the checkpoint's linear:Linear" in out and "done" not in out
-    second = next(row for row in found_in(run) if row["clean_acc"] < 0.5)
-    assert first in found_in(run) and first["clean_acc"] > 0.5
-    for flags, row in (((), first), (other, second)):
-        (found,) = subject_of(run, *flags).rows("pgd")
-        assert found["clean_acc"] == row["clean_acc"]
-    assert attack(run, "--eps", 0.06, "--save_adv") == 0
+    out = evaluated("Negative", 0.05)
+    assert "instead of the checkpoint's linear:Linear" in out and "done" not in out
+    (second,) = subject_of(run, *named).rows("pgd")
+    assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    evaluated("Linear", 0.06)
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
 
 
