@@ -143,7 +143,8 @@ def test_what_cannot_be_written_for_a_while(tmp_path, undisturbed, block, train,
     started.wait_for(lambda: "cannot be written" in started.text)
     before, written = checkpoint.load(folder / "last.pt"), len(rows(folder))  # whole
     started.wait_for(lambda: "step 8, val" in started.text)
-    assert checkpoint.load(folder / "last.pt")["step"] == before["step"] and len(rows(folder)) == written
+    assert checkpoint.load(folder / "last.pt")["step"] == before["step"]
+    assert len(rows(folder)) == written or block is read_only, "what is open can be written on in a folder that is not"
     block(started, folder, False)
     assert started.join() == 0, started.text
     assert "written again" in started.text and content(folder) == undisturbed
