@@ -158,15 +158,13 @@ def _check_types(config: Config) -> None:
     for f in dataclasses.fields(Config):
         value, kinds = getattr(config, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
         choices = f.metadata["choices"]
-        of_kind = (bool in kinds or not isinstance(value, bool)) and (
-            (float in kinds and isinstance(value, int | float))
-            or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
-        )
-        if isinstance(value, int | float):
-            of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
-        if f.name in ITEMS:
-            of_kind = value is None or all(isinstance(item, ITEMS[f.name]) for item in value)
-        if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
+        if isinstance(value, tuple):
+            fits = f.name == "lr" or all(isinstance(item, ITEMS[f.name]) for item in value)
+        elif float in kinds and type(value) in (int, float):
+            fits = abs(value) <= LARGEST
+        else:
+            fits = type(value) in kinds and (type(value) is not int or 0 <= value < 10**MOST_DIGITS)
+        if not fits or (choices and value is not None and value not in choices):
             raise ValueError(f"{f.name} is {json.dumps(value, default=str)}")
 
 

@@ -16,7 +16,6 @@ from command_lines import ATTACK, SMALL, fails, files, found_in, rows
 from errors import UserError
 from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
-from folders import pictures
 from loading.datasets import load_test
 from ranks import Started
 from records import checkpoint, resume, run_folder
@@ -189,7 +188,7 @@ def test_two_damaged_states_are_both_named_and_nothing_is_asked_to_be_removed(ru
     fails(capsys, train.main, going_on(run), *parts)
     assert files(run) == before
     with pytest.raises(UserError) as error:
-        resume.usable_state(RunFolder(run), print)
+        resume.usable_state(RunFolder(run))
     assert "remove" not in str(error.value) and "another file" not in str(error.value).replace("kind of", "")
 
 
@@ -338,20 +337,6 @@ def test_refusals_before_training(tmp_path, capsys):
         fails(capsys, train.main, [*SMALL, "--savepath", tmp_path / "no", *flags.split()], *parts)
     fails(capsys, train.main, [*SMALL, "--max_steps", "1", "--savepath", ""], "--savepath: is empty")
     assert not (tmp_path / "no").exists() and not (tmp_path / "trained_models").exists()
-
-
-def test_image_folder_from_the_command_line(tmp_path, capsys):
-    pictures(tmp_path / "pictures", 12, 6, classes=("ant", "bee"), size=16)
-    argv = shlex.split(
-        "--dataset imagefolder --norm L2 --hinge_maxeps 1 --data_root pictures --device cpu --network lenet5 "
-        "--max_steps 3 --batch_size 8 --nb_iter 2"
-    )
-    assert train.main([*argv, "--savepath", "mine"]) == 0
-    attack = shlex.split("--model mine --nb_iter 2 --nb_restart 2 --device cpu")
-    assert evaluate_on_pgd_attacks.main(attack) == 0
-    assert found_in(tmp_path / "mine", norm="L2")[0]["n"] == 12
-    fails(capsys, train.main, [*argv, "--data_root", "nowhere", "--savepath", "other"], "nowhere", "--data_root")
-    assert not (tmp_path / "other").exists()
 
 
 # --- what the file system refuses ------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from linear import problem
 from loading.batches import Batch, Split
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from records import checkpoint
-from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
-from trainer import Trainer
+from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_trainer
 from utils import has_batchnorm
 
 
@@ -143,17 +142,6 @@ def test_forward_passes_and_updates_of_running_statistics(batchnorm, wrong_every
     step(model.train(), batch.x, batch.y, START, rand(*batch.x.shape), settings("Linf", 1 / 3))
     assert len(calls) == forwards and has_batchnorm(model) == batchnorm
     assert not batchnorm or model[1].num_batches_tracked == (forwards - 5 if forwards > 2 else 2)
-
-
-def test_search_modes_differ_with_batchnorm_alone():
-    for batchnorm in (True, False):
-        found = []
-        for mode in ("train", "eval"):
-            model = network(batchnorm)
-            batch = batch_for(model)
-            config = settings("Linf", 1 / 3, search_mode=mode)
-            found.append(step(model.train(), batch.x, batch.y, START, None, config).eps)
-        assert torch.equal(*found) != batchnorm
 
 
 def test_loop_rows_checks_and_schedule():
@@ -287,22 +275,6 @@ def test_check_of_a_linear_network_is_its_margin(test_eps):
     assert result.clean_acc == pytest.approx(25 / 30) and (result.margins[~right] == 0).all()
     assert (result.margins - margin)[right].abs().max() <= config.search_maxeps / 2**10 + 1e-5
     assert result.robust_acc == pytest.approx((right & (margin > test_eps)).double().mean().item())
-
-
-def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
-    trainer = Trainer(settings("Linf", 1 / 3, batch_size=6), model, tiny_data())
-    assert not trainer.needs.one_row
-    x = rand(6, 1, 8, 8).float()
-    with torch.no_grad():
-        model[-1].weight.mul_(30)
-    y = (copy.deepcopy(model).train()(x).argmax(1) + 1) % 4
-    y[2] = copy.deepcopy(model).train()(x).argmax(1)[2]
-    model.train()
-    result = step(model, x, y, torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, search_single_row=False)
-    assert (result.eps > 0).tolist() == [False, False, True, False, False, False]
-    assert model.training and model[2].num_batches_tracked == 2
 
 
 def test_optimizers():
