@@ -82,17 +82,6 @@ def test_no_flipped_byte_and_no_truncation_goes_unnoticed(tmp_path):
     assert refused >= 120
 
 
-def test_flipped_tensor_byte_is_seen(tmp_path):
-    path = tmp_path / "last.pt"
-    checkpoint.save(path, CONTENT)
-    raw = CONTENT["model"]["w"].numpy().tobytes()
-    good = path.read_bytes()
-    place = good.index(raw)
-    path.write_bytes(good[: place + 5] + bytes([good[place + 5] ^ 4]) + good[place + 6 :])
-    with pytest.raises(UserError, match="checksum"):
-        checkpoint.load(path)
-
-
 def hold(model):
     """What people save beside their weights, and under which name."""
     state, one = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
