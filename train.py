@@ -197,18 +197,13 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
     last = len(data.train) % size or size  # of an epoch's batches
     if size < world.size:
         raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
-    if last == 1 and not needs.one_row:
-        raise UserError(
-            f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
-            "BatchNorm cannot work: choose another"
-        )
+    what, slices, otherwise = "the last batch of an epoch", {last}, ""
     if several and config.local_bn:
+        what, otherwise = "a process's slice of a batch", ", or leave --local_bn out"
         slices = {rows for batch in (size, last) for rows in (batch // world.size, -(-batch // world.size))}
-        if 1 in slices and not needs.one_row:
-            raise UserError(
-                f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
-                "BatchNorm cannot work: choose another, or leave --local_bn out"
-            )
+    if 1 in slices and not needs.one_row:
+        cannot = "would hold one image, on which this network's BatchNorm cannot work"
+        raise UserError(f"--batch_size {size}: {what} {cannot}: choose another{otherwise}")
     if several and not config.local_bn and any(norm.running_mean is None for norm in batchnorms(model)):
         raise UserError(
             f"--network {config.network}: a BatchNorm without running statistics cannot cover the batches of several "
