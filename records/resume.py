@@ -1,13 +1,10 @@
-"""Going on from a run folder: what is in it, whether these flags fit it, and the trainer as it was.
-
-What is to be said is handed to `warn`; nothing here prints.
-"""
+"""Going on from a run folder: what is in it, whether these flags fit it, and the trainer as it was."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -16,15 +13,15 @@ from torch import Tensor, nn
 from config import Config
 from errors import UserError, remedy
 from presets import derived_lengths
-from processes.distributed import launcher, restarted_by_launcher
+from processes.distributed import launcher, restarts
 from records import checkpoint
+from records.progress import warn
 from records.recorder import RunRecorder
 from records.run_folder import RunFolder
 from utils import write_atomically
 from validation import Kind, stored_config
 
 State = dict[str, Any]  # what `trainer.Trainer.state` gives
-Warn = Callable[[str], None]
 
 
 class OpenedRun(NamedTuple):
@@ -46,7 +43,7 @@ def writing(folder: RunFolder) -> Iterator[None]:
         ) from None
 
 
-def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
+def open_run(folder: RunFolder, config: Config) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
@@ -58,7 +55,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
         return OpenedRun(config)
     stored = folder.read_config()
     # torchrun has started this process again after a failure in a run that it began here.
-    again = restarted_by_launcher() and stored and stored.get("environment", {}).get("launcher") == launcher()
+    again = restarts() and stored and stored.get("environment", {}).get("launcher") == launcher()
     if not (config.resume or again):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
@@ -68,7 +65,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
         return OpenedRun(config, finished=True)
-    state = usable_state(folder, warn)
+    state = usable_state(folder)
     if finished and (state is None or state["checked_step"] >= config.max_steps):
         return OpenedRun(config, finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
@@ -114,7 +111,7 @@ def continued(config: Config, there: Config, folder: RunFolder) -> Config:
     return config
 
 
-def usable_state(folder: RunFolder, warn: Warn) -> State | None:
+def usable_state(folder: RunFolder) -> State | None:
     """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
 
     A damaged last.pt is set aside, so that it cannot become the previous one.
