@@ -85,12 +85,21 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
     batch_size = flags.batch_size or (25 if on_cpu else 200)
     x, _, _ = subject.test.everything()
     logits = clean_logits(subject.model, x, min(batch_size, len(x)))
-    rows = {}
+    rows: dict[str, Row] = {}
+    refused = []
     for attack in attacks:
-        settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
+        try:
+            settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
+        except UserError as error:
+            refused.append(error)
+            continue
         row = subject.row(flags.seed, {**settings, "batch_size": batch_size})
         if not already_done(subject, attack, row, flags.overwrite, teller, world):
             rows[attack] = row
+    if refused and (flags.attacks is not None or len(refused) == len(attacks)):
+        raise refused[0]
+    for error in refused:
+        teller.note(f"left out: {error}")
     if rows:
         search(subject, rows, logits, batch_size, teller, world)
     if flags.curve and world.is_first:

@@ -275,8 +275,7 @@ def add_rows(
         content = {"format": FORMAT, **head, "results": rows}
         if of_other_checkpoints := [part for part in contents if not head.items() <= part.items()]:
             content["others"] = of_other_checkpoints
-        with says_where(path):
-            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return rows
 
 
@@ -292,25 +291,13 @@ def _order(row: Row) -> tuple[Any, ...]:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """No other evaluation of ours writes into this folder meanwhile, where the file system has locks."""
-    with says_where(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def says_where(path: Path) -> Iterator[None]:
-    """:raises UserError: in place of an OSError inside, which writes `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}): make room, or copy the model into a folder of yours"
-        ) from None
 
 
 def require_writable(folder: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from errors import UserError
 from evaluations.compare_attacks import NAMES
 from evaluations.flags import Flags
-from evaluations.results import Row, require_writable, says_where, stored_row
+from evaluations.results import Row, require_writable, stored_row
 from evaluations.subject import Subject, load_subject
 from processes.distributed import World, device_of
 from records import checkpoint
@@ -122,8 +122,7 @@ def run_shards(
                 begin, before = time.monotonic(), known.get(piece, {"seconds": 0.0})["seconds"]
                 part = attack(piece, known)
                 known[piece] = {**part, "seconds": before + time.monotonic() - begin}
-                with says_where(file):
-                    checkpoint.save(file, known[piece])
+                checkpoint.save(file, known[piece])
                 bar.set_postfix_str(shown(piece, part), refresh=False)
                 bar.update(1)
                 if (remaining := sum(map(left, files))) and remaining == total - 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errors import UserError
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, alone_in, finished, same_eps, says_where
+from evaluations.results import Row, alone_in, finished, same_eps
 from evaluations.subject import Subject
 from losses import logit_margin
 from records import checkpoint
@@ -54,8 +54,7 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
             new[eps] = torch.where(per_row(better, strong), strong, new[eps])
         remaining = {eps: x_adv for eps, x_adv in stored.items() if not any(same_eps(eps, other) for other in new)}
         test = {"labels": subject.test.labels.cpu(), "numbers": subject.test.numbers.cpu()}
-        with says_where(path):
-            checkpoint.save(path, {"x_adv": remaining | new, **test, **_of_network(subject), **_of_images(subject)})
+        checkpoint.save(path, {"x_adv": remaining | new, **test, **_of_network(subject), **_of_images(subject)})
     return path
 
 

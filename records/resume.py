@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from config import Config
-from errors import UserError, remedy
+from errors import UserError
 from presets import derived_lengths
 from processes.distributed import launcher, restarts
 from records import checkpoint
@@ -32,25 +30,13 @@ class OpenedRun(NamedTuple):
     finished: bool = False
 
 
-@contextmanager
-def writing(folder: RunFolder) -> Iterator[None]:
-    """:raises UserError: where something in it cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
-        ) from None
-
-
 def open_run(folder: RunFolder, config: Config) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
     """
-    with writing(folder):
-        if folder.path.is_dir():
-            folder.lock()
+    if folder.path.is_dir():
+        folder.lock()
     if not any(file.exists() for file in folder.files):
         return OpenedRun(config)
     stored = folder.read_config()
@@ -181,20 +167,19 @@ def prepare(
 
     :raises UserError: if it cannot be written.
     """
-    with writing(folder):
-        folder.prepare()
-        if begins and (folder.last.exists() or folder.previous.exists()):
-            raise UserError(
-                f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
-                "choose another folder"
-            )
-        recorder = RunRecorder(folder, config, state["step"], images)
-        if begins:
-            recorder.save(state)  # from here on --resume finds a state
-        if recorder.failed:
-            raise recorder.failed
-        folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
-        recorder.alarm.look(folder.rows())  # what it said of them it said before
-        content = {**config.to_dict(), "environment": environment}
-        write_atomically(folder.config_file, (json.dumps(content, indent=2) + "\n").encode())
+    folder.prepare()
+    if begins and (folder.last.exists() or folder.previous.exists()):
+        raise UserError(
+            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
+            "choose another folder"
+        )
+    recorder = RunRecorder(folder, config, state["step"], images)
+    if begins:
+        recorder.save(state)  # from here on --resume finds a state
+    if recorder.failed:
+        raise recorder.failed
+    folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
+    recorder.alarm.look(folder.rows())  # what it said of them it said before
+    content = {**config.to_dict(), "environment": environment}
+    write_atomically(folder.config_file, (json.dumps(content, indent=2) + "\n").encode())
     return recorder

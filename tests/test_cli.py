@@ -359,7 +359,7 @@ def test_folders_that_cannot_be_written(run, tmp_path, capsys, file_modes_count)
     for path in run.iterdir():
         path.chmod(0o400)
     run.chmod(0o500)
-    fails(capsys, train.main, going_on(run), "cannot be written", "Permission denied")
+    fails(capsys, train.main, going_on(run), str(run), "Permission denied: mend that")
     assert files(run) == before
     run.chmod(0o700)
 

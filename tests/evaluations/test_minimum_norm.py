@@ -228,6 +228,14 @@ def test_mistakes(here, capsys):
         fails(capsys, evaluate_on_minimum_norm.main, argv, *parts)
 
 
+def test_attacks_that_a_small_budget_does_not_suffice_for_are_left_out(here, capsys):
+    """Of those that are not named; where it suffices for none, the first is refused."""
+    assert evaluate(here / "Linf", "--steps", 50, "--test_size", 4) == 0
+    assert "left out: --steps 50: too few for apgdt: give 151 or more" in capsys.readouterr().out
+    assert not (here / "Linf" / "eval_apgdt_Linf.json").exists() and (here / "Linf" / "eval_fmn_Linf.json").exists()
+    fails(capsys, evaluate_on_minimum_norm.main, argv_of("Linf", "--steps", "2"), "too few for fmn")
+
+
 def test_how_many_images_by_default(here, capsys, monkeypatch):
     """The paper's 1000, fewer for cw on a CPU; all where there are fewer."""
     monkeypatch.setattr(evaluate_on_minimum_norm, "CW_SIZE_ON_CPU", 6)

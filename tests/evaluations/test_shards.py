@@ -180,7 +180,7 @@ def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("evaluations.results.write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         assert attack(run, "--eps", 0.1) == 2
-    assert "cannot be written (full)" in capsys.readouterr().err and list(run.glob("partial_*"))
+    assert "full: make room" in capsys.readouterr().err and list(run.glob("partial_*"))
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", None)
     assert attack(run, "--eps", 0.1) == 0 and not list(run.glob("partial_*"))
 
