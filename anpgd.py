@@ -164,12 +164,8 @@ class AnPgd:
 
     attack: InnerPgd
     search: Search
-    projections: int = (
-        0  # times, one after the other, that the boundary is linearised at the shortest perturbation so far
-    )
-    targets: int | Literal["all"] = (
-        0  # classes, those of the largest wrong logits, to which it is linearised at the image
-    )
+    projections: int = 0  # times in turn that the boundary is linearised at the shortest perturbation so far
+    targets: int | Literal["all"] = 0  # classes, of the largest wrong logits, to which it is linearised at the image
 
     def __call__(
         self,

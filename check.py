@@ -31,10 +31,6 @@ class Check(NamedTuple):
     passes: int  # how often an image went through the network
 
 
-class Stopped(Exception):
-    """`stop()` became true on the way."""
-
-
 def check_split(
     model: nn.Module,
     split: Split,
@@ -43,21 +39,19 @@ def check_split(
     attack: PgdFn = pgd,
     stop: Callable[[], bool] = lambda: False,
     world: World = ALONE,
-) -> Check:
+) -> Check | None:
     """PGD at the fixed test radius of a training, then the zero crossing of the logit margin along its direction; all in
     eval mode.
 
     Random starts are keyed by (seed, `key`, image). attack: what runs PGD. Of several processes each takes whole batches,
-    so that what an image gets does not depend on their number.
-
-    :raises Stopped: if `stop()` became true.
+    so that what an image gets does not depend on their number. None if `stop()` became true on the way.
     """
     found = torch.zeros(len(split), 3, device=split.labels.device)  # right, robust, margin
     rows = torch.arange(len(split)).split(config.eval_batch_size)
     with eval_mode(model), closing(split.batches(rows[world.rank :: world.size])) as batches:
         for first in range(0, len(rows), world.size):
             if stop():
-                raise Stopped
+                return None
             if first + world.rank < len(rows):
                 batch = next(batches)
                 found[batch.index] = check_batch(model, batch, split.numbers[batch.index], config, key, attack)
@@ -111,9 +105,8 @@ def check_rows(
     for number, (name, split) in enumerate(splits.items()):
         if not len(split):
             continue
-        try:
-            found = check_split(model, split, config, number, step, attack=attack, stop=stop, world=world)
-        except Stopped:
+        found = check_split(model, split, config, number, step, attack=attack, stop=stop, world=world)
+        if found is None:
             return None
         passes += found.passes
         row = {"kind": "eval", "split": name, "step": step, "epoch": epoch, "clean_acc": found.clean_acc}

@@ -17,6 +17,7 @@ from flags import answers_help
 answers_help(__name__, lambda: parse_flags(AutoAttackFlags))
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from torch import Tensor
 from errors import exits_on_user_error
 from evaluations import external_attacks
 from evaluations.autoattack import choose_ensemble, run_ensemble
-from evaluations.external_attacks import settled_eps
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
@@ -39,29 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
     """The ensemble at one radius."""
-    eps = settled_eps(flags.eps, subject, teller, world)
+    (eps,), notes = world.together(lambda: subject.radii([flags.eps] if flags.eps else None))
     _, height, width = subject.test.shape
     with torch.no_grad():
         classes = subject.model(torch.zeros(1, *subject.test.shape, device=subject.device)).shape[1]
-    settings, notes = world.together(lambda: choose_ensemble(subject.norm, height, width, classes, flags.attacks))
-    for note in notes:
+    settings, more = world.together(lambda: choose_ensemble(subject.norm, height, width, classes, flags.attacks))
+    for note in (*notes, *more):
         teller.note(note)
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
         return run_ensemble(subject.model, x, y, settings, norm=subject.norm, eps=eps, seed=seed)
 
-    external_attacks.evaluate(
-        flags,
-        subject,
-        teller,
-        world,
-        name="autoattack",
-        title=f"{'' if settings['standard'] else 'not standard '}AutoAttack ({', '.join(settings['attacks'])})",
-        eps=eps,
-        settings=settings,
-        batch_size=flags.batch_size or len(subject.test),
-        attack=attack,
-    )
+    how: dict[str, Any] = {"eps": eps, "settings": settings, "batch_size": flags.batch_size or len(subject.test)}
+    external_attacks.evaluate(flags, subject, teller, world, name="autoattack", attack=attack, **how)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torch import Tensor
 from errors import UserError, exits_on_user_error
 from evaluations import external_attacks
 from evaluations.advertorch_compat import advertorch
-from evaluations.external_attacks import settled_eps, square_starts
+from evaluations.external_attacks import square_starts
 from evaluations.shards import run_evaluation
 from evaluations.subject import Subject
 from processes.distributed import World, main_of_process
@@ -48,18 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: GradientFreeFlags, subject: Subject, teller: Teller, world: World) -> None:
     """Each attack of `--attacks`, or all that exist for this norm."""
-    eps = settled_eps(flags.eps, subject, teller, world)
+    (eps,), notes = world.together(lambda: subject.radii([flags.eps] if flags.eps else None))
+    for note in notes:
+        teller.note(note)
     for name in world.together(lambda: attacks_asked(flags, subject)):
         size = flags.batch_size or IMAGES_A_SHARD[name]
-        external_attacks.evaluate(
-            flags,
-            subject,
-            teller,
-            world,
-            eps=eps,
-            batch_size=size,
-            **attack_of(name, flags, subject, eps, min(size, len(subject.test))),
-        )
+        attack = attack_of(name, flags, subject, eps, min(size, len(subject.test)))
+        external_attacks.evaluate(flags, subject, teller, world, eps=eps, batch_size=size, **attack)
 
 
 def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
@@ -67,8 +62,8 @@ def attacks_asked(flags: GradientFreeFlags, subject: Subject) -> list[str]:
     names = choose(flags.attacks or ("square,spsa" if subject.norm == "Linf" else "square"), list(IMAGES_A_SHARD))
     if "spsa" in names and subject.norm != "Linf":
         raise UserError(f"--attacks {flags.attacks}: SPSA is for Linf only, and this is {subject.norm}: leave it out")
-    size = "x".join(map(str, subject.test.shape[1:]))
     if "square" in names and not square_starts(subject.norm, *subject.test.shape[1:]):
+        size = "x".join(map(str, subject.test.shape[1:]))
         raise UserError(f"--attacks square: it cannot start on {size} images under L2: no gradient-free attack here")
     return names
 
@@ -91,10 +86,10 @@ def attack_of(name: str, flags: GradientFreeFlags, subject: Subject, eps: float,
 
     if name == "square":
         settings = {"queries": flags.square_queries, "package": f"pyautoattack {version('pyautoattack')}"}
-        return {"name": name, "title": "Square", "settings": {**settings, "attacks": [name]}, "attack": square}
+        return {"name": name, "settings": {**settings, "attacks": [name]}, "attack": square}
     settings = {"nb_iter": flags.spsa_iter, "nb_sample": flags.spsa_samples, **SPSA}
     settings |= {"package": f"advertorch {version('advertorch')}", "attacks": [name]}
-    return {"name": name, "title": "SPSA", "settings": settings, "attack": spsa}
+    return {"name": name, "settings": settings, "attack": spsa}
 
 
 if __name__ == "__main__":

@@ -25,16 +25,9 @@ import torch
 from torch import Tensor
 
 from errors import UserError, exits_on_user_error
+from evaluations import minimum_norm
 from evaluations.compare_attacks import overestimates, write_curve
-from evaluations.minimum_norm import (
-    ATTACKS,
-    best_known,
-    figures_of,
-    local_optimality,
-    settings_of,
-    shortest_distances,
-    table,
-)
+from evaluations.minimum_norm import ATTACKS, settings_of, shortest_distances
 from evaluations.repeated_pgd import clean_logits
 from evaluations.results import Row, clean_accuracy
 from evaluations.shards import Part, already_done, run_evaluation, run_shards
@@ -92,12 +85,21 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
     batch_size = flags.batch_size or (25 if on_cpu else 200)
     x, _, _ = subject.test.everything()
     logits = clean_logits(subject.model, x, min(batch_size, len(x)))
-    rows = {}
+    rows: dict[str, Row] = {}
+    refused = []
     for attack in attacks:
-        settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
+        try:
+            settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
+        except UserError as error:
+            refused.append(error)
+            continue
         row = subject.row(flags.seed, {**settings, "batch_size": batch_size})
         if not already_done(subject, attack, row, flags.overwrite, teller, world):
             rows[attack] = row
+    if refused and (flags.attacks is not None or len(refused) == len(attacks)):
+        raise refused[0]
+    for error in refused:
+        teller.note(f"left out: {error}")
     if rows:
         search(subject, rows, logits, batch_size, teller, world)
     if flags.curve and world.is_first:
@@ -121,22 +123,22 @@ def search(
                 return dict(zip(("distances", "passes"), found, strict=True))
 
             identity = [row["settings"], row["seed"]]
-            shards = run_shards(attack_batch, len(batches), subject, attack, identity, teller, world, title=attack)
+            shards = run_shards(attack_batch, len(batches), subject, attack, identity, teller, world)
             parts = kept.enter_context(shards)
             distances = torch.zeros(len(right), dtype=torch.float64)
             if parts:
                 distances[right.cpu()] = torch.cat([part["distances"] for part in parts])
-            rows[attack] = {**row, **clean_accuracy(right), **figures_of(distances)}
+            rows[attack] = {**row, **clean_accuracy(right), **minimum_norm.figures_of(distances)}
             rows[attack]["settings"] = {**row["settings"], "device": str(subject.device)}
             rows[attack]["seconds"] = round(sum(part["seconds"] for part in parts), 1)
             rows[attack]["passes"] = round(sum(part["passes"] for part in parts) / max(int(right.sum()), 1), 1)
         if world.is_first:
-            best, names = best_known(subject, rows)
+            best, names = minimum_norm.best_known(subject, rows)
             for attack, row in rows.items():
                 distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
-                row["local_optimality"] = {"value": local_optimality(distances, best), "best_of": names}
+                row["local_optimality"] = {"value": minimum_norm.local_optimality(distances, best), "best_of": names}
                 subject.add_rows(attack, [row])
-            for line in table(subject, right, rows, best, names):
+            for line in minimum_norm.table(subject, rows, best, names):
                 teller.say(line)
     teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 

@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations import pgd_attacks, transfer
@@ -53,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
     for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
         teller.note(note)
-    radii = shared_radii(flags, runs, subjects, teller)
+    radii = shared_radii(flags, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
-    compare(flags, runs, subjects, radii, teller)
+    compare(flags, subjects, radii, teller)
     folders = (str(subject.path.parent) for subject in subjects)
     teller.say(f"look at it with: {command('reports/make_report.py', *folders)}")
     return 0
@@ -85,30 +83,28 @@ def pgd_flags(flags: TransferFlags, run: str, **more: Any) -> PgdFlags:
     return PgdFlags(**{**given, "model": run, "overwrite": False, **more})
 
 
-def shared_radii(flags: TransferFlags, runs: Sequence[str], subjects: Sequence[Subject], teller: Teller) -> list[float]:
+def shared_radii(flags: TransferFlags, subjects: Sequence[Subject], teller: Teller) -> list[float]:
     """The radii, ascending, after a look at whether all runs can be compared.
 
     :raises UserError: naming two runs that differ in data set, norm, images or radii.
     """
     first = subjects[0]
-    radii: list[float] = []
-    for run, subject in zip(runs, subjects, strict=True):
+    radii, notes = first.radii(flags.eps)
+    for note in notes:
+        teller.note(note)
+    for subject in subjects[1:]:
         for name in ("dataset", "norm"):
             if (own := getattr(subject, name)) != (shared := getattr(first, name)):
-                raise UserError(
-                    f"--{name}: {shared} in {runs[0]}, {own} in {run}: they cannot be compared; leave one out, "
-                    f"or add --{name} to attack all in one"
-                )
-        if subject.images != first.images or not torch.equal(subject.test.numbers, first.test.numbers):
-            raise UserError(f"--data_root: {runs[0]} and {run} were trained on other images: name one folder for all")
-        its_radii, notes = subject.radii(flags.eps)
-        for note in notes if subject is first else ():
-            teller.note(note)
-        radii = radii or its_radii
-        if len(radii) != len(its_radii) or not all(map(same_eps, radii, its_radii)):
-            raise UserError(
-                f"--eps: {_listed(radii)} for {runs[0]}, {_listed(its_radii)} for {run}: give the radii to compare at"
-            )
+                said = f"{shared} in {first.path.parent}, {own} in {subject.path.parent}"
+                remedy = f"leave one out, or add --{name} to attack all in one"
+                raise UserError(f"--{name}: {said}: they cannot be compared; {remedy}")
+        if subject.images != first.images:
+            said = f"{first.path.parent} and {subject.path.parent} were trained on other images"
+            raise UserError(f"--data_root: {said}: name one folder for all")
+        own_radii, _ = subject.radii(flags.eps)
+        if len(radii) != len(own_radii) or not all(map(same_eps, radii, own_radii)):
+            said = f"{_listed(radii)} for {first.path.parent}, {_listed(own_radii)} for {subject.path.parent}"
+            raise UserError(f"--eps: {said}: give the radii to compare at")
     if len({subject.path.parent.resolve() for subject in subjects}) < len(subjects):
         raise UserError(
             "two of the runs lie in one folder, where each one's adversarial images would be taken for the other's: "
@@ -121,25 +117,25 @@ def _listed(radii: Sequence[float]) -> str:
     return " ".join(map(radius_text, radii))
 
 
-def compare(
-    flags: TransferFlags, runs: Sequence[str], subjects: Sequence[Subject], radii: Sequence[float], teller: Teller
-) -> None:
+def compare(flags: TransferFlags, subjects: Sequence[Subject], radii: Sequence[float], teller: Teller) -> None:
     """Make the images that are missing, replay all, write and print."""
     for subject in subjects:
         require_writable(subject.path.parent)
     seeds = []
-    for run, subject in zip(runs, subjects, strict=True):
+    for subject in subjects:
         same = (row for row in subject.rows("pgd") if (row["n"], row["split"]) == (len(subject.test), subject.split))
         best: Row = max(same, key=effort, default={"settings": {}})  # its steps, restarts and seed make further images
         seeds.append(best.get("seed") or 0)
         missing = [eps for eps in radii if eps not in transfer.saved_images(subject, radii)]
         if len(missing) < len(radii) and (flags.nb_iter or flags.nb_restart):
-            teller.note(f"{run}: of its saved adversarial images --nb_iter and --nb_restart change nothing")
+            teller.note(
+                f"{subject.path.parent}: of its saved adversarial images --nb_iter and --nb_restart change nothing"
+            )
         if missing:
-            teller.note(f"{run}: its adversarial images at {_listed(missing)} are made first")
+            teller.note(f"{subject.path.parent}: its adversarial images at {_listed(missing)} are made first")
             how = {name: best["settings"].get(name, getattr(PgdFlags, name)) for name in ("nb_iter", "nb_restart")}
             how |= {name: value for name in how if (value := getattr(flags, name)) is not None}
-            attack = pgd_flags(flags, run, **how, eps=tuple(missing), seed=seeds[-1], save_adv=True)
+            attack = pgd_flags(flags, str(subject.path), **how, eps=tuple(missing), seed=seeds[-1], save_adv=True)
             pgd_attacks.evaluate(attack, subject, teller)
     saved = [transfer.saved_images(subject, radii) for subject in subjects]
     images = {eps: [own[eps] for own in saved] for eps in radii}

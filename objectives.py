@@ -109,13 +109,9 @@ class Mma:
             found = self.shortest(
                 network.model, x[rows], y[rows], start.eps[rows], noise, search_losses[rows], odi_weights
             )
-        return Shortest(
-            nothing.x_adv.index_copy(0, rows, found.x_adv),
-            nothing.eps.index_copy(0, rows, found.eps),
-            nothing.direction.index_copy(0, rows, found.direction),
-            nothing.beyond.index_copy(0, rows, found.beyond),
-            found.passes,
-        )
+        by_row = zip(nothing[:4], found[:4], strict=True)
+        x_adv, eps, direction, beyond = (none.index_copy(0, rows, part) for none, part in by_row)
+        return Shortest(x_adv, eps, direction, beyond, found.passes)
 
 
 @dataclass(frozen=True)

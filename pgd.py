@@ -57,39 +57,6 @@ def project_l2(delta: Tensor, eps: Tensor) -> Tensor:
     return delta * per_row(shrink, delta)
 
 
-def _start_linf(x: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    return (x + (2 * noise - 1) * per_row(eps, x)).clamp(0, 1)
-
-
-def _start_l2(x: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-    return (x + project_l2(noise - x, eps)).clamp(0, 1)
-
-
-def _ascent_linf(gradient: Tensor) -> Tensor:
-    return gradient.sign()
-
-
-def _ascent_l2(gradient: Tensor) -> Tensor:
-    return gradient / per_row(row_norms(gradient).clamp(min=1e-6), gradient)
-
-
-def _finite(direction: Tensor) -> Tensor:
-    """A pixel whose gradient is not a number does not move, so that one image cannot spoil its batch."""
-    return direction.nan_to_num(nan=0.0)
-
-
-def _constrain_linf(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    return (x + project_linf(x_adv - x, eps)).clamp(0, 1)
-
-
-def _constrain_l2(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    return x + project_l2(x_adv.clamp(0, 1) - x, eps)  # shrinking towards x stays inside [0, 1]
-
-
-def _length_linf(delta: Tensor) -> Tensor:
-    return delta.flatten(1).abs().amax(dim=1)
-
-
 class Geometry(NamedTuple):
     """What PGD needs to know of a norm. `noise` is uniform on [0, 1), shaped like x."""
 
@@ -100,8 +67,20 @@ class Geometry(NamedTuple):
 
 
 GEOMETRY = {
-    "Linf": Geometry(_start_linf, _ascent_linf, _constrain_linf, _length_linf),
-    "L2": Geometry(_start_l2, _ascent_l2, _constrain_l2, row_norms),
+    "Linf": Geometry(
+        start=lambda x, eps, noise: (x + (2 * noise - 1) * per_row(eps, x)).clamp(0, 1),
+        ascent=torch.sign,
+        constrain=lambda x_adv, x, eps: (x + project_linf(x_adv - x, eps)).clamp(0, 1),
+        length=lambda delta: delta.flatten(1).abs().amax(dim=1),
+    ),
+    "L2": Geometry(
+        start=lambda x, eps, noise: (x + project_l2(noise - x, eps)).clamp(0, 1),
+        ascent=lambda gradient: gradient / per_row(row_norms(gradient).clamp(min=1e-6), gradient),
+        constrain=lambda x_adv, x, eps: (
+            x + project_l2(x_adv.clamp(0, 1) - x, eps)
+        ),  # shrinking towards x stays in [0, 1]
+        length=row_norms,
+    ),
 }
 
 
@@ -136,7 +115,8 @@ def ascend(
     """
     geometry = GEOMETRY[norm]
     _, gradient = linearised(losses_at, x_adv)
-    x_adv = x_adv.detach() + per_row(step, x) * _finite(geometry.ascent(gradient))
+    # A pixel whose gradient is not a number does not move, so that one image cannot spoil its batch.
+    x_adv = x_adv.detach() + per_row(step, x) * geometry.ascent(gradient).nan_to_num(nan=0.0)
     return geometry.constrain(x_adv, x, eps)
 
 
@@ -218,19 +198,8 @@ class InnerPgd:
         """(B, ...), (B,), (B,) -> (B, ...). noise: see `pgd`; odi_weights: see `odi_start`."""
         if odi_weights is not None and noise is not None:
             rows = odi_weights.any(dim=1).nonzero().squeeze(1)
-            climbed = odi_start(
-                self.run, model, x[rows], self.norm, eps[rows], noise[rows], odi_weights[rows], self.odi_steps
-            )
-            noise = noise.index_copy(0, rows, climbed)
-        return self.run(
-            model,
-            x,
-            y,
-            loss_fn=self.loss_fn,
-            norm=self.norm,
-            eps=eps,
-            step_size=self.step_scale * eps / self.steps,
-            steps=self.steps,
-            noise=noise,
-            decays=self.decays,
-        )
+            of_rows = x[rows], self.norm, eps[rows], noise[rows], odi_weights[rows]
+            noise = noise.index_copy(0, rows, odi_start(self.run, model, *of_rows, self.odi_steps))
+        size = self.step_scale * eps / self.steps
+        how: dict[str, Any] = {"norm": self.norm, "eps": eps, "step_size": size, "steps": self.steps}
+        return self.run(model, x, y, loss_fn=self.loss_fn, **how, noise=noise, decays=self.decays)

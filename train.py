@@ -34,7 +34,7 @@ from processes.distributed import World, device_of, is_launched, launcher, local
 from processes.signals import StopSignals
 from records import checkpoint, resume
 from records.commands import command
-from records.progress import Teller
+from records.progress import Teller, warn
 from records.recorder import Silent
 from records.run_folder import RunFolder, environment
 from trainer import Trainer
@@ -44,11 +44,6 @@ from utils import batchnorms, has_batchnorm, seed_global_draws
 from validation import Kind
 
 FEW = 100  # images: an accuracy on them is known to ± 10 points
-
-
-def warn(line: str) -> None:
-    """On standard error."""
-    print(line, file=sys.stderr)
 
 
 @exits_on_user_error
@@ -72,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config, folder: RunFolder, argv: list[str], world: World, device: torch.device, teller: Teller) -> int:
     """Train in the folder; what the flags do not fit is refused before anything in it changes. Gives the exit status."""
     started = time.monotonic()
-    found = world.from_first(lambda: resume.open_run(folder, config, warn))
+    found = world.from_first(lambda: resume.open_run(folder, config))
     if found.finished:
         teller.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
@@ -153,11 +148,6 @@ def load_data(config: Config, world: World, device: torch.device, teller: Teller
     )
     if data.about:
         teller.note(f"{config.data_root}: {data.about}")
-    if config.streaming is None and data.streamed:
-        gib = data.nbytes / 2**30
-        teller.note(
-            f"--streaming: {gib:.3g} GiB of images, more than half of the memory free on {device}: they stay on disk"
-        )
     if config.keep_directions and data.streamed:
         raise UserError(
             "--keep_directions: not for images that stay on disk, whose table would not fit beside them: add "
@@ -207,18 +197,13 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
     last = len(data.train) % size or size  # of an epoch's batches
     if size < world.size:
         raise UserError(f"--batch_size {size}: is the global batch, and there are {world.size} processes: raise it")
-    if last == 1 and not needs.one_row:
-        raise UserError(
-            f"--batch_size {size}: the last batch of an epoch would hold one image, on which this network's "
-            "BatchNorm cannot work: choose another"
-        )
+    what, slices, otherwise = "the last batch of an epoch", {last}, ""
     if several and config.local_bn:
+        what, otherwise = "a process's slice of a batch", ", or leave --local_bn out"
         slices = {rows for batch in (size, last) for rows in (batch // world.size, -(-batch // world.size))}
-        if 1 in slices and not needs.one_row:
-            raise UserError(
-                f"--batch_size {size}: a process's slice of a batch would hold one image, on which this network's "
-                "BatchNorm cannot work: choose another, or leave --local_bn out"
-            )
+    if 1 in slices and not needs.one_row:
+        cannot = "would hold one image, on which this network's BatchNorm cannot work"
+        raise UserError(f"--batch_size {size}: {what} {cannot}: choose another{otherwise}")
     if several and not config.local_bn and any(norm.running_mean is None for norm in batchnorms(model)):
         raise UserError(
             f"--network {config.network}: a BatchNorm without running statistics cannot cover the batches of several "
@@ -252,22 +237,21 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         source = checkpoint.load_model_file(pretrained)
         found = our_keys(source.weights, model.state_dict())
         checkpoint.load_weights(model, found.weights, source.path)
+        notes, before = [], source.config or {}
         if found.renamed:
-            say(
-                "--pretrained: weights of another program: here each image is standardised before them, which may be new to them"
+            notes.append(
+                "weights of another program: here each image is standardised before them, which may be new to them"
             )
         elif found.normalisation:
-            say(
-                f"--pretrained: the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it"
-            )
+            notes.append(f"the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it")
         for name in ("dataset", "norm"):
-            there, here = (source.config or {}).get(name), getattr(config, name)
-            if source.config and there != here:
-                say(f"--pretrained: trained with {name} {there}, going on with {here}")
-        before = source.config or {}
+            if before.get(name, here := getattr(config, name)) != here:
+                notes.append(f"trained with {name} {before[name]}, going on with {here}")
         kind = Kind(before.get("classes") or CLASSES.get(before.get("dataset", "")), before.get("image_shape"))
         if what := kind.unlike(Kind(data.classes, data.train.shape)):
-            say(f"--pretrained: trained on {what}")
+            notes.append(f"trained on {what}")
+        for note in notes:
+            say(f"--pretrained: {note}")
     return model
 
 

@@ -66,8 +66,13 @@ class Trainer:
         how = {"batch_size": config.batch_size, "seed": config.seed, "rank": world.rank, "ranks": world.size}
         augment = Augment(config.crop_pad, config.flip) if config.augment else None
         self.batches = TrainBatches(data.train, augment=augment, **how)
-        self.needs = probe(model, first_batch(data.train, 1))
-        self._place(model)
+        one = first_batch(data.train, 1)
+        self.needs = probe(model, one)
+        shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
+        self.model = with_global_statistics(model, self.device) if shares_statistics else model
+        self.parameters = list(self.model.parameters())
+        self.replica = Replica(self.model, world, shares_statistics, leaves_out=not self.needs.uses_all)
+        self.replica.warm_up(one)
         self.optimizer = make_optimizer(
             config.optimizer, self.model, lr=config.lr_at(0), weight_decay=config.weight_decay, momentum=config.momentum
         )
@@ -83,16 +88,6 @@ class Trainer:
         self.seen = torch.zeros(5, dtype=torch.float64, device=self.device)
         self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
         self.check_passes = 0  # the same in the checks
-
-    def _place(self, model: nn.Module) -> None:
-        """The network as one of several processes trains it."""
-        config, world, one = self.config, self.world, first_batch(self.data.train, 1)
-        shares_statistics = world.size > 1 and has_batchnorm(model) and not config.local_bn
-        self.model = with_global_statistics(model, self.device) if shares_statistics else model
-        self.parameters = list(self.model.parameters())
-        leaves_out = world.size > 1 and not self.needs.uses_all
-        self.replica = Replica(self.model, world, shares_statistics, leaves_out)
-        self.replica.warm_up(one)
 
     def _make_step(self, records: bool) -> None:
         """The attack, the objective and its gradient, recorded as CUDA graphs where they can be; the check's attack."""

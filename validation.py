@@ -46,9 +46,7 @@ def validate(config: Config) -> None:
             raise UserError(f"--{name} {numbers[name]:g}: must not be negative")
     for name in RADII:
         if (value := numbers.get(name)) is not None:
-            if config.norm == "Linf" and value > 1:
-                raise UserError(f"--{name} {value:g}: an Linf radius above 1 means nothing on [0, 1]")
-            refuse_extreme_radius(value, config.norm, name)
+            refuse_radius(value, config.norm, name)
     for line in filter(None, _contradictions(config)):
         raise UserError(line)
 
@@ -158,15 +156,13 @@ def _check_types(config: Config) -> None:
     for f in dataclasses.fields(Config):
         value, kinds = getattr(config, f.name), typing.get_args(hints[f.name]) or (hints[f.name],)
         choices = f.metadata["choices"]
-        of_kind = (bool in kinds or not isinstance(value, bool)) and (
-            (float in kinds and isinstance(value, int | float))
-            or any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
-        )
-        if isinstance(value, int | float):
-            of_kind = of_kind and (abs(value) <= LARGEST if float in kinds else 0 <= value < 10**MOST_DIGITS)
-        if f.name in ITEMS:
-            of_kind = value is None or all(isinstance(item, ITEMS[f.name]) for item in value)
-        if f.name != "lr" and (not of_kind or (choices and value is not None and value not in choices)):
+        if isinstance(value, tuple):
+            fits = f.name == "lr" or all(isinstance(item, ITEMS[f.name]) for item in value)
+        elif float in kinds and type(value) in (int, float):
+            fits = abs(value) <= LARGEST
+        else:
+            fits = type(value) in kinds and (type(value) is not int or 0 <= value < 10**MOST_DIGITS)
+        if not fits or (choices and value is not None and value not in choices):
             raise ValueError(f"{f.name} is {json.dumps(value, default=str)}")
 
 
@@ -175,21 +171,21 @@ def radius(value: float, dataset: str, norm: str, flag: str) -> tuple[float, lis
 
     :raises UserError: for a radius that no image in [0, 1] can use.
     """
+    if dataset == "cifar10" and norm == "Linf" and 1 < value <= 255:
+        return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
+    refuse_radius(value, norm, flag)
+    return value, []
+
+
+def refuse_radius(value: float, norm: str, flag: str) -> None:
+    """:raises UserError: for a radius that float32 cannot use, or that no two images in [0, 1] are apart."""
     if value <= 0:
         raise UserError(f"--{flag} {value:g}: a radius must be above 0")
-    refuse_extreme_radius(value, norm, flag)
-    if norm != "Linf" or value <= 1:
-        return value, []
-    if dataset == "cifar10" and value <= 255:
-        return value / 255, [f"--{flag} {value:g} is read as {value:g}/255 = {value / 255:.6f}"]
-    raise UserError(
-        f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
-        f"write {value:g}/255 if 255ths are meant"
-    )
-
-
-def refuse_extreme_radius(value: float, norm: str, flag: str) -> None:
-    """:raises UserError: for a radius that float32 cannot use, or that no two images are apart."""
+    if norm == "Linf" and value > 1:
+        raise UserError(
+            f"--{flag} {value:g}: images lie in [0, 1], so an Linf radius above 1 means nothing; "
+            f"write {value:g}/255 if 255ths are meant"
+        )
     if value < SMALLEST_RADIUS and not flag.endswith("_iter"):
         raise UserError(
             f"--{flag} {value:g}: below {SMALLEST_RADIUS:g} a radius is lost in rounding: choose a larger one"

@@ -62,11 +62,10 @@ def run_ensemble(
 
     settings: of `choose_ensemble`; no more target classes than there are.
     """
-    chosen = {"attacks": settings["attacks"]} if settings["version"] == "custom" else {}
     how = {"version": settings["version"], "norm": norm, "eps": eps, "seed": seed, "device": x.device}
     trace = sys.gettrace()  # the package takes away a debugger's or coverage's
     with package_log() as warnings:
-        ensemble = AutoAttack(model, **how, **chosen)
+        ensemble = AutoAttack(model, **how)
         ensemble.attacks_to_run = settings["attacks"]
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = settings["targets"]
         try:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from errors import UserError
 from evaluations.flags import SEARCHES
-from evaluations.results import Row, accuracy_curve, quoted, same_eps, says_where, wilson
+from evaluations.results import Row, accuracy_curve, quoted, same_eps, wilson
 from evaluations.subject import Subject
 from utils import radius_text, write_atomically
 
@@ -69,19 +69,15 @@ def gaps(attack: str, dataset: str, pgd: Sequence[Row], other: Sequence[Row]) ->
     """Between rows of one checkpoint by PGD and by `attack`: at each radius of both, of the test images of both."""
     for ours in quoted(pgd):
         for theirs in quoted(other):
-            first, second = ours.get("flags") or "", _left_at(ours["eps"], theirs)
+            first, second = ours["flags"], theirs.get("flags", "") if same_eps(ours["eps"], theirs.get("eps")) else ""
+            if "distances" in theirs:  # of a search
+                far = (math.inf if distance is None else distance for distance in theirs["distances"])
+                second = "".join("0" if distance <= ours["eps"] else "1" for distance in far)
             count = min(len(first), len(second))
             # A part of an image folder is drawn, not its first images.
             if count and (dataset != "imagefolder" or len(first) == len(second)):
                 left, left_by_other = (flags[:count].count("1") / count for flags in (first, second))
                 yield Gap(attack, ours["eps"], left, left_by_other, count)
-
-
-def _left_at(eps: float, row: Row) -> str:
-    """A flag an image, "1" where it stands at eps; none where the row does not say."""
-    if (distances := row.get("distances")) is not None:
-        return "".join("0" if far is not None and far <= eps else "1" for far in distances)
-    return (row.get("flags") or "") if same_eps(eps, row.get("eps")) else ""
 
 
 def of_same_images(row: Row, like: Row, dataset: str) -> bool:
@@ -95,25 +91,19 @@ def nearest(rows: Iterable[Row], like: Row, dataset: str) -> list[float]:
     where there is none. A search gives it, and an attack at one eps this eps, so that the stronger counts."""
     best = [math.inf] * like["n"]
     for row in (row for row in rows if of_same_images(row, like, dataset)):
-        found = (
-            row["distances"] if "distances" in row else [row["eps"] if flag == "0" else None for flag in row["flags"]]
-        )
+        found = row.get("distances") or [row["eps"] if flag == "0" else None for flag in row["flags"]]
         for place, distance in enumerate(found[: like["n"]]):
             best[place] = min(best[place], math.inf if distance is None else distance)
     return best
 
 
 def write_curve(subject: Subject) -> Path:
-    """Robust accuracy at every eps, by all that lies beside the model, as `curve_<norm>.csv`; the file.
-
-    :raises UserError: if the folder cannot be written.
-    """
+    """Robust accuracy at every eps, by all that lies beside the model, as `curve_<norm>.csv`; the file."""
     rows = [row for attack in NAMES for row in rows_by(subject, attack)]
     points = accuracy_curve(nearest(rows, subject.row(0, {}), subject.dataset))
     lines = ["eps,robust_acc,low,high", *(",".join(map(str, point)) for point in points)]
     path = subject.path.parent / f"curve_{subject.norm}.csv"
-    with says_where(path):
-        write_atomically(path, ("\n".join(lines) + "\n").encode())
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
@@ -136,11 +126,8 @@ def overestimates(subject: Subject) -> list[str]:
     strong protocol against AutoAttack alone."""
     rows = {attack: rows_by(subject, attack) for attack in ("pgd", *STRONGER, *SEARCHES)}
     found = stronger(subject.dataset, rows["pgd"], rows.__getitem__)
-    found += [
-        gap._replace(base="strong")
-        for gap in gaps("autoattack", subject.dataset, rows["strong"], rows["autoattack"])
-        if gap.points > 0
-    ]
+    of_strong = gaps("autoattack", subject.dataset, rows["strong"], rows["autoattack"])
+    found += [gap._replace(base="strong") for gap in of_strong if gap.points > 0]
     return [gap.text() for gap in found]
 
 

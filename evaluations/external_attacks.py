@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluations import sanity
-from evaluations.compare_attacks import overestimates
+from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import EvaluationFlags
 from evaluations.repeated_pgd import clean_logits
 from evaluations.results import accuracy_lines, finished, merged
@@ -30,17 +30,6 @@ EPS_TOLERANCE = 1e-5  # rounding of an attack's last projection
 RANGE_TOLERANCE = 1e-6  # rounding of x + delta at 0 and 1
 
 
-def settled_eps(eps: float | None, subject: Subject, teller: Teller, world: World) -> float:
-    """The radius in input units; what the user should know of it is said.
-
-    :raises UserError: for a radius that no image in [0, 1] can use.
-    """
-    (settled,), notes = world.together(lambda: subject.radii(None if eps is None else [eps]))
-    for note in notes:
-        teller.note(note)
-    return settled
-
-
 def evaluate(
     flags: EvaluationFlags,
     subject: Subject,
@@ -48,7 +37,6 @@ def evaluate(
     world: World,
     *,
     name: str,
-    title: str,
     eps: float,
     settings: Mapping[str, Any],
     batch_size: int,
@@ -56,8 +44,8 @@ def evaluate(
 ) -> None:
     """Attack shard after shard, keep each, write the JSON beside the model, and say all that a user wants to know.
 
-    name: as in the name of the JSON; title: for people. settings: for the JSON, what makes two results comparable. attack:
-    x (B, ...), y (B,), seed -> x_adv (B, ...), warnings.
+    name: as in the name of the JSON. settings: for the JSON, what makes two results comparable. attack: x (B, ...),
+    y (B,), seed -> x_adv (B, ...), warnings.
 
     :raises UserError: if the folder cannot be written.
     """
@@ -69,19 +57,18 @@ def evaluate(
     shards = torch.arange(len(x), device=x.device).split(batch_size)
 
     def attack_shard(number: int, known: Mapping[int, Part]) -> Part:
-        robust, invalid, warnings = right.clone(), 0, list[str]()
-        rows = shards[number][right[shards[number]]]
+        robust, invalid, warnings = right[shards[number]], 0, list[str]()
+        rows = shards[number][robust]
         if len(rows):
             with untouched(subject.model, x.device):
                 x_adv, warnings = attack(x[rows], y[rows], mixed_seed(flags.seed, EVALUATE, number))
-                robust[rows], valid = verified(
-                    subject.model, x[rows], y[rows], x_adv.detach(), norm=subject.norm, eps=eps
-                )
+                given = subject.model, x[rows], y[rows], x_adv.detach()
+                robust[robust.clone()], valid = verified(*given, norm=subject.norm, eps=eps)
             invalid = int((~valid).sum())
-        return {"robust": robust[shards[number]].cpu(), "invalid": invalid, "warnings": list(dict.fromkeys(warnings))}
+        return {"robust": robust.cpu(), "invalid": invalid, "warnings": warnings}
 
     identity = [row["settings"], eps, flags.seed, batch_size]
-    with run_shards(attack_shard, len(shards), subject, name, identity, teller, world, title=title) as found:
+    with run_shards(attack_shard, len(shards), subject, name, identity, teller, world) as found:
         if not world.is_first:
             return
         robust, invalid = torch.cat([part["robust"] for part in found]), sum(part["invalid"] for part in found)
@@ -96,6 +83,7 @@ def evaluate(
             "sanity": sanity.as_json(checks),
         }
         (row,) = subject.add_rows(name, [new])
+        title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]
         for line in [
             f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
             f"on {subject.device}",

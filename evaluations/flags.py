@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from config import DATASETS, NORMS, PRECISIONS, QUIET, SPLITS, opt
@@ -12,6 +12,7 @@ from flags import Radii, build_parser
 from validation import require_positive
 
 PROTOCOLS = ("paper", "strong")
+SO_MANY = "so many images of the split: the first; by class from a folder of pictures"
 SEARCHES = ("cw", "ddn", "fmn", "apgd", "apgdt", "anpgd", "anpgd_projected")  # for the nearest adversarial image
 
 
@@ -31,9 +32,7 @@ class SharedFlags:
     )
     split: str = opt("test", "test images, or the validation or training images of its training", tuple(SPLITS))
     test_size: int | None = opt(
-        None,
-        "so many images of the split: the first; by class from a folder of pictures (default: all; of the validation "
-        "images those of the training's check)",
+        None, f"{SO_MANY} (default: all; of the validation images those of the training's check)"
     )
     image_size: int | None = opt(
         None, "images of a folder: the shorter side is resized to so many pixels (default: as in its training)"
@@ -105,11 +104,7 @@ class MinimumNormFlags(EvaluationFlags):
     """Look for the nearest adversarial images."""
 
     attacks: str | None = opt(None, f"some of {','.join(SEARCHES)} (default: all that there are for the norm)")
-    test_size: int | None = opt(
-        None,
-        "so many images of the split: the first; by class from a folder of pictures (default: 1000, the paper's; 100 for cw "
-        "on a CPU)",
-    )
+    test_size: int | None = opt(None, f"{SO_MANY} (default: 1000, the paper's; 100 for cw on a CPU)")
     steps: int | None = opt(
         None,
         "forward/backward passes an image of every attack; of cw its steps in each of 9 searches (default: 1000; cw 10000, on a "
@@ -146,8 +141,9 @@ def checked_flags(cls: type[Shared], given: dict[str, Any]) -> Shared:
     radii = given.get("eps")
     if isinstance(radii, tuple) and len(radii) > 1 and "grid" in radii:
         raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
-    numbers = [name for name, value in asdict(flags).items() if isinstance(value, int | float) and name != "seed"]
-    require_positive(flags, [name for name in numbers if not isinstance(getattr(flags, name), bool)])
+    require_positive(
+        flags, [name for name, value in vars(flags).items() if type(value) in (int, float) and name != "seed"]
+    )
     return flags
 
 

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
 import eagerpy
+import numpy as np
 import torch
 from foolbox import PyTorchModel
 from foolbox.attacks import DDNAttack, L2CarliniWagnerAttack, L2FMNAttack, LInfFMNAttack
 from foolbox.attacks.base import MinimizationAttack
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from torch import Tensor, nn
+from torch import Tensor
 
 from anpgd import AnPgd, Search
 from errors import UserError
 from evaluations.compare_attacks import nearest, of_same_images
 from evaluations.in_memory import HALVINGS, just_beyond
-from evaluations.results import Row, clean_accuracy, interval
+from evaluations.results import Row, interval
 from evaluations.subject import Subject
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd, project_l2
 from utils import per_row, untouched
-
-Figures = dict[str, Any]
 
 
 class L2ProjectedFMN(L2FMNAttack):
@@ -58,10 +56,7 @@ ATTACKS = {
     "Linf": ("fmn", "apgd", "apgdt", "anpgd", "anpgd_projected"),
 }
 FMN_START = 11  # passes in which FMN looks for the boundary before its second search
-TRIES = {
-    "apgd": 11,
-    "apgdt": 50,
-}  # radii at which APGD is run; targeted it fails at a radius for one class after the other
+TRIES = {"apgd": 11, "apgdt": 50}  # radii at which APGD is run; targeted it fails at one class after the other
 ANPGD_STEPS, TARGETS, CONFIRMING = 20, 9, 3  # of PGD in a visit; the most; passes of `just_beyond`
 
 
@@ -106,7 +101,8 @@ def shortest_distances(
     x, y, _ = subject.test.batch(rows)
     with untouched(subject.model, x.device):
         torch.manual_seed(seed)
-        with counted(subject.model) as sizes:
+        sizes: list[int] = []  # of the batches that went through the network
+        with subject.model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0]))):
             if (attack, subject.norm) in FOOLBOX:
                 found = _foolbox(subject, attack, settings, x, y, logits)
             elif attack in TRIES:
@@ -114,20 +110,8 @@ def shortest_distances(
                 found = [searched_apgd(subject, x, y, 1.0, **how, targets=TARGETS if attack == "apgdt" else 0)]
             else:
                 found = [visited_anpgd(subject, x, y, settings)]
-        passes = sum(sizes)
         best = torch.stack([confirmed(subject, x, y, x_adv) for x_adv in found]).amin(0)
-    return best.cpu(), passes
-
-
-@contextmanager
-def counted(model: nn.Module) -> Iterator[list[int]]:
-    """How many images went through the network inside, by pass."""
-    sizes: list[int] = []
-    hook = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    try:
-        yield sizes
-    finally:
-        hook.remove()
+    return best.cpu(), sum(sizes)
 
 
 def _foolbox(
@@ -135,9 +119,7 @@ def _foolbox(
 ) -> list[Tensor]:
     """(B, ...), (B,) -> one (B, ...) a run: what it takes for the nearest adversarial images."""
     method, options = FOOLBOX[attack, subject.norm]
-    run = method(
-        **{"steps": settings["steps"], **options}
-    ).run  # `__call__` would count it as broken by a pass of its own
+    run = method(**{"steps": settings["steps"], **options}).run  # `__call__` would confirm it by a pass of its own
     model = PyTorchModel(subject.model, bounds=(0, 1), device=x.device)
     x_adv = run(model, x, y)
     if attack == "cw":  # foolbox gives an all-black image for one that it did not break
@@ -152,15 +134,7 @@ def _foolbox(
 
 
 def searched_apgd(
-    subject: Subject,
-    x: Tensor,
-    y: Tensor,
-    max_eps: float,
-    *,
-    steps: int,
-    tries: int,
-    start: float,
-    targets: int = 0,
+    subject: Subject, x: Tensor, y: Tensor, max_eps: float, *, steps: int, tries: int, start: float, targets: int = 0
 ) -> Tensor:
     """(B, ...), (B,) -> (B, ...): the nearest adversarial images that APGD finds under Linf, on the DLR loss; x where none.
 
@@ -238,22 +212,16 @@ def confirmed(subject: Subject, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
 # --- figures of distances ------------------------------------------------------------------------------------------
 
 
-def summary(values: Sequence[float]) -> Figures:
+def summary(values: Sequence[float]) -> Row:
     """Mean and quartiles (linear between neighbours); None, that is, not found, where they are infinite or of nothing."""
-    ordered = sorted(values)
-
-    def quantile(share: float) -> float | None:
-        low, part = divmod(share * (len(ordered) - 1), 1)
-        value = ordered[int(low)] + (part * (ordered[int(low) + 1] - ordered[int(low)]) if part else 0)
-        return value if math.isfinite(value) else None
-
-    if not ordered:
-        return {"mean": None, "quartiles": [None] * 3}
-    mean = fmean(ordered)
-    return {"mean": mean if math.isfinite(mean) else None, "quartiles": [quantile(q) for q in (0.25, 0.5, 0.75)]}
+    ordered = sorted(values) or [math.inf]
+    places = np.array([0.25, 0.5, 0.75]) * (len(ordered) - 1)
+    found = fmean(ordered), *np.interp(places, range(len(ordered)), ordered).tolist()
+    mean, *quartiles = (value if math.isfinite(value) else None for value in found)
+    return {"mean": mean, "quartiles": quartiles}
 
 
-def figures_of(distances: Tensor) -> Figures:
+def figures_of(distances: Tensor) -> Row:
     """The part of a row that follows from the distances, (N,)."""
     broken = distances[distances.isfinite()].tolist()
     return {
@@ -285,28 +253,24 @@ def local_optimality(distances: Tensor, best: Tensor) -> float | None:
     return 1 - (area - least) / (most - least) if most > least else None
 
 
-def table(subject: Subject, right: Tensor, rows: Mapping[str, Row], best: Tensor, names: Sequence[str]) -> list[str]:
-    """What to print at the end; right (N,) bool: without a perturbation; rows: by attack; best, names: of `best_known`."""
+def table(subject: Subject, rows: Mapping[str, Row], best: Tensor, names: Sequence[str]) -> list[str]:
+    """What to print at the end; rows: by attack; best, names: of `best_known`."""
 
-    def line(name: str, figures: Figures, rest: str) -> str:
-        values = [
-            "not found" if value is None else f"{value:.4f}" for value in (figures["mean"], *figures["quartiles"])
-        ]
-        return f"{name:22}" + "".join(f"{value:>11}" for value in values) + f"{figures['not_found']:>11}" + rest
+    def line(name: str, figures: Row) -> str:
+        values = ("not found" if d is None else f"{d:.4f}" for d in (figures["mean"], *figures["quartiles"]))
+        return f"{name:22}" + "".join(f"{value:>11}" for value in (*values, figures["not_found"]))
 
     def cost(row: Row) -> str:
         optimality = row["local_optimality"]["value"]
         said = "–" if optimality is None else f"{optimality:.4f}"
         return f"{said:>18}{row['passes']:>9.0f}   {row['seconds']:g} s"
 
-    heads = ("mean", "25 %", "50 %", "75 %", "not found")
-    accuracy = clean_accuracy(right)
+    heads, first = ("mean", "25 %", "50 %", "75 %", "not found"), next(iter(rows.values()))
     return [
         f"{subject.path}: {subject.dataset}, {subject.images_named}, on {subject.device}",
-        f"clean accuracy {accuracy['clean_acc']:.2%}   {interval(accuracy['clean_ci95'])}",
-        f"{f'smallest {subject.norm} distance':22}"
-        + "".join(f"{head:>11}" for head in heads)
-        + f"{'local optimality':>18}{'passes':>9}",
-        *[line(name, row, cost(row)) for name, row in rows.items()],
-        line("best known", figures_of(best), f"   of {', '.join(names)}"),
+        f"clean accuracy {first['clean_acc']:.2%}   {interval(first['clean_ci95'])}",
+        f"{f'smallest {subject.norm} distance':22}{''.join(f'{head:>11}' for head in heads)}"
+        f"{'local optimality':>18}{'passes':>9}",
+        *[line(name, row) + cost(row) for name, row in rows.items()],
+        f"{line('best known', figures_of(best))}   of {', '.join(names)}",
     ]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from errors import UserError
 from evaluations import sanity
@@ -45,6 +43,9 @@ OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii d
 def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = ALONE) -> None:
     """Attack at each radius that is not done yet, write the rows, and say what was found.
 
+    What fell at a smaller radius stays fallen. At each radius the images are attacked in shards, and a shard is kept
+    after each restart until the result is written.
+
     :raises UserError: if the network has no gradient, or the folder cannot be written.
     """
     name = ATTACKS[flags.protocol]
@@ -62,14 +63,52 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         teller.say(f"{subject.result_file(name)}: already done")
         return
     batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
-    # Images that are saved must break what their flags say is broken.
-    fallen = [fallen_before([] if flags.save_adv else stored, row) for row in missing]
-    with attacked(flags, subject, batch_size, missing, fallen, teller, world) as (attack, right, states, seconds):
+    tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
+    recorded = subject.device.type == "cuda" and flags.cuda_graphs
+    attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
+    x, y, _ = subject.test.everything()
+    clean = logit_margin(clean_logits(subject.model, x, batch_size), y)
+    rounds = -(-len(x) // (SHARD * world.size))
+    shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
+    count = len(shards)
+
+    def restart(piece: int, known: Mapping[int, Part]) -> Part:
+        """One more, of a shard at a radius."""
+        row, rows = missing[piece // count], shards[piece % count]
+        before = known.get(piece) or known.get(piece - count)  # at this radius, or at the next smaller one
+        state = _state_of([before], x.device) if before else AttackState(x[rows], clean[rows])
+        if piece not in known:
+            state.restart = 0
+        restarts = RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm))
+        given = subject.model, x[rows], y[rows], subject.test.numbers[rows]
+        more: dict[str, Any] = {"eps": row["eps"], "seed": flags.seed, "batch_size": batch_size}
+        try:
+            repeated_pgd(*given, restarts=restarts[: state.restart + 1], **more, state=state)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise UserError(
+                f"{subject.path}: no gradient reaches the images through this network: attack it with "
+                "evaluate_on_gradient_free_attacks.py"
+            ) from None
+        return {"x_adv": state.x_adv.cpu(), "margin": state.margin.cpu(), "restart": state.restart}
+
+    def standing(piece: int, part: Part) -> str:
+        robust = part["margin"] < 0
+        return f"eps {radius_text(missing[piece // count]['eps'])}, {int(robust.sum())} of {len(robust)} images stand"
+
+    identity = [missing, batch_size, flags.save_adv, flags.deterministic]
+    how_often: dict[str, Any] = {"rounds": len(missing), "times": flags.nb_restart}
+    with run_shards(restart, count, subject, name, identity, teller, world, **how_often, shown=standing) as found:
         if not world.is_first:
             return
+        parts = {row["eps"]: found[k * count : (k + 1) * count] for k, row in enumerate(missing)}
+        states = {eps: _state_of(of_radius, x.device) for eps, of_radius in parts.items()}
         where = {"device": str(subject.device), "processes": world.size, "batch_size": batch_size}
-        rows = [finished(row, right, states[row["eps"]].robust, seconds[row["eps"]], **where) for row in new]
-        written = []
+        rows, written = [], []
+        for row in new:
+            seconds = sum(part["seconds"] for part in parts[row["eps"]])
+            rows.append(finished(row, clean < 0, states[row["eps"]].robust, seconds, **where))
         if rows:
             at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
             settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, states[at["eps"]]
@@ -84,88 +123,10 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
             teller.say(f"written: {path}")
 
 
-@contextmanager
-def attacked(
-    flags: PgdFlags,
-    subject: Subject,
-    batch_size: int,
-    asked: Sequence[Row],
-    fallen: Sequence[Tensor],
-    teller: Teller,
-    world: World,
-) -> Iterator[tuple[FastPgd, Tensor, dict[float, AttackState], dict[float, float]]]:
-    """Every restart at each radius of `asked`, ascending: what fell at a smaller one stays fallen, and `fallen` with it.
-
-    Gives the attack, (N,) bool, classified right without a perturbation, and on the first process by radius the state and
-    the seconds it took. At each radius the images are attacked in shards. What is kept is a shard after each restart,
-    until the end of the context.
-    """
-    recorded = subject.device.type == "cuda" and flags.cuda_graphs
-    tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
-    attack = FastPgd(subject.model, flags.precision, rows=batch_size if recorded else None, tune=tune)
-    x, y, _ = subject.test.everything()
-    clean = logit_margin(clean_logits(subject.model, x, batch_size), y)
-    rounds = -(-len(x) // (SHARD * world.size))
-    shards = torch.arange(len(x), device=x.device).split(-(-len(x) // (rounds * world.size)))
-    count = len(shards)
-
-    def as_state(part: Part) -> AttackState:
-        return AttackState(part["x_adv"].to(x.device), part["margin"].to(x.device), part["restart"])
-
-    def restart(piece: int, known: Mapping[int, Part]) -> Part:
-        """One more, of a shard at a radius."""
-        row, rows = asked[piece // count], shards[piece % count]
-        if piece in known:
-            state = as_state(known[piece])
-        else:
-            state = as_state(known[piece - count]) if piece >= count else AttackState(x[rows], clean[rows])
-            state = state.larger_radius(fallen[piece // count].to(x.device)[rows])
-        restarts = RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm))
-        try:
-            repeated_pgd(
-                subject.model,
-                x[rows],
-                y[rows],
-                subject.test.numbers[rows],
-                restarts=restarts[: state.restart + 1],
-                eps=row["eps"],
-                seed=flags.seed,
-                batch_size=batch_size,
-                state=state,
-            )
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-            raise UserError(
-                f"{subject.path}: no gradient reaches the images through this network: attack it with "
-                "evaluate_on_gradient_free_attacks.py"
-            ) from None
-        return {"x_adv": state.x_adv.cpu(), "margin": state.margin.cpu(), "restart": state.restart}
-
-    def standing(piece: int, part: Part) -> str:
-        robust = part["margin"] < 0
-        return f"eps {radius_text(asked[piece // count]['eps'])}, {int(robust.sum())} of {len(robust)} images stand"
-
-    with run_shards(
-        restart,
-        count,
-        subject,
-        ATTACKS[flags.protocol],
-        [[*asked], batch_size, flags.save_adv, flags.deterministic],
-        teller,
-        world,
-        title=f"{subject.norm} PGD",
-        rounds=len(asked),
-        unit="restart",
-        times=flags.nb_restart,
-        shown=standing,
-    ) as found:
-        states, seconds = dict[float, AttackState](), dict[float, float]()
-        for number, row in enumerate(asked if world.is_first else ()):
-            parts = found[number * count : (number + 1) * count]
-            x_adv, margin = (torch.cat([part[name] for part in parts]).to(x.device) for name in ("x_adv", "margin"))
-            states[row["eps"]], seconds[row["eps"]] = AttackState(x_adv, margin), sum(part["seconds"] for part in parts)
-        yield attack, clean < 0, states, seconds
+def _state_of(parts: Sequence[Part], device: torch.device) -> AttackState:
+    """Of some shards together."""
+    x_adv, margin = (torch.cat([part[name] for part in parts]).to(device) for name in ("x_adv", "margin"))
+    return AttackState(x_adv, margin, parts[0]["restart"])
 
 
 # --- what is asked for, and what is stored of it -------------------------------------------------------------------
@@ -195,9 +156,8 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         if flags.protocol == "paper":
             settings["losses"] = dict(Counter(loss_names(flags.nb_restart)))
             of_reference = 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else 4
-            settings["eps_iter"] = step_size or eps / min(
-                of_reference, flags.nb_iter / 2.5
-            )  # few steps cross the ball too
+            # Few steps cross the ball too.
+            settings["eps_iter"] = step_size or eps / min(of_reference, flags.nb_iter / 2.5)
         else:
             settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
@@ -209,23 +169,14 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
     return rows, notes
 
 
-def fallen_before(rows: Sequence[Row], like: Row) -> Tensor:
-    """(N,) bool on the CPU: what rows of the same protocol say has fallen at a smaller radius than that of `like`."""
-    fallen = torch.zeros(like["n"], dtype=torch.bool)
-    for row in rows:
-        smaller = row["eps"] < like["eps"] and not same_eps(row["eps"], like["eps"])
-        if smaller and same_kind(row, like, apart_from=OF_THE_RADIUS):
-            fallen |= torch.tensor([flag == "0" for flag in row["flags"]])
-    return fallen
-
-
 def settled(rows: list[Row], like: Row) -> list[Row]:
     """What fell at a smaller radius is fallen in the rows of the protocol of `like` at larger ones, whichever came first."""
+    alike = [row for row in rows if same_kind(row, like, apart_from=OF_THE_RADIUS)]
     agreed = []
     for row in rows:
-        if same_kind(row, like, apart_from=OF_THE_RADIUS):
-            fallen = fallen_before(rows, {**like, "eps": row["eps"]}).tolist()
-            flags = "".join("0" if gone else flag for flag, gone in zip(row["flags"], fallen, strict=True))
+        if row in alike:
+            smaller = [one for one in alike if one["eps"] < row["eps"] and not same_eps(one["eps"], row["eps"])]
+            flags = "".join(map(min, row["flags"], *(one["flags"] for one in smaller)))
             row = row if flags == row["flags"] else {**row, **accuracy_of(flags)}
         agreed.append(row)
     return agreed

@@ -35,11 +35,6 @@ class AttackState:
         """(N,) bool: classified right, and no restart breaks it. NaN is not robust."""
         return self.margin < 0
 
-    def larger_radius(self, fallen: Tensor | None = None) -> AttackState:
-        """A copy before the restarts at a larger radius: what has fallen stays fallen, and (N,) bool `fallen` with it."""
-        margin = self.margin.clone() if fallen is None else self.margin.masked_fill(fallen & self.robust, torch.inf)
-        return AttackState(self.x_adv.clone(), margin)
-
 
 def clean_logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """(N, ...) -> (N, C) float32, in eval mode, in batches that are all of full size."""
@@ -88,10 +83,11 @@ def repeated_pgd(
     return state
 
 
-def paper_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_size: float, steps: int) -> list[Restart]:
-    """The paper's: steps of one size from a random start, the first half on cross-entropy, the rest on the CW loss."""
+def paper_restarts(attack: PgdFn, count: int, **how: Any) -> list[Restart]:
+    """The paper's: steps of one size from a random start, the first half on cross-entropy, the rest on the CW loss.
 
-    how: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "steps": steps}
+    how: norm, eps, step_size and steps, as of `pgd`.
+    """
     return [from_noise(attack, loss_fn=LOSSES[loss], **how) for loss in loss_names(count)]
 
 

@@ -111,18 +111,17 @@ def same_eps(one: float | None, other: float | None) -> bool:
 def same_kind(row: Row, like: Row, apart_from: Sequence[str] = ()) -> bool:
     """Whether two rows are of the same images, seed and way of attacking, the radius apart.
 
-    apart_from: settings that may differ. A row may lack the digest of its images.
+    apart_from: settings that may differ; those of a radius may by rounding. A row may lack the digest of its images.
     """
-
-    def agrees(name: str) -> bool:
-        found, value = row["settings"].get(name), like["settings"][name]
-        # Those of a radius may differ by rounding.
-        return same_eps(found, value) if isinstance(found, float) and isinstance(value, float) else found == value
-
+    found, wanted = row["settings"], like["settings"]
     return (
         all(row.get(key) == like.get(key) for key in ("n", "split", "seed", "sources"))
         and row.get("images") in (None, like["images"])
-        and all(map(agrees, like["settings"].keys() - {*PORTIONS, *apart_from}))
+        and all(
+            same_eps(found.get(name), value) if isinstance(value, float) else found.get(name) == value
+            for name, value in wanted.items()
+            if name not in (*PORTIONS, *apart_from)
+        )
     )
 
 
@@ -166,21 +165,18 @@ def quoted(rows: Iterable[Row], split: str = "test") -> list[Row]:
     """Of each radius the row to quote, ascending.
 
     One of each function of the checkpoint, if it was evaluated as several. It is the one of most images, then standard
-    AutoAttack, then the lowest robust accuracy, then most restarts x steps, then the latest listed. A robust accuracy is an upper bound: of the same images the lowest figure counts, and a weak
-    attack never hides what a stronger one found.
+    AutoAttack, then the lowest robust accuracy, then most restarts x steps, then the latest listed. A robust accuracy is
+    an upper bound: of the same images the lowest figure counts, and a weak attack never hides what a stronger one found.
     """
 
     def weight(row: Row) -> tuple[Any, ...]:
         return row["n"], is_standard(row), -row.get("robust_acc", 0.0), effort(row)
 
     best: list[Row] = []
-    for row in (row for row in rows if row["split"] == split):
-        same = (function_of(row) == function_of(other) and same_eps(row.get("eps"), other.get("eps")) for other in best)
-        rival = next((k for k, is_rival in enumerate(same) if is_rival), None)
-        if rival is None:
+    for row in sorted(reversed([row for row in rows if row["split"] == split]), key=weight, reverse=True):
+        rivals = (other for other in best if same_eps(row.get("eps"), other.get("eps")))
+        if function_of(row) not in map(function_of, rivals):
             best.append(row)
-        elif weight(row) >= weight(best[rival]):
-            best[rival] = row
     return sorted(best, key=lambda row: row.get("eps") or 0.0)
 
 
@@ -244,11 +240,7 @@ def checkpoint_rows(path: Path, head: Mapping[str, str]) -> list[Row]:
 
     :raises UserError: if the file is damaged or cannot be read.
     """
-    return next((content["results"] for content in _read(path) if _is_of(content, head)), [])
-
-
-def _is_of(content: Mapping[str, Any], head: Mapping[str, str]) -> bool:
-    return all(content.get(key) == head[key] for key in ("model_sha256", "dataset"))
+    return next((content["results"] for content in _read(path) if head.items() <= content.items()), [])
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -281,10 +273,9 @@ def add_rows(
             rows.append({key: row[key] for key in (*ORDER, *row) if key in row})
         rows.sort(key=_order)
         content = {"format": FORMAT, **head, "results": rows}
-        if of_other_checkpoints := [part for part in contents if not _is_of(part, head)]:
+        if of_other_checkpoints := [part for part in contents if not head.items() <= part.items()]:
             content["others"] = of_other_checkpoints
-        with says_where(path):
-            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return rows
 
 
@@ -300,25 +291,13 @@ def _order(row: Row) -> tuple[Any, ...]:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """No other evaluation of ours writes into this folder meanwhile, where the file system has locks."""
-    with says_where(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def says_where(path: Path) -> Iterator[None]:
-    """:raises UserError: in place of an OSError inside, which writes `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}): make room, or copy the model into a folder of yours"
-        ) from None
 
 
 def require_writable(folder: Path) -> None:

@@ -8,7 +8,6 @@ same starts, with the same steps. N images, ... any image shape; images in [0, 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -67,20 +66,27 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     as strong as plain PGD, None where it need not be.
     """
     model, batch_size = subject.model, min(batch_size, COUNT)
-    everything = subject.test.everything().x
-    x, y, index = (part[:COUNT] for part in subject.test.everything())
+    everything = subject.test.everything()
+    x, y, index = (part[:COUNT] for part in everything)
+    logits, again, in_few = (_logits(model, x, size) for size in (batch_size, batch_size, max(1, batch_size // 7)))
+    # BatchNorm of the batch's own statistics makes them depend on the images beside.
+    apart = float((logits - in_few).abs().max() / logits.abs().max().clamp(min=1e-12))
+    seen = f"{apart:.2g} of the largest logit between batches of two sizes"
     found = {
-        "inputs in [0, 1]": _in_range(everything),
-        "network": _network(model, x, batch_size),
-        "an image's logits are its own": _by_itself(model, x, batch_size),
+        "inputs in [0, 1]": _in_range(everything.x),
+        "network": _network(model, logits, again),
+        "an image's logits are its own": Finding(not apart > 1e-3, seen),
         "gradients": _gradients(model, x, y, batch_size),
     }
     if found["gradients"].value == NO_GRADIENT:
         return found
-    wrong = _broken(model, x, y, batch_size)
+    wrong = ~(logit_margin(logits, y) < 0)
 
-    if subject.accuracy is not None:
-        found["clean accuracy as the file says"] = _as_said(~wrong, subject.accuracy)
+    if (said := subject.accuracy) is not None:  # not far below: by more than chance and five points
+        accuracy, right = float((~wrong).float().mean()), int((~wrong).sum())
+        chance = binomtest(right, len(wrong), said, alternative="less").pvalue
+        seen = f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise"
+        found["clean accuracy as the file says"] = Finding(bool(accuracy > said - 0.05 or chance > CHANCE), seen)
 
     def broken(radius: float, steps: int = STEPS) -> Tensor:
         """(N,) bool: by one random start of plain PGD, misclassified images included."""
@@ -89,9 +95,17 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
         return wrong | _broken(model, x_adv, y, batch_size)
 
     nothing, half, whole, few = broken(0.0, 1), broken(eps / 2), broken(eps), broken(eps, STEPS // 4)
+    largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())  # it reaches every image
+    for steps in (STEPS // 2, 2 * STEPS):  # more where the usual ones do not suffice
+        huge = broken(largest, steps)
+        if none_left := bool((~huge).float().mean() <= 0.1):
+            break
+    classes, seen = logits.argmax(1).unique(), f"{_left(huge)} at {largest:.4g}"
+    if not none_left and len(classes) == 1 < len(x):
+        seen += f"; it says class {subject.class_name(classes)} of every image"
     found |= {
         "eps 0 gives clean accuracy": Finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
-        "a huge eps leaves about none": _huge(subject, x, batch_size, broken),
+        "a huge eps leaves about none": Finding(none_left, seen),
         "falls with eps": _falls(half, whole, f"eps {radius_text(eps / 2)}", radius_text(eps)),
         "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
@@ -125,28 +139,6 @@ def _left(broken: Tensor) -> str:
     return f"{float((~broken).float().mean()):.1%}"
 
 
-def _huge(subject: Subject, x: Tensor, batch_size: int, broken: Callable[[float, int], Tensor]) -> Finding:
-    """At the radius that reaches every image; with more steps where the usual ones do not suffice."""
-    largest = 1.0 if subject.norm == "Linf" else math.sqrt(x[0].numel())
-    for steps in (STEPS // 2, 2 * STEPS):
-        left = ~broken(largest, steps)
-        if ok := bool(left.float().mean() <= 0.1):
-            break
-    said = _logits(subject.model, x, batch_size).argmax(1).unique()
-    why = f"; it says class {subject.class_name(said)} of every image" if not ok and len(said) == 1 < len(x) else ""
-    return Finding(ok, f"{_left(~left)} at {largest:.4g}{why}")
-
-
-def _as_said(right: Tensor, said: float) -> Finding:
-    """Whether the accuracy is not far below what the checkpoint's own program kept in its file: by more than chance and 5 %."""
-    accuracy = float(right.float().mean())
-    chance = binomtest(int(right.sum()), len(right), said, alternative="less").pvalue
-    return Finding(
-        bool(accuracy > said - 0.05 or chance > CHANCE),
-        f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise",
-    )
-
-
 def _falls(before: Tensor, after: Tensor, less: str, more: str) -> Finding:
     rise = float(before.float().mean() - after.float().mean())
     ok = rise <= max(TOLERANCE, 1 / len(before)) + 1e-9
@@ -158,10 +150,10 @@ def _in_range(*images: Tensor) -> Finding:
     return Finding(low >= -1e-6 and high <= 1 + 1e-6, f"{low:.4g} to {high:.4g}")
 
 
-def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
-    """In eval mode, deterministic, and giving logits: rows that are no probabilities, or their logarithms."""
-    first, second = _logits(model, x, batch_size), _logits(model, x, batch_size)
-    finite, ones = bool(torch.isfinite(first).all()), torch.ones(len(x), device=x.device)
+def _network(model: nn.Module, first: Tensor, second: Tensor) -> Finding:
+    """In eval mode, deterministic, and giving logits (N, C), of two passes: rows that are no probabilities, or their
+    logarithms."""
+    finite, ones = bool(torch.isfinite(first).all()), torch.ones(len(first), device=first.device)
     seen = {
         "not in eval mode": any(module.training for module in model.modules()),
         "outputs are not a number": first.isnan().any(),
@@ -173,13 +165,6 @@ def _network(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
     }
     wrong = [what for what, is_so in seen.items() if is_so]
     return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
-
-
-def _by_itself(model: nn.Module, x: Tensor, batch_size: int) -> Finding:
-    """Whether its neighbours in the batch leave an image's logits alone, as BatchNorm of the batch's own statistics does not."""
-    together, few = _logits(model, x, batch_size), _logits(model, x, max(1, batch_size // 7))
-    apart = float((together - few).abs().max() / together.abs().max().clamp(min=1e-12))
-    return Finding(not apart > 1e-3, f"{apart:.2g} of the largest logit between batches of two sizes")
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Finding:
@@ -256,7 +241,8 @@ def _attack_checks(
     starts, answers = _one_start(pgd, *given, **{**how, "steps": 0}), _one_start(attack, *given, **how)
     start, made, plain = torch.cat(starts), torch.cat(answers), torch.cat(_one_start(pgd, *given, **how))
     start_loss, loss, plain_loss = (how["loss_fn"](_logits(model, x_adv, size), y) for x_adv in (start, made, plain))
-    broken = _broken(model, made, y, size)
+    broken, by_plain = (_broken(model, x_adv, y, size) for x_adv in (made, plain))
+    again = _broken(model, state.x_adv[:COUNT], y, batch_size)
 
     def as_many(ours: Tensor, theirs: Tensor, verb: str) -> Finding:
         """(N,) bool both: at least half as many images as plain PGD."""
@@ -283,12 +269,8 @@ def _attack_checks(
         "the attack answers for its own batch": Finding(not wrong, f"{wrong} later batches got the first one's answer")
         if len(answers) > 1
         else Finding(None, "one image only"),
-        "the attack breaks what plain PGD breaks": _no_more(
-            broken, _broken(model, plain, y, size), ("it", "plain PGD")
-        ),
+        "the attack breaks what plain PGD breaks": _no_more(broken, by_plain, ("it", "plain PGD")),
         "judged on the perturbed images": _no_more(
-            ~state.robust[:COUNT],
-            _broken(model, state.x_adv[:COUNT], y, batch_size) | broken,
-            ("the evaluation", "its attack, judged again,"),
+            ~state.robust[:COUNT], again | broken, ("the evaluation", "its attack, judged again,")
         ),
     }

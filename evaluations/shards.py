@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from errors import UserError
+from evaluations.compare_attacks import NAMES
 from evaluations.flags import Flags
-from evaluations.results import Row, alone_in, require_writable, says_where, stored_row
+from evaluations.results import Row, require_writable, stored_row
 from evaluations.subject import Subject, load_subject
 from processes.distributed import World, device_of
 from records import checkpoint
@@ -54,11 +54,9 @@ def run_evaluation(
             teller.note(note)
         evaluate(flags, subject, teller, world)
         # The attack whose figure should stand beside is run next, else the page of all figures.
-        named = (
-            (name, getattr(flags, name))
-            for name in ("dataset", "norm", "network", "standardise", "data_root", "image_size")
-        )
-        given = [word for name, value in named if value is not None for word in (f"--{name}", str(value))]
+        names = "dataset", "norm", "network", "standardise", "data_root", "image_size"
+        named = {f"--{name}": str(value) for name in names if (value := getattr(flags, name)) is not None}
+        given = [word for pair in named.items() for word in pair]
         for attack in ("pgd_attacks", "autoattack"):
             if not subject.result_file(attack.removesuffix("_attacks")).exists():
                 teller.say(f"next: {command(f'evaluate_on_{attack}.py', '--model', flags.model, *given)}")
@@ -76,43 +74,6 @@ def already_done(subject: Subject, attack: str, like: Row, overwrite: bool, tell
     return done
 
 
-class Parts:
-    """What this process has of an evaluation so far, by piece: in memory, and a file each beside the model."""
-
-    def __init__(
-        self, subject: Subject, attack: str, shards: int, rounds: int, identity: Sequence[object], world: World
-    ) -> None:
-        """See `run_shards`. Of each round this process does the same shards."""
-        images = [subject.split, subject.images, subject.overrides, str(subject.device)]
-        about = [subject.head(attack), *images, str(torch.__version__), shards, *identity]
-        self.identity = checkpoint.digest(about)
-        self.folder, self.stem = subject.path.parent, f"partial_{attack}_{subject.norm}_{self.identity[:12]}"
-        self.pieces = [piece for piece in range(rounds * shards) if piece % shards % world.size == world.rank]
-        self.known = {piece: part for piece in self.pieces if (part := self._load(piece)) is not None}
-
-    def _load(self, piece: int) -> Part | None:
-        """Tensors on the CPU; None if there is no such file, or it is damaged."""
-        try:
-            content = checkpoint.load(self._path(piece), needed={"identity": str})
-        except UserError:
-            return None
-        return content if content.pop("identity") == self.identity else None
-
-    def _path(self, piece: int) -> Path:
-        return self.folder / f"{self.stem}_{piece}.pt"
-
-    def save(self, piece: int, part: Part) -> None:
-        """:raises UserError: if the folder cannot be written."""
-        self.known[piece] = part
-        with alone_in(self.folder), says_where(self._path(piece)):
-            checkpoint.save(self._path(piece), {**part, "identity": self.identity})
-
-    def remove(self) -> None:
-        """The files."""
-        for piece in self.pieces:
-            self._path(piece).unlink(missing_ok=True)
-
-
 @contextmanager
 def run_shards(
     attack: Callable[[int, Mapping[int, Part]], Part],
@@ -123,9 +84,7 @@ def run_shards(
     teller: Teller,
     world: World,
     *,
-    title: str,
     rounds: int = 1,
-    unit: str = "shard",
     times: int = 1,
     shown: Callable[[int, Part], str] = lambda piece, part: "",
 ) -> Iterator[list[Part]]:
@@ -139,28 +98,38 @@ def run_shards(
 
     :raises UserError: if the folder cannot be written.
     """
-    world.together(lambda: require_writable(subject.path.parent))
-    parts, collect = Parts(subject, name, shards, rounds, identity, world), world.collector()
+    folder = subject.path.parent
+    world.together(lambda: require_writable(folder))
+    about = [subject.head(name), subject.split, subject.images, subject.overrides, str(subject.device)]
+    key = checkpoint.digest([*about, str(torch.__version__), shards, *identity])[:24]
+    own = (piece for piece in range(rounds * shards) if piece % shards % world.size == world.rank)
+    files = {piece: folder / f"partial_{name}_{subject.norm}_{key}_{piece}.pt" for piece in own}
+    known, collect = dict[int, Part](), world.collector()
+    for piece, file in files.items():
+        with suppress(UserError):  # there is none, or it is damaged
+            known[piece] = checkpoint.load(file, needed={"seconds": float})
 
     def left(piece: int) -> int:
-        return times - int(parts.known.get(piece, {"restart": 0}).get("restart", times))
+        return times - int(known[piece].get("restart", times)) if piece in known else times
 
-    if parts.known:
-        begun = f"{len(parts.known)} of {len(parts.pieces)} shards are begun"
-        teller.note(f"{title}: going on with an evaluation that was stopped; {begun}")
-    total, started = sum(map(left, parts.pieces)), time.monotonic()
+    if known:
+        begun = f"{len(known)} of {len(files)} shards are begun"
+        teller.note(f"{NAMES[name]}: going on with an evaluation that was stopped; {begun}")
+    total, started, unit = sum(map(left, files)), time.monotonic(), "shard" if times == 1 else "restart"
     with teller.bar(total, unit) as bar:
-        for piece in parts.pieces:
+        for piece, file in files.items():
             while left(piece):
-                begin, before = time.monotonic(), parts.known.get(piece, {"seconds": 0.0})["seconds"]
-                part = attack(piece, parts.known)
-                parts.save(piece, {**part, "seconds": before + time.monotonic() - begin})
+                begin, before = time.monotonic(), known.get(piece, {"seconds": 0.0})["seconds"]
+                part = attack(piece, known)
+                known[piece] = {**part, "seconds": before + time.monotonic() - begin}
+                checkpoint.save(file, known[piece])
                 bar.set_postfix_str(shown(piece, part), refresh=False)
                 bar.update(1)
-                if (remaining := sum(map(left, parts.pieces))) and remaining == total - 1:
+                if (remaining := sum(map(left, files))) and remaining == total - 1:
                     seconds = (time.monotonic() - started) * remaining
-                    teller.note(f"{title}: at most about {duration(seconds)} for the {remaining} {unit}s left")
-    found = collect(parts.known)
+                    teller.note(f"{NAMES[name]}: at most about {duration(seconds)} for the {remaining} {unit}s left")
+    found = collect(known)
     yield [found[piece] for piece in sorted(found)] if world.is_first else []
     collect({})  # waits for the first process's result
-    parts.remove()
+    for file in files.values():
+        file.unlink(missing_ok=True)

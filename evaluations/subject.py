@@ -163,9 +163,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     model = build_model(network, *images.shape, images.num_classes)
     found = our_keys(file.weights, model.state_dict())
     load_weights(model, found.weights, file.path)
-    foreign = file.config is None and (
-        found.renamed or network == "preact_resnet18"
-    )  # of a family that ours standardises
+    foreign = file.config is None and (found.renamed or network == "preact_resnet18")  # a family that ours standardises
     try:
         model, how = behind_standardisation(model, flags.standardise, found, foreign, images.shape[0])
     except ValueError as error:
@@ -207,7 +205,27 @@ def _images(
     if dataset != "imagefolder" and not Path(root).is_dir():  # no other folder stands in for one of pictures
         root = "data"
     root, image_size = flags.data_root or root, flags.image_size or (own.image_size if own else None)
-    images = _read_images(flags, dataset, stored, root, image_size, device)
+    how: dict[str, Any] = {"device": device, "image_size": image_size}
+    if flags.split == "test":
+        images = load_test(dataset, root, test_size=flags.test_size, **how)
+    elif stored and not own:
+        raise UserError(
+            f"--split {flags.split}: {flags.model} was trained on {stored.dataset}, so {dataset} has no "
+            f"{SPLITS[flags.split]} images of its training: leave --split out"
+        )
+    elif not own and dataset == "imagefolder":
+        raise UserError(
+            f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
+        )
+    else:
+        training = own or PRESETS[dataset, "Linf"]
+        how |= {"val_size": training.val_size, "train_size": training.train_size, "seed": training.seed}
+        all_of_them = flags.split == "val"
+        images = load_own(dataset, root, flags.split, size=None if all_of_them else flags.test_size, **how)
+        if all_of_them and (flags.test_size or 0) > len(images.split):
+            raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
+        if all_of_them:  # in the order in which the check after an epoch takes them, which sees `check_size` of them
+            images = images._replace(split=first_images(images.split, flags.test_size or training.check_size))
     names, notes = stored.class_names if stored else None, []
     kind, here = Kind(names, own.image_shape if own else None), Kind(images.classes, images.shape)
     what = kind.unlike(here)
@@ -231,43 +249,3 @@ def _images(
         notes.append(f"--data_root {root}: not the test images of its training; results on them stand apart")
         return images, OTHER, notes
     return images, flags.split, notes
-
-
-def _read_images(
-    flags: EvaluationFlags,
-    dataset: str,
-    stored: Config | None,
-    data_root: str,
-    image_size: int | None,
-    device: torch.device,
-) -> Part:
-    """Test images, or images of the training run.
-
-    :raises UserError: if the checkpoint does not say which images those are.
-    """
-    if flags.split == "test":
-        return load_test(dataset, data_root, test_size=flags.test_size, device=device, image_size=image_size)
-    if stored is not None and stored.dataset != dataset:
-        raise UserError(
-            f"--split {flags.split}: {flags.model} was trained on {stored.dataset}, so {dataset} has no "
-            f"{SPLITS[flags.split]} images of its training: leave --split out"
-        )
-    if stored is None and dataset == "imagefolder":
-        raise UserError(
-            f"--split {flags.split}: {flags.model} does not say which images were kept for validation: leave it out"
-        )
-    training = stored or PRESETS[dataset, "Linf"]
-    how: dict[str, Any] = {
-        "val_size": training.val_size,
-        "train_size": training.train_size,
-        "seed": training.seed,
-        "device": device,
-        "image_size": image_size,
-    }
-    if flags.split == "train":
-        return load_own(dataset, data_root, flags.split, size=flags.test_size, **how)
-    images = load_own(dataset, data_root, flags.split, size=None, **how)
-    if (flags.test_size or 0) > len(images.split):
-        raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
-    # In the order in which the check after an epoch takes them: with `check_size` it sees the first so many alone.
-    return images._replace(split=first_images(images.split, flags.test_size or training.check_size))

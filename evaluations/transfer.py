@@ -14,34 +14,23 @@ import torch
 from torch import Tensor
 
 from errors import UserError
-from evaluations.external_attacks import EPS_TOLERANCE, RANGE_TOLERANCE
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import Row, alone_in, finished, same_eps, says_where
+from evaluations.results import Row, alone_in, finished, same_eps
 from evaluations.subject import Subject
 from losses import logit_margin
-from pgd import GEOMETRY
 from records import checkpoint
 from records.progress import Teller
 from utils import per_row, radius_text
-
-KEYS = {"x_adv": dict, "labels": Tensor, "numbers": Tensor, "model_sha256": str}
-
 
 # --- the images beside a network -----------------------------------------------------------------------------------
 
 
 def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor]:
-    """(N, ...) float32 by radius, on the CPU: those of `radii` that are at hand, of this checkpoint and these images.
-
-    Images beyond their radius or outside [0, 1], as of a changed file, are left out.
-    """
+    """(N, ...) float32 by radius, on the CPU: those of `radii` at hand, of this checkpoint and these images."""
     found: dict[float, Tensor] = {}
-    x, length = subject.test.everything().x.cpu(), GEOMETRY[subject.norm].length
     for path in sorted(subject.path.parent.glob(f"adv_pgd_{subject.norm}*.pt")):
         for own, x_adv in _stored(path, subject)[0].items():
-            fits = x_adv.shape == x.shape and bool((length(x_adv - x) <= own + EPS_TOLERANCE).all())
-            if fits and x_adv.min() >= -RANGE_TOLERANCE and x_adv.max() <= 1 + RANGE_TOLERANCE:
-                found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
+            found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
     return found
 
 
@@ -59,40 +48,34 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
         if of_other_images:
             path = path.with_name(f"adv_pgd_{subject.norm}_{subject.split}{len(subject.test)}.pt")
             stored, _ = _stored(path, subject)
-        before = saved_images(subject, list(images))
         new = {eps: x_adv.cpu().contiguous() for eps, x_adv in images.items()}
-        for eps, strong in before.items():
+        for eps, strong in saved_images(subject, list(new)).items():
             better = right_on(subject, new[eps], batch_size) & ~right_on(subject, strong, batch_size)
             new[eps] = torch.where(per_row(better, strong), strong, new[eps])
         remaining = {eps: x_adv for eps, x_adv in stored.items() if not any(same_eps(eps, other) for other in new)}
-        content = {
-            "x_adv": remaining | new,
-            "labels": subject.test.labels.cpu(),
-            "numbers": subject.test.numbers.cpu(),
-            "split": subject.split,
-            "images": subject.images,
-            "model_sha256": subject.sha256,
-            "network": subject.overrides.get("network"),
-        }
-        with says_where(path):
-            checkpoint.save(path, content)
+        test = {"labels": subject.test.labels.cpu(), "numbers": subject.test.numbers.cpu()}
+        checkpoint.save(path, {"x_adv": remaining | new, **test, **_of_network(subject), **_of_images(subject)})
     return path
+
+
+def _of_network(subject: Subject) -> dict[str, str | None]:
+    return {"model_sha256": subject.sha256, "network": subject.overrides.get("network")}
+
+
+def _of_images(subject: Subject) -> dict[str, str]:
+    return {"split": subject.split, "images": subject.images}
 
 
 def _stored(path: Path, subject: Subject) -> tuple[dict[float, Tensor], bool]:
     """The file's (N, ...) images by radius, and whether it holds other images of this checkpoint; none if it is missing,
     damaged or of another checkpoint or network code."""
     try:
-        saved = checkpoint.load(path, needed=KEYS)
+        saved = checkpoint.load(path, needed={"x_adv": dict})
     except UserError:
         return {}, False
-    code = subject.overrides.get("network")
-    if (saved["model_sha256"], saved.get("network")) != (subject.sha256, code):
+    if not _of_network(subject).items() <= saved.items():
         return {}, False
-    same = (saved.get("split"), saved.get("images", subject.images)) == (subject.split, subject.images) and all(
-        torch.equal(saved[name], getattr(subject.test, name).cpu()) for name in ("numbers", "labels")
-    )
-    return (dict(saved["x_adv"]), False) if same else ({}, True)
+    return (saved["x_adv"], False) if _of_images(subject).items() <= saved.items() else ({}, True)
 
 
 # --- replayed ------------------------------------------------------------------------------------------------------
@@ -142,16 +125,11 @@ def replay(
     for own, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
         clean = right_on(subject, subject.test.everything().x, batch_size)
         transferred = right[own, [source for source in range(count) if source != own]].all(0)
-        robust, source_accs = transferred & right[own, own] & clean, list(map(_share, right[own]))
-        accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": _share(transferred)}
+        robust, source_accs = right[own].all(0) & clean, right[own].double().mean(1).tolist()
+        accuracies = {"whitebox_acc": source_accs[own], "transferred_acc": float(transferred.double().mean())}
         whole = finished(row, clean, robust, seconds, device=str(subject.device))
         # In the order of `sources`, itself among them.
         subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
         shares = [whole["clean_acc"], *source_accs, *accuracies.values(), whole["robust_acc"]]
         teller.say(f"[{own + 1}] {subject.run}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares))
     teller.say("strongest: right on the image, under white-box PGD and on every network's images")
-
-
-def _share(flags: Tensor) -> float:
-    """(N,) bool -> a fraction."""
-    return int(flags.sum()) / len(flags)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -105,7 +105,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return -(-count // batch_size)
 
 
-class TrainBatches:
+class TrainBatches(AbstractContextManager["TrainBatches"]):
     """`batches(step)` is the batch of optimizer step `step`, counted from 0: a function of (seed, step) alone.
 
     Of several processes each gets its part of it, with its part of the draws. Steps that follow each other are read
@@ -121,9 +121,6 @@ class TrainBatches:
         self.rank, self.ranks = rank, ranks
         self.next_step = -1
         self.ahead: Generator[Batch] | None = None
-
-    def __enter__(self) -> TrainBatches:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -31,18 +31,13 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     found: Mapping[str, Any] = {}  # of an image folder, fields of `config.Config`; what others hold is known
-    about: str = ""  # of an image folder, how many images it has of which class, and which files are not used
+    about: str = ""  # of an image folder: images by class, files that are not used, where the images are held
     classes: tuple[str, ...] = ()  # names, in the order of the labels
 
     @property
     def streamed(self) -> bool:
         """Whether the images stay on disk."""
         return isinstance(self.train.images, ImagesOnDisk)
-
-    @property
-    def nbytes(self) -> int:
-        """What the images of all splits take, or would take, in memory."""
-        return sum(split.images.nbytes for split in (self.train, self.val, self.test))
 
 
 class Part(NamedTuple):
@@ -89,21 +84,17 @@ def load_dataset(
             f"--data_root {root}: training images are {here} in {read.num_classes} classes, test images {there} in "
             f"{test.num_classes}: they must be alike"
         )
-    resized = f"the shorter side resized to {image_size} pixels, then the middle cut out" if image_size else ""
-    data = Dataset(
-        read.split.part(train_rows, device),
-        read.split.part(val_rows, device),
-        test.split.part(test_rows, device),
-        read.num_classes,
-        _found(root, read, test),
-        about="; ".join(filter(None, (read.about, test.about, resized))),
-        classes=read.classes,
-    )
-    if data.streamed and (data.nbytes > free_memory(device) / 2 if streaming is None else streaming):
-        train, val_split, test_split = (split.read_by(num_workers) for split in data[:3])
-    else:
-        train, val_split, test_split = (split.in_memory() for split in data[:3])
-    return data._replace(train=train, val=val_split, test=test_split)
+    about = [read.about, test.about]
+    if image_size:
+        about.append(f"the shorter side resized to {image_size} pixels, then the middle cut out")
+    splits = [part.split.part(rows, device) for part, rows in ((read, train_rows), (read, val_rows), (test, test_rows))]
+    size, stays = sum(split.images.nbytes for split in splits), read.folder is not None and streaming
+    if read.folder is not None and streaming is None and size > free_memory(device) / 2:
+        about.append(f"{size / 2**30:.3g} GiB, more than half of the memory free on {device}: they stay on disk")
+        stays = True
+    train, val, test_split = (split.read_by(num_workers) if stays else split.in_memory() for split in splits)
+    found, words = _found(root, read, test), "; ".join(filter(None, about))
+    return Dataset(train, val, test_split, read.num_classes, found, words, read.classes)
 
 
 def _found(root: str, train: Part, test: Part) -> dict[str, Any]:
@@ -166,7 +157,11 @@ def _read(name: str, root: str, part: str, image_size: int | None) -> Part:
     except RuntimeError as error:  # ~somebody
         raise UserError(f"--data_root {root}: {error}: name a folder") from None
     if name == "imagefolder":
-        return _imagefolder(folder, part, image_size)
+        paths, shape, counts, about = list_folder(folder, part, image_size)
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts.values())))
+        images = ImagesOnDisk(paths, shape, image_size=image_size)
+        split = Split(images, labels, torch.arange(len(labels)))
+        return Part(split, len(counts), about, tuple(counts), images)
     if image_size:
         raise UserError(f"--image_size {image_size}: the images of {name} are of one size already: leave it out")
     return READERS[name](folder, part)
@@ -288,14 +283,6 @@ def _verify(files: dict[Path, str], download: Callable[[], object]) -> None:
                 f"data file {path.absolute()}: truncated or changed (md5 {found} instead of {expected}): "
                 "delete it and start again to download it, or choose another --data_root"
             )
-
-
-def _imagefolder(root: Path, part: str, image_size: int | None) -> Part:
-    """`<part>/<class>/*`, still on disk."""
-    paths, shape, counts, about = list_folder(root, part, image_size)
-    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts.values())))
-    images = ImagesOnDisk(paths, shape, image_size=image_size)
-    return Part(Split(images, labels, torch.arange(len(labels))), len(counts), about, tuple(counts), images)
 
 
 READERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
@@ -25,18 +24,14 @@ ORIENTATION = 0x0112  # EXIF's tag; above 4: turned by a right angle
 HEADER_THREADS = 8  # a header is little work and, on a network disk, a long wait
 
 
-class Listed(NamedTuple):
-    """The images of `<part>/<class>/*`."""
+def list_folder(
+    root: Path, part: str, image_size: int | None = None
+) -> tuple[list[str], tuple[int, int, int], dict[str, int], str]:
+    """The images of `<part>/<class>/*`: their paths, sorted by class and name; the shape (C, H, W) of every one; how many
+    each class has, by name, in the order of the labels; and the same in words, with the files that are not used.
 
-    paths: list[str]  # N of them, sorted by class and name
-    shape: tuple[int, int, int]  # (C, H, W) of every one
-    counts: dict[str, int]  # how many each class has, by name, in the order of the labels
-    about: str  # the same in words, with the files that are not used
-
-
-def list_folder(root: Path, part: str, image_size: int | None = None) -> Listed:
-    """`<part>/<class>/*` of images; one channel if every one is grey, else three. No pixel is read. image_size: the side to
-    which they will be brought; None: they must be of one size.
+    One channel if every image is grey, else three. No pixel is read. image_size: the side to which they will be brought;
+    None: they must be of one size.
 
     :raises UserError: if folders or images are missing, or a header is damaged or of another size.
     """
@@ -78,7 +73,7 @@ def list_folder(root: Path, part: str, image_size: int | None = None) -> Listed:
     about = f"{part}: " + some([f"{name} {count}" for name, count in counts.items()])
     if unused:
         about += f"; {len(unused)} not used, no image in a class folder: {some(unused)}"
-    return Listed(paths, _common_shape(paths, image_size), counts, about)
+    return paths, _common_shape(paths, image_size), counts, about
 
 
 def _files(folder: Path) -> list[str]:

@@ -32,8 +32,9 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         make = load_own(network) if own else partial(built_in, network)
     except ValueError as error:
         raise UserError(f"--network {network}: {error}") from None
+    shape = channels, height, width, num_classes
     try:
-        model = make(channels, height, width, num_classes)
+        model = make(*shape)
         if not isinstance(model, nn.Module):
             raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
         with torch.no_grad():
@@ -41,15 +42,11 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         if found != (2, num_classes):
             raise ValueError(f"it gives {found} for 2 images instead of (2, {num_classes}) logits")
     except (Exception, SystemExit) as error:  # anyone's own code
+        called = f"it is called with {', '.join(map(str, shape))} (channels, height, width, classes)"
+        cure = f"{called}: mend it, or write a function of these that returns the network" if own else "choose another"
         raise UserError(
-            f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} "
-            f"classes ({cause(error)}): "
-            + (
-                f"it is called with {channels}, {height}, {width}, {num_classes}: mend it, or write a function of "
-                if own
-                else ""
-            )
-            + ("channels, height, width and classes that returns the network" if own else "choose another")
+            f"--network {network}: does not work on {channels}x{height}x{width} images and {num_classes} classes "
+            f"({cause(error)}): {cure}"
         ) from error
     model.train()
     return model if own else model.to(memory_format=torch.channels_last)

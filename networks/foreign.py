@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,9 +33,7 @@ class OurKeys(NamedTuple):
 
     weights: dict[str, Tensor]
     renamed: bool = False  # whether their names were another program's
-    normalisation: Mapping[str, Tensor] = MappingProxyType(
-        {}
-    )  # buffers of a normalisation that the network asked for lacks
+    normalisation: Mapping[str, Tensor] = {}  # buffers of a normalisation that the network asked for lacks
 
 
 def our_keys(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> OurKeys:

@@ -42,17 +42,9 @@ def why_unknown(network: str) -> str | None:
                 f"did you mean wrn_{near}_{width}?"
             )
         return None if 1 <= width <= WIDEST else f"no such width: choose one from 1 to {WIDEST}"
-    near_name = _nearest(network)
-    if near_name and (wrong := why_unknown(near_name)):  # WRN-27-4
-        return wrong
-    return (f"did you mean {near_name}? " if near_name else "") + f"choose {FORMS}"
-
-
-def _nearest(network: str) -> str | None:
     plain = re.sub(r"[\W_]+", "_", network.lower())
-    if found := re.fullmatch(r"w(?:ide)?_?r(?:es)?_?n(?:et)?_?(\d{1,3})_(\d{1,2})", plain, re.ASCII):
-        return f"wrn_{found[1]}_{found[2]}"
-    near = [name for name in BUILT_IN_NETWORKS if len(plain) > 4 and plain in name]
-    near += difflib.get_close_matches(plain, BUILT_IN_NETWORKS, n=1)
-    near += [name for name in BUILT_IN_NETWORKS if sorted(name.split("_")) == sorted(plain.split("_"))]
-    return near[0] if near else None
+    if found := re.fullmatch(r"w(?:ide)?_?r(?:es)?_?n(?:et)?_?(\d{1,3})_(\d{1,2})", plain, re.ASCII):  # WRN-28-10
+        meant = f"wrn_{found[1]}_{found[2]}"
+        return why_unknown(meant) or f"did you mean {meant}? choose {FORMS}"
+    close = difflib.get_close_matches(plain, BUILT_IN_NETWORKS, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]}? " if close else "") + f"choose {FORMS}"

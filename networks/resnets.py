@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,18 +47,11 @@ class ConvGroupBlock(nn.Module):
         return out
 
 
-class ConvGroup(nn.Module):
-    """`blocks` residual blocks, the first of which changes width and stride."""
-
-    def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        first = ConvGroupBlock(in_channels, out_channels, stride)
-        self.layer = nn.Sequential(first, *(ConvGroupBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
-        out: Tensor = self.layer(x)
-        return out
+def conv_group(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """`blocks` residual blocks, the first of which changes width and stride; their keys begin with `layer`."""
+    first = ConvGroupBlock(in_channels, out_channels, stride)
+    layer = nn.Sequential(first, *(ConvGroupBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(OrderedDict(layer=layer))
 
 
 class WideResNet(nn.Module):
@@ -67,9 +61,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.convgroup1 = ConvGroup(blocks, 16, 16 * widen, 1)
-        self.convgroup2 = ConvGroup(blocks, 16 * widen, 32 * widen, 2)
-        self.convgroup3 = ConvGroup(blocks, 32 * widen, 64 * widen, 2)
+        self.convgroup1 = conv_group(blocks, 16, 16 * widen, 1)
+        self.convgroup2 = conv_group(blocks, 16 * widen, 32 * widen, 2)
+        self.convgroup3 = conv_group(blocks, 32 * widen, 64 * widen, 2)
         self.bn1 = nn.BatchNorm2d(64 * widen)
         self.fc = nn.Linear(64 * widen, num_classes)
         _initialise(self)

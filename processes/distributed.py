@@ -157,9 +157,9 @@ def launcher() -> str:
     return f"process {os.getppid()} on {platform.node()}"
 
 
-def restarted_by_launcher() -> bool:
-    """Whether torchrun started this process again after a failure (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started these processes again after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def main_of_process(main: Callable[[], int]) -> int:
@@ -182,7 +182,7 @@ def joined(device: str) -> Iterator[World]:
     if local_size() == size:
         # Without --rdzv-backend torchrun keeps one store for all attempts, and addresses of dead processes are found in
         # it (pytorch issue 135712). On several machines the number of the attempt may differ: --rdzv-backend=c10d there.
-        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
@@ -198,31 +198,23 @@ def joined(device: str) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def device_name(name: str) -> str:
-    """What `--device` means for this process: of several on a machine each has its own GPU.
-
-    :raises UserError: if there are more processes than GPUs, or all are sent to one.
-    """
-    if launched_size() == 1 or name == "cpu":
-        return name
-    if name.startswith("cuda:"):
-        raise UserError(f"--device {name}: with several processes each takes its own GPU: write --device cuda")
-    gpus = torch.cuda.device_count()
-    if name == "auto" and not gpus:
-        return "cpu"
-    if gpus < local_size():
-        raise UserError(
-            f"--device {name}: {local_size()} processes and {gpus} GPUs on this machine: start as many "
-            "processes as GPUs (torchrun --nproc_per_node), or give --device cpu"
-        )
-    return f"cuda:{local_rank()}"
-
-
 @contextmanager
 def device_of(flag: str, deterministic: bool) -> Iterator[tuple[World, torch.device]]:
-    """The processes, and this one's device.
+    """The processes, and this one's device: of several on a machine each has its own GPU.
 
-    :raises UserError: if `--device` cannot be used.
+    :raises UserError: if `--device` cannot be used, there are more processes than GPUs, or all are sent to one.
     """
+
+    def own() -> torch.device:
+        gpus, several = torch.cuda.device_count(), launched_size() > 1 and flag != "cpu"
+        if several and flag.startswith("cuda:"):
+            raise UserError(f"--device {flag}: with several processes each takes its own GPU: write --device cuda")
+        if several and gpus < local_size() and (flag != "auto" or gpus):
+            raise UserError(
+                f"--device {flag}: {local_size()} processes and {gpus} GPUs on this machine: start as many "
+                "processes as GPUs (torchrun --nproc_per_node), or give --device cpu"
+            )
+        return use_device(f"cuda:{local_rank()}" if several and gpus else flag, deterministic)
+
     with joined(flag) as world:
-        yield world, world.together(lambda: use_device(device_name(flag), deterministic))
+        yield world, world.together(own)

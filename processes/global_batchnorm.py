@@ -54,20 +54,15 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
-        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        if self.running_mean is not None and self.running_var is not None and self.track_running_stats:
+            assert self.num_batches_tracked is not None  # is there where they are
+            self.num_batches_tracked += 1
+            weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach().to(self.running_mean), weight)
+            self.running_var.lerp_((variance.detach() * count / (count - 1)).to(self.running_var), weight)
         scale = (variance + self.eps).rsqrt().to(x)
         normalised = (x - mean.to(x).view(shape)) * scale.view(shape)
         return torch.addcmul(self.bias.view(shape), normalised, self.weight.view(shape)) if self.affine else normalised
-
-    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        if not self.track_running_stats:  # switched off for a while
-            return
-        self.num_batches_tracked += 1
-        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), weight)
-        self.running_var.lerp_(unbiased.to(self.running_var), weight)
 
 
 def with_global_statistics(model: nn.Module, device: torch.device) -> nn.Module:
@@ -76,7 +71,6 @@ def with_global_statistics(model: nn.Module, device: torch.device) -> nn.Module:
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return converted
     for batchnorm in batchnorms(model):
-        batchnorm.__class__ = (
-            GlobalBatchNorm  # as torch's lazy layers do: it has the same attributes, and another forward
-        )
+        # As torch's lazy layers do: it has the same attributes, and another forward.
+        batchnorm.__class__ = GlobalBatchNorm
     return model

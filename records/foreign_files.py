@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errors import some
+
 # Beside weights, most programs keep accuracies as NumPy's numbers, and flags as argparse's: neither runs anything.
 SAFE: list[Any] = [np.dtype, np.float64(0).__reduce__()[0], Namespace]  # the second makes a scalar
 SAFE += [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
@@ -69,8 +71,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _named(keys: Any) -> str:
-    shown = [str(key)[:40] for key in keys]
-    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "") if shown else "nothing"
+    return some([str(key)[:40] for key in keys]) or "nothing"
 
 
 def accuracy_in(content: Mapping[str, Any]) -> float | None:
@@ -97,19 +98,14 @@ def why_refused(raw: bytes, file: str, error: Exception) -> str:
         whole = f"it holds a whole network, a {type(top).__name__}, which asks to run code"
         return f"{whole}): " + trusted.format(f"{load}.state_dict()")
     if isinstance(top, Mapping) and ("GLOBAL" in str(error) or "Unsupported" in str(error)):
-        names = unsafe_names(raw)
+        names: list[str] = []
+        with suppress(Exception), torch.serialization.safe_globals(SAFE):  # of old or damaged files
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw)))
         key = next((key for key in WEIGHTS if isinstance(top.get(key), Mapping | _Stub)), "model")
         asks = f"it asks to run code, which is refused{': ' if names else ''}{_named(names) if names else ''}"
         save = f"{load}[{key!r}]" + (".state_dict()" if isinstance(top.get(key), _Stub) else "")
         return f"{asks}; there is {_named(top)}): " + trusted.format(save)
     return "truncated, damaged, or another kind of file): name another file"
-
-
-def unsafe_names(raw: bytes) -> list[str]:
-    """The classes and functions that a checkpoint asks for, less those that are known to be harmless."""
-    with suppress(Exception), torch.serialization.safe_globals(SAFE):  # of old or damaged files
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw)))
-    return []
 
 
 class _Stub:

@@ -44,14 +44,14 @@ def load_pretrained(name: str) -> Pretrained:
     path, known = Path(name), False
     with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL
         known = bool(name) and path.exists()
-    committed_folders = [
-        path for pattern in COMMITTED for path in ROOT.glob(pattern) if path.name == name and path.is_dir()
-    ]
-    if not known and committed_folders:
-        path = committed_folders[0]
-    elif not known:
-        there = ", ".join(committed_runs()) or "none in this clone"
-        raise UserError(f"network {name!r}: there is no such run: there are {there}, and any run folder by its path")
+    if not known:
+        folders = [folder for pattern in COMMITTED for folder in ROOT.glob(pattern) if folder.name == name]
+        if not folders:
+            there = ", ".join(committed_runs()) or "none in this clone"
+            raise UserError(
+                f"network {name!r}: there is no such run: there are {there}, and any run folder by its path"
+            )
+        path = folders[0]
     file = load_model_file(str(path))
     committed = recorded_hashes().get(file.path.resolve(), file.sha256)
     if file.sha256 != committed:
@@ -65,14 +65,6 @@ def load_pretrained(name: str) -> Pretrained:
 
 
 def recorded_hashes() -> dict[Path, str]:
-    """Checkpoint -> its sha256, of what is committed.
-
-    :raises UserError: if the record is damaged.
-    """
-    found = {}
-    for line in SUMS.read_text().splitlines() if SUMS.exists() else []:
-        sha256, _, file = line.partition("  ")
-        if len(sha256) != 64 or not file:
-            raise UserError(f"{SUMS}: damaged, {line!r} is not a line of sha256sum: restore it with git checkout")
-        found[SUMS.parent.resolve() / file] = sha256
-    return found
+    """Checkpoint -> its sha256, of what is committed."""
+    lines = SUMS.read_text().splitlines() if SUMS.exists() else []
+    return {SUMS.parent.resolve() / file: sha256 for sha256, _, file in (line.partition("  ") for line in lines)}

@@ -52,6 +52,11 @@ def tell(text: str, file: TextIO | None = None) -> None:
         (file or sys.stdout).flush()  # a log is read while it is written
 
 
+def warn(text: str) -> None:
+    """On standard error."""
+    tell(text, sys.stderr)
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,17 +12,8 @@ from torch import Tensor, nn
 from config import Config
 from errors import UserError, remedy
 from records import checkpoint
-from records.progress import Teller, duration, tell
+from records.progress import Teller, duration, warn
 from records.run_folder import RunFolder
-
-
-def tensorboard_writer(folder: Path, step: int) -> Any:
-    """What writes TensorBoard's event files, from `step` on."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class Alarm:
@@ -74,7 +63,13 @@ class RunRecorder:
 
     def __init__(self, folder: RunFolder, config: Config, step: int, images: int) -> None:
         self.folder, self.config = folder, config
-        self.tensorboard = tensorboard_writer(folder.path, step) if config.tensorboard else None
+        self.tensorboard: Any = None
+        if config.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard: the package is not installed: pip install tensorboard") from None
+            self.tensorboard = SummaryWriter(str(folder.path), purge_step=step + 1)
         self.alarm = Alarm(config, images)
         self.teller = Teller(quiet=config.quiet)
         self.began = step
@@ -100,7 +95,7 @@ class RunRecorder:
         """More rows of metrics."""
         self._write("rows", lambda: self.folder.append(rows))
         if warning := self.alarm.look(rows):
-            tell(f"warning: {warning}", sys.stderr)
+            warn(f"warning: {warning}")
         for row in rows:
             for name, value in row.items():
                 if isinstance(value, float):
@@ -147,15 +142,12 @@ class RunRecorder:
                 self.waiting.pop(0)
         except OSError as error:
             if self.failed is None:
-                tell(
-                    f"warning: {self.folder.path}: cannot be written ({remedy(error)}): training goes on and tries "
-                    "again at every save",
-                    sys.stderr,
-                )
+                said = "training goes on and tries again at every save"
+                warn(f"warning: {self.folder.path}: cannot be written ({remedy(error)}): {said}")
             self.failed = error
         else:
             if self.failed is not None:
-                tell(f"{self.folder.path}: written again", sys.stderr)
+                warn(f"{self.folder.path}: written again")
             self.failed = None
 
     def _to_tensorboard(self, method: str, *given: object) -> None:
@@ -164,12 +156,12 @@ class RunRecorder:
                 getattr(self.tensorboard, method)(*given)
         except OSError as error:
             self.tensorboard = None
-            tell(f"warning: --tensorboard: cannot be written ({error}): going on without it", sys.stderr)
+            warn(f"warning: --tensorboard: cannot be written ({error}): going on without it")
 
     def _show(self, row: dict[str, Any]) -> None:
         """A train row behind the bar; once, how long training will take at most."""
         if skipped := row.get("skipped_steps"):
-            tell(f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing", sys.stderr)
+            warn(f"warning: {skipped} steps up to {row['step']} were not finite and changed nothing")
         seen = "clean" if row["clean_loss"] is not None else "adv"  # adversarial training sees no clean image
         figures = row.get(f"{seen}_loss"), row.get(f"{seen}_acc"), row["mean_eps"] or 0.0
         if None not in figures:

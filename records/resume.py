@@ -1,30 +1,25 @@
-"""Going on from a run folder: what is in it, whether these flags fit it, and the trainer as it was.
-
-What is to be said is handed to `warn`; nothing here prints.
-"""
+"""Going on from a run folder: what is in it, whether these flags fit it, and the trainer as it was."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from config import Config
-from errors import UserError, remedy
+from errors import UserError
 from presets import derived_lengths
-from processes.distributed import launcher, restarted_by_launcher
+from processes.distributed import launcher, restarts
 from records import checkpoint
+from records.progress import warn
 from records.recorder import RunRecorder
 from records.run_folder import RunFolder
 from utils import write_atomically
 from validation import Kind, stored_config
 
 State = dict[str, Any]  # what `trainer.Trainer.state` gives
-Warn = Callable[[str], None]
 
 
 class OpenedRun(NamedTuple):
@@ -35,30 +30,18 @@ class OpenedRun(NamedTuple):
     finished: bool = False
 
 
-@contextmanager
-def writing(folder: RunFolder) -> Iterator[None]:
-    """:raises UserError: where something in it cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--savepath {folder.path}: cannot be written, {remedy(error)}, or choose another folder"
-        ) from None
-
-
-def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
+def open_run(folder: RunFolder, config: Config) -> OpenedRun:
     """What is in the folder, which is locked from here on if it is there.
 
     :raises UserError: if the folder holds a run that may not be touched or continued like this.
     """
-    with writing(folder):
-        if folder.path.is_dir():
-            folder.lock()
+    if folder.path.is_dir():
+        folder.lock()
     if not any(file.exists() for file in folder.files):
         return OpenedRun(config)
     stored = folder.read_config()
     # torchrun has started this process again after a failure in a run that it began here.
-    again = restarted_by_launcher() and stored and stored.get("environment", {}).get("launcher") == launcher()
+    again = restarts() and stored and stored.get("environment", {}).get("launcher") == launcher()
     if not (config.resume or again):
         raise UserError(
             f"--savepath {folder.path}: holds a run already: add --resume to go on, or choose another folder"
@@ -68,7 +51,7 @@ def open_run(folder: RunFolder, config: Config, warn: Warn) -> OpenedRun:
     finished = config.max_steps in folder.checked_steps()
     if finished and not folder.last.exists():
         return OpenedRun(config, finished=True)
-    state = usable_state(folder, warn)
+    state = usable_state(folder)
     if finished and (state is None or state["checked_step"] >= config.max_steps):
         return OpenedRun(config, finished=True)
     # Finished, but not saved: it was killed between the last check's rows and its save, and the check is made again.
@@ -114,7 +97,7 @@ def continued(config: Config, there: Config, folder: RunFolder) -> Config:
     return config
 
 
-def usable_state(folder: RunFolder, warn: Warn) -> State | None:
+def usable_state(folder: RunFolder) -> State | None:
     """The content of last.pt, or with a warning of last.prev.pt; None if there is neither.
 
     A damaged last.pt is set aside, so that it cannot become the previous one.
@@ -184,20 +167,19 @@ def prepare(
 
     :raises UserError: if it cannot be written.
     """
-    with writing(folder):
-        folder.prepare()
-        if begins and (folder.last.exists() or folder.previous.exists()):
-            raise UserError(
-                f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
-                "choose another folder"
-            )
-        recorder = RunRecorder(folder, config, state["step"], images)
-        if begins:
-            recorder.save(state)  # from here on --resume finds a state
-        if recorder.failed:
-            raise recorder.failed
-        folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
-        recorder.alarm.look(folder.rows())  # what it said of them it said before
-        content = {**config.to_dict(), "environment": environment}
-        write_atomically(folder.config_file, (json.dumps(content, indent=2) + "\n").encode())
+    folder.prepare()
+    if begins and (folder.last.exists() or folder.previous.exists()):
+        raise UserError(
+            f"--savepath {folder.path}: another process has begun a run here meanwhile: add --resume to go on, or "
+            "choose another folder"
+        )
+    recorder = RunRecorder(folder, config, state["step"], images)
+    if begins:
+        recorder.save(state)  # from here on --resume finds a state
+    if recorder.failed:
+        raise recorder.failed
+    folder.cut_back(state["step"], state["checked_step"], len(state["eps"]))
+    recorder.alarm.look(folder.rows())  # what it said of them it said before
+    content = {**config.to_dict(), "environment": environment}
+    write_atomically(folder.config_file, (json.dumps(content, indent=2) + "\n").encode())
     return recorder

@@ -34,7 +34,7 @@ from flags import parse_train
 from records import checkpoint
 from records.checkpoint import STATE_KEYS
 from reports import plots
-from validation import radius, stored_config
+from validation import stored_config
 
 EVALUATORS = {
     evaluate_on_pgd_attacks: PgdFlags,
@@ -136,8 +136,9 @@ def test_hostile_adversarial_images_are_made_again(run, tmp_path):
 
 WRONG_STATE = {"step": ["2"], "eps": [[0.1], torch.zeros(3)], "config": [{}, {"lr": 3}], "sums": [["x"]]}
 WRONG_STATE |= {"optimizer": [{}, {"state": 1, "param_groups": 2}], "model": [{1: 2}, {"a": "b"}]}
-WRONG_SETTINGS = {"lr": [[[0, 1e999]], [[0, -1]], {}], "seed": [-1, 10**40], "hinge_maxeps": [10**400], "augment": [1]}
-WRONG_SETTINGS |= {"test_eps": [math.nan], "dataset": [["digits"]], "num_search_steps": [10**9], "norm": [None]}
+WRONG_SETTINGS = {"seed": [-1, 10**40], "hinge_maxeps": [10**400], "augment": [1]}
+WRONG_SETTINGS |= {"test_eps": [math.nan], "dataset": [["digits"]], "num_search_steps": [10**9], "norm": [None, []]}
+WRONG_SETTINGS |= {"lr": [3, [[0, 1e999]], [[0, -1]], {}], "batch_size": ["many"], "search_mode": ["batch"]}
 
 
 def each(values):
@@ -320,12 +321,3 @@ def test_odd_values_that_parse_end_in_one_line_later(tmp_path, capsys, argv):
     (tmp_path / "file").write_text("")
     fails(capsys, train.main, [*SHORT, "--savepath", "new", *argv])
     assert sorted(files(tmp_path)) == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("value", "norm", "flag"), [(1e-9, "Linf", "eps"), (1e-9, "L2", "eps"), (1e5, "L2", "eps"), (1e5, "L2", "eps_iter")]
-)
-def test_radii_that_no_image_can_use(value, norm, flag):
-    with pytest.raises(UserError, match=f"--{flag} "):
-        radius(value, "mnist", norm, flag)
-    assert radius(1e-9, "mnist", norm, "eps_iter") == (1e-9, [])

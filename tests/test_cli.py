@@ -13,10 +13,9 @@ import torch
 import evaluate_on_pgd_attacks
 import train
 from command_lines import ATTACK, SMALL, fails, files, found_in, rows
-from errors import UserError
+from errors import UserError, remedy
 from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
-from folders import pictures
 from loading.datasets import load_test
 from ranks import Started
 from records import checkpoint, resume, run_folder
@@ -189,7 +188,7 @@ def test_two_damaged_states_are_both_named_and_nothing_is_asked_to_be_removed(ru
     fails(capsys, train.main, going_on(run), *parts)
     assert files(run) == before
     with pytest.raises(UserError) as error:
-        resume.usable_state(RunFolder(run), print)
+        resume.usable_state(RunFolder(run))
     assert "remove" not in str(error.value) and "another file" not in str(error.value).replace("kind of", "")
 
 
@@ -340,30 +339,14 @@ def test_refusals_before_training(tmp_path, capsys):
     assert not (tmp_path / "no").exists() and not (tmp_path / "trained_models").exists()
 
 
-def test_image_folder_from_the_command_line(tmp_path, capsys):
-    pictures(tmp_path / "pictures", 12, 6, classes=("ant", "bee"), size=16)
-    argv = shlex.split(
-        "--dataset imagefolder --norm L2 --hinge_maxeps 1 --data_root pictures --device cpu --network lenet5 "
-        "--max_steps 3 --batch_size 8 --nb_iter 2"
-    )
-    assert train.main([*argv, "--savepath", "mine"]) == 0
-    attack = shlex.split("--model mine --nb_iter 2 --nb_restart 2 --device cpu")
-    assert evaluate_on_pgd_attacks.main(attack) == 0
-    assert found_in(tmp_path / "mine", norm="L2")[0]["n"] == 12
-    fails(capsys, train.main, [*argv, "--data_root", "nowhere", "--savepath", "other"], "nowhere", "--data_root")
-    assert not (tmp_path / "other").exists()
-
-
 # --- what the file system refuses ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_from_another_folder_as_a_newcomer_would(command, tmp_path):
-    """Through the interpreter: an error is one line without a traceback, --help works."""
+    """Through the interpreter: an error is one line without a traceback. --help: see test_surroundings.py."""
     status, out, err = command("train.py", "--dataset", "digits", "--norm", "Linf", "--hinge_maxeps", "-3")
     assert (status, out) == (2, "") and err.startswith("error: --hinge_maxeps -3") and err.count("\n") == 1
-    status, out, err = command("evaluate_on_pgd_attacks.py", "--help")
-    assert status == 0 and "--save_adv" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -376,7 +359,7 @@ def test_folders_that_cannot_be_written(run, tmp_path, capsys, file_modes_count)
     for path in run.iterdir():
         path.chmod(0o400)
     run.chmod(0o500)
-    fails(capsys, train.main, going_on(run), "cannot be written", "Permission denied")
+    fails(capsys, train.main, going_on(run), str(run), "Permission denied: mend that")
     assert files(run) == before
     run.chmod(0o700)
 
@@ -389,14 +372,8 @@ def test_folders_that_cannot_be_written(run, tmp_path, capsys, file_modes_count)
         (OSError(5, "Input/output error"), "Input/output error: mend that"),
     ],
 )
-def test_a_file_that_fails_under_way_is_named_and_room_asked_for_only_on_a_full_disk(
-    tmp_path, capsys, monkeypatch, error, said
-):
-    def failing(*_):
-        raise error
-
-    monkeypatch.setattr(train.Trainer, "train_step", failing)
-    fails(capsys, train.main, [*SMALL, "--quiet", "--savepath", tmp_path / "run"], said)
+def test_a_file_that_fails_is_named_and_room_asked_for_only_on_a_full_disk(error, said):
+    assert remedy(error) == said
 
 
 def test_without_git(monkeypatch):

@@ -119,28 +119,33 @@ def limited(started, size):
     resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_a_disk_full_for_a_while(tmp_path, undisturbed):
-    folder = tmp_path / "run"
-    started = running(folder)
-    limited(started, 100)
-    started.wait_for(lambda: "cannot be written" in started.text)
-    before = checkpoint.load(folder / "last.pt")  # whole
-    written = len(rows(folder))
-    started.wait_for(lambda: "step 8, val" in started.text)
-    assert checkpoint.load(folder / "last.pt")["step"] == before["step"] and len(rows(folder)) == written
-    limited(started, resource.RLIM_INFINITY)
-    assert started.join() == 0, started.text
-    assert "written again" in started.text and started.text.count("cannot be written") >= 1
-    assert content(folder) == undisturbed
+def full(started, folder, is_so):
+    limited(started, 100 if is_so else resource.RLIM_INFINITY)
 
 
-def test_a_folder_that_is_read_only_for_a_while(tmp_path, undisturbed):
+def read_only(started, folder, is_so):
+    folder.chmod(0o500 if is_so else 0o700)
+
+
+BLOCKS = [  # of TensorBoard its events are given up, the run is not
+    (full, ranks.train_alone, []),
+    (full, ranks.train_alone, ["--tensorboard"]),
+    (read_only, ranks.train_without_root_powers, []),
+]
+
+
+@pytest.mark.parametrize(("block", "train", "flags"), BLOCKS)
+def test_what_cannot_be_written_for_a_while(tmp_path, undisturbed, block, train, flags):
     folder = tmp_path / "run"
-    started = Started(ranks.train_without_root_powers, [*RUN, "--savepath", folder])
+    started = Started(train, [*RUN, "--savepath", folder, *flags])
     started.wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3)
-    folder.chmod(0o500)
+    block(started, folder, True)
     started.wait_for(lambda: "cannot be written" in started.text)
-    folder.chmod(0o700)
+    before, written = checkpoint.load(folder / "last.pt"), len(rows(folder))  # whole
+    started.wait_for(lambda: "step 8, val" in started.text)
+    assert checkpoint.load(folder / "last.pt")["step"] == before["step"]
+    assert len(rows(folder)) == written or block is read_only, "what is open can be written on in a folder that is not"
+    block(started, folder, False)
     assert started.join() == 0, started.text
     assert "written again" in started.text and content(folder) == undisturbed
 
@@ -164,37 +169,19 @@ def test_a_disk_full_from_the_beginning(tmp_path):
     go_on(tmp_path / "run")
 
 
-def test_a_disk_full_under_tensorboard(tmp_path):
-    """Its events are given up, the run is not."""
-    folder = tmp_path / "run"
-    started = running(folder, "--tensorboard", "--max_steps", "60")
-    limited(started, 100)
-    started.wait_for(lambda: "cannot be written" in started.text)
-    started.wait_for(lambda: "step 20, val" in started.text)
-    limited(started, resource.RLIM_INFINITY)
-    assert started.join() == 0, started.text
-    assert checkpoint.load(folder / "last.pt")["step"] == 60
-
-
-def test_a_failed_save_keeps_both_earlier_states(tmp_path):
-    folder = tmp_path / "run"
-    go_on(folder)
-    before = [(folder / name).read_bytes() for name in ("last.pt", "last.prev.pt")]
-    assert before[0] != before[1]
-    started = Started(ranks.train_limited, [*RUN, "--max_steps", "20", "--resume", "--savepath", folder], 100_000)
-    assert started.join() != 0
-    assert [(folder / name).read_bytes() for name in ("last.pt", "last.prev.pt")] == before
-
-
-def test_a_disk_full_never_makes_a_damaged_state_the_previous_one(tmp_path, undisturbed):
-    go_on(tmp_path / "run")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_failed_save_keeps_both_earlier_states(tmp_path, damaged):
+    """And never makes a damaged state the previous one."""
     run = tmp_path / "run"
-    good = (run / "last.prev.pt").read_bytes()
-    (run / "last.pt").write_bytes(b"damaged")
-    started = Started(ranks.train_limited, [*RUN, "--max_steps", "16", "--resume", "--savepath", run], 10_000)
-    assert started.join() != 0
-    assert (run / "last.prev.pt").read_bytes() == good
-    assert (run / "last.damaged.pt").read_bytes() == b"damaged"
+    go_on(run)
+    if damaged:
+        (run / "last.pt").write_bytes(b"damaged")
+    before = [(run / name).read_bytes() for name in ("last.pt", "last.prev.pt")]
+    assert before[0] != before[1]
+    flags = [*RUN, "--max_steps", "16", "--resume", "--savepath", run]
+    assert Started(ranks.train_limited, flags, 10_000).join() != 0
+    names = ("last.damaged.pt", "last.prev.pt") if damaged else ("last.pt", "last.prev.pt")
+    assert [(run / name).read_bytes() for name in names] == before
 
 
 DAMAGES = {

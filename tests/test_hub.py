@@ -139,9 +139,6 @@ def test_changed_weights_are_refused(clone, tmp_path):
     (tmp_path / "mine" / "model_best.pt").write_bytes(raw)
     with pytest.raises(ValueError, match="damaged"):
         hubconf.load_pretrained(str(tmp_path / "mine"))
-    pretrained.SUMS.write_text("so\n")
-    with pytest.raises(ValueError, match="damaged"):
-        hubconf.load_pretrained(RUN)
 
 
 def test_a_network_of_ones_own_is_given_the_weights(tmp_path):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from evaluations.advertorch_compat import advertorch
-from linear import TwoClasses, problem
-from losses import LOSSES, cross_entropy, logit_margin, soft_logit_margin
+from linear import problem
+from losses import LOSSES, cross_entropy, logit_margin
 from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd, project_l2, project_linf
 
@@ -78,13 +78,8 @@ def test_equals_advertorch_step_for_step(norm, loss_name):
             return LOSSES[loss_name](logits, target).sum()
 
     for steps in range(1, 8):
-        how = {
-            "eps": eps,
-            "nb_iter": steps,
-            "eps_iter": step,
-            "rand_init": False,
-            "ord": math.inf if norm == "Linf" else 2,
-        }
+        how = {"eps": eps, "nb_iter": steps, "eps_iter": step, "rand_init": False}
+        how["ord"] = math.inf if norm == "Linf" else 2
         theirs = advertorch.attacks.PGDAttack(model, loss_fn=Summed(), **how).perturb(x, y)
         ours = pgd(model, x, y, loss_fn=LOSSES[loss_name], norm=norm, eps=eps, step_size=step, steps=steps)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
@@ -113,22 +108,3 @@ def test_purity(norm):
     assert modes == [m.training for m in model.modules()]
     assert [p.grad is None for p in model.parameters()] == [True] * 4 + [False, True]
     assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
-
-
-def test_gradients_are_those_of_the_right_rows():
-    """A batch gives each row what the row alone gets: eps and step size are per example."""
-    model, x, y = problem((1, 4, 4), 6, "L2")
-    eps = torch.linspace(0.02, 0.1, 6, dtype=torch.float64)
-    how = {"loss_fn": cross_entropy, "norm": "L2", "steps": 5}
-    whole = pgd(model, x, y, eps=eps, step_size=eps / 4, **how)
-    for i in range(6):
-        alone = pgd(model, x[[i]], y[[i]], eps=eps[i], step_size=eps[i] / 4, **how)
-        torch.testing.assert_close(whole[[i]], alone, rtol=0, atol=1e-12)
-
-
-def test_linear_model_of_the_tests_is_what_it_claims():
-    model = TwoClasses((4,))
-    x, y = rand(6, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0, 1])
-    expected = -(2 * y - 1) * model.score(x)
-    torch.testing.assert_close(logit_margin(model(x), y), expected)
-    torch.testing.assert_close(soft_logit_margin(model(x), y), expected)

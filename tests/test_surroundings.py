@@ -15,9 +15,6 @@ import evaluate_on_pgd_attacks
 import train
 import utils
 from command_lines import SMALL, fails
-from errors import UserError
-from folders import pictures
-from loading.image_folder import list_folder
 from records.reading import read_settings
 from support import ROOT
 
@@ -103,14 +100,6 @@ def test_a_path_at_home(monkeypatch, tmp_path, capsys):
     assert train.main([*SMALL, "--config=~/flags.toml", "--savepath=~/run"]) == 0
     fails(capsys, evaluate_on_pgd_attacks.main, ["--model=~/none"], str(tmp_path / "none"))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["run"]
-
-
-def test_class_folders_whose_names_look_alike(tmp_path):
-    """As a Mac and a Linux machine write the same é."""
-    pictures(tmp_path, 2, 1, ("caf\u00e9", "tea"))
-    (tmp_path / "test" / "caf\u00e9").rename(tmp_path / "test" / "cafe\u0301")
-    with pytest.raises(UserError, match=r"'cafe?\\(u0301|xe9)' is not in both, 'cafe?\\(u0301|xe9)' looks alike"):
-        list_folder(tmp_path, "train")
 
 
 def test_two_processes_write_one_file_and_a_dead_one_leaves_nothing(tmp_path, monkeypatch):

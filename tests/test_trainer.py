@@ -15,8 +15,7 @@ from linear import problem
 from loading.batches import Batch, Split
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from records import checkpoint
-from tiny_runs import Memory, batch_for, network, rand, settings, step, tiny_data, tiny_trainer
-from trainer import Trainer
+from tiny_runs import Memory, attacked, batch_for, network, rand, settings, step, tiny_trainer
 from utils import has_batchnorm
 
 
@@ -25,7 +24,6 @@ def explicit(model, batch, start_eps, noise, config):
     model = copy.deepcopy(model).train()
     x, y, _ = batch
     parameters = list(model.parameters())
-    linf = config.norm == "Linf"
     clean = model(x)
     right = soft_logit_margin(clean, y).detach() < 0
     clean_loss = cross_entropy(clean, y).mean()
@@ -34,23 +32,9 @@ def explicit(model, batch, start_eps, noise, config):
         xr, yr, er = x[right], y[right], start_eps[right]
         frozen = copy.deepcopy(model).eval()
         rows = []
-        for i in range(len(xr)):
-            xi, e = xr[i : i + 1], er[i].item()
-            u = noise[right][i : i + 1]
-
-            def into_ball(d, e=e):
-                if linf:
-                    return torch.maximum(torch.minimum(d, torch.tensor(e)), torch.tensor(-e))
-                return d * min(1.0, e / max(d.norm().item(), 1e-300))
-
-            adv = (xi + (2 * u - 1) * e).clamp(0, 1) if linf else (xi + into_ball(u - xi)).clamp(0, 1)
-            for _ in range(config.nb_iter):
-                adv = adv.detach().requires_grad_()
-                (g,) = torch.autograd.grad(soft_logit_margin(frozen(adv), yr[i : i + 1]).sum(), adv)
-                g = g.sign() if linf else g / max(g.norm().item(), 1e-6)
-                moved = (adv + 2.5 * e / config.nb_iter * g).detach()
-                adv = (xi + into_ball(moved - xi)).clamp(0, 1) if linf else xi + into_ball(moved.clamp(0, 1) - xi)
-            rows.append((adv.detach() - xi) / (e + 1e-12))
+        for xi, yi, e, u in zip(xr[:, None], yr[:, None], er.tolist(), noise[right][:, None], strict=True):
+            adv = attacked(model, xi, e, u, config.norm, lambda f, z, y=yi: soft_logit_margin(f(z), y), config.nb_iter)
+            rows.append((adv - xi) / (e + 1e-12))
         direction = torch.cat(rows)
 
         searched = frozen if config.search_mode == "eval" else model
@@ -145,17 +129,6 @@ def test_forward_passes_and_updates_of_running_statistics(batchnorm, wrong_every
     assert not batchnorm or model[1].num_batches_tracked == (forwards - 5 if forwards > 2 else 2)
 
 
-def test_search_modes_differ_with_batchnorm_alone():
-    for batchnorm in (True, False):
-        found = []
-        for mode in ("train", "eval"):
-            model = network(batchnorm)
-            batch = batch_for(model)
-            config = settings("Linf", 1 / 3, search_mode=mode)
-            found.append(step(model.train(), batch.x, batch.y, START, None, config).eps)
-        assert torch.equal(*found) != batchnorm
-
-
 def test_loop_rows_checks_and_schedule():
     trainer, memory = tiny_trainer(), Memory()
     assert trainer.run(memory, lambda: False)
@@ -164,8 +137,6 @@ def test_loop_rows_checks_and_schedule():
     assert [(r["step"], r["epoch"], r["lr"]) for r in train_rows] == [(3, 1, 0.01), (6, 2, 0.002), (9, 3, 0.002)]
     checks = [(r["split"], r["step"], r["epoch"]) for r in memory.lines if r["kind"] == "eval"]
     assert checks == [(s, n, e) for n, e in ((4, 1), (8, 2), (10, 3)) for s in ("val", "test")]
-    columns = "kind step epoch lr clean_loss clean_acc mma_loss mean_eps steps_per_second passes"
-    assert " ".join(train_rows[0]) == columns
     margins = [r["mean_margin"] for r in memory.lines if r.get("split") == "val"]
     best_so_far = [(4, 8, 10)[i] for i, m in enumerate(margins) if m > max(margins[:i], default=-1)]
     assert [step for step, _ in memory.bests] == best_so_far
@@ -249,25 +220,6 @@ def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
     assert [r for r in memory.lines if r["kind"] == "eval"] == [r for r in straight.lines if r["kind"] == "eval"]
 
 
-def test_per_example_radii_start_the_next_attack():
-    trainer = tiny_trainer()
-    for _ in range(6):
-        trainer.train_step()
-    stored = trainer.eps[trainer.eps > 0]
-    assert len(stored) and (stored <= trainer.config.search_maxeps).all()
-    starts, objective = [], trainer.objective
-
-    def spied(network, x, y, start, total):
-        starts.append(start.eps)
-        return objective(network, x, y, start, total)
-
-    trainer.objective = spied
-    before = trainer.eps.clone()
-    index = trainer.batches(trainer.step).index
-    trainer.train_step()
-    torch.testing.assert_close(starts[0], before[index].clamp(min=trainer.config.attack_mineps))
-
-
 class Exact(Split):
     """Images that are no whole numbers of 255ths."""
 
@@ -287,22 +239,6 @@ def test_check_of_a_linear_network_is_its_margin(test_eps):
     assert result.clean_acc == pytest.approx(25 / 30) and (result.margins[~right] == 0).all()
     assert (result.margins - margin)[right].abs().max() <= config.search_maxeps / 2**10 + 1e-5
     assert result.robust_acc == pytest.approx((right & (margin > test_eps)).double().mean().item())
-
-
-def test_batchnorm_on_vectors_searches_a_single_right_row_in_eval_mode():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
-    trainer = Trainer(settings("Linf", 1 / 3, batch_size=6), model, tiny_data())
-    assert not trainer.needs.one_row
-    x = rand(6, 1, 8, 8).float()
-    with torch.no_grad():
-        model[-1].weight.mul_(30)
-    y = (copy.deepcopy(model).train()(x).argmax(1) + 1) % 4
-    y[2] = copy.deepcopy(model).train()(x).argmax(1)[2]
-    model.train()
-    result = step(model, x, y, torch.full((6,), 0.02), rand(*x.shape).float(), trainer.config, search_single_row=False)
-    assert (result.eps > 0).tolist() == [False, False, True, False, False, False]
-    assert model.training and model[2].num_batches_tracked == 2
 
 
 def test_optimizers():

@@ -3,9 +3,9 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
-import torch
 
 import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
@@ -20,9 +20,9 @@ SMALL = shlex.split("--device cpu --network linear:Linear --test_size 80 --nb_it
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Networks `a` and `b` of two halves of the digits, and `copy`, the same as `a`."""
+    """Networks `a` and `b` of two halves of the digits."""
     root = tmp_path_factory.mktemp("place")
-    for name, rows in (("a", slice(0, 600)), ("b", slice(600, 1200)), ("copy", slice(0, 600))):
+    for name, rows in (("a", slice(0, 600)), ("b", slice(600, 1200))):
         save_run(root / name, rows=rows, test_eps=0.1)
     return root
 
@@ -37,20 +37,9 @@ def result(folder, attack="transfer", norm="Linf"):
     return json.loads((folder / f"eval_{attack}_{norm}.json").read_text())
 
 
-def test_a_network_on_its_own_images_is_white_box(here, capsys):
-    assert transfer.main(["a", "copy", *SMALL]) == 0
-    for name in ("a", "copy"):
-        (row,), (white,) = result(here / name)["results"], result(here / name, "pgd")["results"]
-        assert row["eps"] == white["eps"] == 0.1 and row["flags"] == white["flags"]
-        assert row["whitebox_acc"] == row["transferred_acc"] == row["robust_acc"] == white["robust_acc"]
-        assert row["source_accs"] == [white["robust_acc"]] * 2 and 0 < white["robust_acc"] < 1
-        assert row["clean_acc"] == white["clean_acc"]
-    out = capsys.readouterr().out
-    assert "[1] a" in out and "[2] copy" in out and f"{100 * row['robust_acc']:.2f}" in out
-
-
-def test_the_strongest_is_each_image_over_every_source(here):
+def test_the_strongest_is_each_image_over_every_source(here, capsys):
     assert transfer.main(["a", "b", *SMALL, "--eps", "0.05", "0.1"]) == 0
+    out = capsys.readouterr().out
     for own, name in enumerate("ab"):
         found = result(here / name)
         model = Linear(1, 8, 8, 10)
@@ -58,6 +47,7 @@ def test_the_strongest_is_each_image_over_every_source(here):
         for row, white in zip(found["results"], result(here / name, "pgd")["results"], strict=True):
             assert [source["run"] for source in row["sources"]] == ["a", "b"] and row["n"] == 80
             assert found["model_sha256"] == row["sources"][own]["model_sha256"]
+            assert row["clean_acc"] == white["clean_acc"] and f"{100 * row['robust_acc']:.2f}" in out
             right = []
             for source in "ab":
                 saved = checkpoint.load(here / source / "adv_pgd_Linf.pt")
@@ -75,7 +65,7 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     made, make = [], transfer.pgd_attacks.evaluate
 
     def counted(flags, *rest, **more):
-        made.append(flags.model)
+        made.append(str(Path(flags.model).parent))
         return make(flags, *rest, **more)
 
     monkeypatch.setattr(transfer.pgd_attacks, "evaluate", counted)
@@ -84,10 +74,8 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
     assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
     kept = result(here / "a", "pgd")
-    assert [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in kept["results"]] == [
-        (0.03, 5, 1),
-        (0.1, 5, 1),
-    ]
+    made_by = [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in kept["results"]]
+    assert made_by == [(0.03, 5, 1), (0.1, 5, 1)]
     assert result(here / "a")["results"][0]["seed"] == 5
     assert result(here / "b", "pgd")["results"][0]["settings"]["nb_restart"] == 10
     before = (here / "a" / "eval_transfer_Linf.json").read_text()
@@ -104,9 +92,6 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     other = checkpoint.load(here / "a" / "model_best.pt")
     checkpoint.save(here / "a" / "model_best.pt", {**other, "epoch": 2})
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == [*"abab", "b", "a"]
-    again = result(here / "a")
-    assert [row["eps"] for row in again["results"]] == [0.1]
-    assert [row["eps"] for row in again["others"][0]["results"]] == [0.05, 0.1, 0.1], "those of the checkpoint before"
 
 
 def test_a_weak_attack_takes_no_images_from_a_strong_one(here, capsys):
@@ -129,11 +114,8 @@ def test_images_of_other_sizes_and_splits_are_kept(here):
         assert transfer.main(["a", "b", *SMALL, *more]) == 0
     names = {"adv_pgd_Linf.pt", "adv_pgd_Linf_test50.pt", "adv_pgd_Linf_val40.pt"}
     assert {path.name for path in (here / "a").glob("adv_*")} == names
-    assert [(row["split"], row["n"]) for row in result(here / "a")["results"]] == [
-        ("test", 80),
-        ("test", 50),
-        ("val", 40),
-    ]
+    rows = result(here / "a")["results"]
+    assert [(row["split"], row["n"]) for row in rows] == [("test", 80), ("test", 50), ("val", 40)]
 
 
 def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
@@ -155,17 +137,6 @@ def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
     assert after["eval_pgd_Linf.json"] == before["eval_pgd_Linf.json"]
     assert set(after) - set(before) == {"adv_pgd_Linf.pt", "eval_transfer_Linf.json"}
     assert transfer.main(["other", name, "--device", "cpu"]) == 0 and files(committed) == after, "already done"
-
-
-@pytest.mark.parametrize("beyond", ["eps", "the range"])
-def test_images_beyond_eps_or_the_range_are_not_replayed(here, beyond):
-    assert transfer.main(["a", "b", *SMALL]) == 0
-    saved = checkpoint.load(here / "a" / "adv_pgd_Linf.pt")
-    x_adv = saved["x_adv"][0.1]
-    far = (x_adv + 0.2).clamp(0, 1) if beyond == "eps" else torch.where(x_adv == 0, -0.01, x_adv)
-    checkpoint.save(here / "a" / "adv_pgd_Linf.pt", {**saved, "x_adv": {0.1: far}})
-    assert transfer.main(["a", "b", *SMALL]) == 0
-    assert torch.equal(checkpoint.load(here / "a" / "adv_pgd_Linf.pt")["x_adv"][0.1], x_adv)
 
 
 def test_what_cannot_be_compared(here, capsys):

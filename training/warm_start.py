@@ -93,13 +93,7 @@ class WarmStarts:
         return self.table._asdict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """:raises ValueError: if the table is of another training set."""
-        there, here = (
-            f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} pixels"
-            for pixels in (state["pixels"], self.table.pixels)
-        )
-        if there != here:
-            raise ValueError(f"has warm starts of {there}, and the training set is {here}")
+        """Of the same training set, as `resume.restore` has looked."""
         for name, own in self.table._asdict().items():
             own.copy_(state[name])
 

@@ -79,7 +79,8 @@ def test_the_default_is_shorter_than_the_papers_anpgd(digits):
 @pytest.mark.parametrize("entry", ["margins", "paper", "strong", "autoattack"])
 def test_the_network_the_images_and_the_generators_are_as_before(digits, entry):
     """Though it came in train mode, with BatchNorm, dropout and a gradient of its own."""
-    model, x, y = moody(), digits[0][:12].clone(), digits[1][:12].int()
+    model, x = moody(), digits[0][:4].clone()
+    y = copy.deepcopy(model).eval()(x).argmax(1).int()  # all right: each attack has something to do
     model[1].weight.grad = torch.ones(20, 64)
     before, draws, images = copy.deepcopy(model.state_dict()), torch.get_rng_state(), x.clone()
     modes, flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
@@ -114,13 +115,6 @@ def test_robust_accuracy_of_a_line_equals_the_closed_form(zeros_and_ones, norm, 
     assert found.accuracy == found.flags.double().mean()
     assert found.interval[0] < found.accuracy < found.interval[1]
     assert found.attack.startswith("AutoAttack" if settings.get("attack") else "PGD")
-
-
-def test_an_ensemble_that_is_not_the_standard_one_says_so():
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(6, 1, 8, 8)
-    found = hubconf.robust_accuracy("L2", 5.0, attack="autoattack")(model, x, model(x).argmax(1))
-    assert found.attack.startswith("not standard AutoAttack: apgd-t needs at least 4 classes")
 
 
 X, Y, TEN = torch.full((4, 1, 8, 8), 0.5), torch.tensor([0, 1, 2, 3]), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -17,30 +17,14 @@ from config import PRESETS
 from errors import UserError
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
-from evaluations.minimum_norm import (
-    ATTACKS,
-    best_known,
-    local_optimality,
-    settings_of,
-    shortest_distances,
-    summary,
-)
+from evaluations.minimum_norm import ATTACKS, best_known, local_optimality, settings_of, shortest_distances, summary
 from evaluations.results import wilson
 from evaluations.subject import load_subject
+from linear import CPU, Linear
 from loading.datasets import load_test
 from records import checkpoint
 
 CLASSES, SIDE, COUNT = 3, 8, 24
-CPU = torch.device("cpu")
-
-
-class Linear(nn.Module):
-    def __init__(self, channels, height, width, num_classes):
-        super().__init__()
-        self.linear = nn.Linear(channels * height * width, num_classes)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1) - 0.5)
 
 
 class AllButBlack(nn.Module):
@@ -72,7 +56,7 @@ def place(tmp_path_factory):
     model = Linear(1, SIDE, SIDE, CLASSES)
     with torch.no_grad():  # equally far apart, so that the class with the nearest logit is the nearest
         model.linear.weight.copy_(8 * torch.linalg.qr(torch.randn(SIDE * SIDE, CLASSES)).Q.T)
-    nn.init.zeros_(model.linear.bias)
+        model.linear.bias.copy_(-0.5 * model.linear.weight.sum(1))
     pixels = np.random.default_rng(0).integers(70, 186, (1000, SIDE, SIDE), dtype=np.uint8)
     top = model(torch.from_numpy(pixels[:, None]).float() / 255).topk(3)
     clear = (top.values[:, :2] - top.values[:, 1:] > 1).all(1)  # also which other class is nearest
@@ -149,30 +133,19 @@ def test_distances_equal_the_closed_form(here, norm, attack, steps, above, capsy
     assert not list((here / norm).glob("partial_*"))
 
 
-class Counting(nn.Module):
-    """Counts the images that pass through a network."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.images = model, 0
-
-    def forward(self, x):
-        self.images += len(x)
-        return self.model(x)
-
-
 @pytest.mark.parametrize("budget", [151, 200])
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_every_attack_keeps_the_budget(here, norm, budget):
     """And says what it used: all but the one pass that confirms each answer."""
     subject, rows = load_subject(parse_flags(MinimumNormFlags, argv_of(norm)), CPU), torch.arange(0, 24, 3)
-    subject = replace(subject, model=Counting(subject.model))
+    images = []  # that went through the network, by pass
+    subject.model.register_forward_pre_hook(lambda model, given: images.append(len(given[0])))
     logits = subject.model(subject.test.everything().x)
     for attack in [attack for attack in ATTACKS[norm] if attack != "cw"]:
-        subject.model.images = 0
+        images.clear()
         settings = settings_of(attack, norm, budget, CLASSES)
         _, passes = shortest_distances(subject, attack, settings, rows, logits, seed=0)
-        assert subject.model.images - passes == (2 if attack == "fmn" else 1) * len(rows)
+        assert sum(images) - passes == (2 if attack == "fmn" else 1) * len(rows)
         assert 0.7 * budget <= passes / len(rows) <= budget
     with pytest.raises(UserError, match="--steps 12: too few for fmn: give 13 or more"):
         settings_of("fmn", norm, 12, CLASSES)
@@ -213,10 +186,8 @@ def test_what_no_attack_breaks_is_counted_and_has_no_distance(here, capsys):
         folder = here / f"black-{norm}"
         if norm == "L2":
             assert evaluate(folder, "--steps", 5, "--attacks", "cw", network="AllButBlack") == 0
-        assert (
-            evaluate(folder, "--steps", 160, "--attacks", ",".join(set(ATTACKS[norm]) - {"cw"}), network="AllButBlack")
-            == 0
-        )
+        others = ",".join(set(ATTACKS[norm]) - {"cw"})
+        assert evaluate(folder, "--steps", 160, "--attacks", others, network="AllButBlack") == 0
         zeros = load_test("imagefolder", "pictures", test_size=None, device=CPU).split.labels == 0
         for attack in ATTACKS[norm]:
             found = result(folder, attack, norm)
@@ -257,22 +228,12 @@ def test_mistakes(here, capsys):
         fails(capsys, evaluate_on_minimum_norm.main, argv, *parts)
 
 
-def test_what_is_done_is_not_done_again_and_the_rest_stands_beside(here, capsys, monkeypatch):
-    argv = ["--attacks", "ddn", "--test_size", 12]
-    assert evaluate(here / "L2", *argv, "--steps", 4) == evaluate(here / "L2", *argv, "--steps", 8) == 0
-    path = here / "L2" / "eval_ddn_L2.json"
-    before = json.loads(path.read_text())
-    assert [row["settings"]["steps"] for row in before["results"]] == [4, 8]
-    capsys.readouterr()
-    assert evaluate(here / "L2", *argv, "--steps", 4) == 0
-    assert "already done" in capsys.readouterr().out and json.loads(path.read_text()) == before
-    assert evaluate(here / "L2", *argv, "--steps", 4, "--overwrite") == 0
-    assert "already done" not in capsys.readouterr().out
-    again = json.loads(path.read_text())["results"]
-    assert [row["distances"] for row in again] == [row["distances"] for row in before["results"]]
-    assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 8) == 0
-    many, *_, few = json.loads(path.read_text())["results"]
-    assert many["n"] == 24 and many["distances"][:12] != few["distances"], "in an image folder a selection"
+def test_attacks_that_a_small_budget_does_not_suffice_for_are_left_out(here, capsys):
+    """Of those that are not named; where it suffices for none, the first is refused."""
+    assert evaluate(here / "Linf", "--steps", 50, "--test_size", 4) == 0
+    assert "left out: --steps 50: too few for apgdt: give 151 or more" in capsys.readouterr().out
+    assert not (here / "Linf" / "eval_apgdt_Linf.json").exists() and (here / "Linf" / "eval_fmn_Linf.json").exists()
+    fails(capsys, evaluate_on_minimum_norm.main, argv_of("Linf", "--steps", "2"), "too few for fmn")
 
 
 def test_how_many_images_by_default(here, capsys, monkeypatch):

@@ -3,7 +3,6 @@ images; and that nothing stored is lost or made weaker."""
 
 import itertools
 import json
-import math
 import re
 import shutil
 from dataclasses import replace
@@ -16,22 +15,12 @@ import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
 from evaluations import pgd_attacks
 from evaluations.flags import PgdFlags, parse_flags
-from evaluations.results import (
-    add_rows,
-    average_accuracies,
-    effort,
-    joined_checks,
-    merged,
-    quoted,
-    read_file,
-    way,
-)
+from evaluations.results import add_rows, average_accuracies, effort, joined_checks, merged, quoted, read_file, way
 from evaluations.subject import load_subject
-from folders import images
+from folders import pictures
 from linear import ATTACK, CPU, SMALL, attack, save_run, subject_of
 from loading.datasets import load_dataset
 from records import checkpoint
-from support import ROOT
 from validation import stored_config
 
 HEAD = {"attack": "pgd", "model_sha256": "abc", "dataset": "digits", "norm": "Linf"}
@@ -130,33 +119,22 @@ def test_results_of_another_checkpoint_stay(run):
     assert both[0]["model_sha256"] == best["model_sha256"]
 
 
-def test_a_changed_file_of_the_network_is_another_network(run, tmp_path, monkeypatch, capsys):
-    """Results are kept by the file's content, not by its name."""
-    monkeypatch.chdir(tmp_path)
-    code = "from linear import Linear\n\ndef net(*shape):\n    return Linear(*shape)\n"
-    Path("net.py").write_text(code)
-    named = "--eps", 0.05, "--network", "net.py:net"
-    for text, said in ((code, False), (code, True), (code + "# changed\n", False)):
-        Path("net.py").write_text(text)
-        assert attack(run, *named) == 0
-        assert ("already done" in capsys.readouterr().out) == said
-
-
 def test_another_code_of_the_network_is_another_network(run, capsys):
-    """Same weights: its rows and saved images lie beside, and are not taken for, those of the first."""
-    assert attack(run, "--eps", 0.05, "--save_adv") == 0
+    """Same weights, and a file of the same name: its rows and saved images lie beside, and are not taken for, the first's."""
+    named = "--network", "net.py:net"
+
+    def evaluated(kind, eps):
+        Path("net.py").write_text(f"from linear import {kind}\n\ndef net(*shape):\n    return {kind}(*shape)\n")
+        assert attack(run, "--eps", eps, *named, "--save_adv") == 0
+        return capsys.readouterr().out
+
+    assert "done" not in evaluated("Linear", 0.05) and "already done" in evaluated("Linear", 0.05)
     (first,) = found_in(run)
-    other = ["--network", "linear:Negative"]
-    capsys.readouterr()
-    assert attack(run, "--eps", 0.05, *other, "--save_adv") == 0
-    out = capsys.readouterr().out
-    assert "linear:Negative instead of the checkpoint's linear:Linear" in out and "done" not in out
-    second = next(row for row in found_in(run) if row["clean_acc"] < 0.5)
-    assert first in found_in(run) and first["clean_acc"] > 0.5
-    for flags, row in (((), first), (other, second)):
-        (found,) = subject_of(run, *flags).rows("pgd")
-        assert found["clean_acc"] == row["clean_acc"]
-    assert attack(run, "--eps", 0.06, "--save_adv") == 0
+    out = evaluated("Negative", 0.05)
+    assert "instead of the checkpoint's linear:Linear" in out and "done" not in out
+    (second,) = subject_of(run, *named).rows("pgd")
+    assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    evaluated("Linear", 0.06)
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
 
 
@@ -191,12 +169,7 @@ def test_images_are_those_of_the_training_run(tmp_path, changes, split):
 @pytest.mark.parametrize("dataset", ["digits", "imagefolder"])
 def test_validation_images_are_those_of_the_check(dataset, tmp_path):
     """With `check_size` the first so many, in the order of training: also in an image folder, where it is no selection."""
-    for part, count in (("train", 20), ("test", 3)):
-        for label in ("ant", "bee"):
-            folder = tmp_path / "pictures" / part / label
-            folder.mkdir(parents=True)
-            for number, image in enumerate(images(count, 8, seed=len(part))):
-                image.save(folder / f"{number:02}.png")
+    pictures(tmp_path / "pictures", 20, 3, ("ant", "bee"), size=8)
     changes = {"dataset": dataset, "data_root": "pictures", "val_size": 12, "check_size": 5}
     run = save_run(tmp_path / "run")
     saved = checkpoint.load(run / "model_best.pt")
@@ -284,9 +257,8 @@ def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
     path = tmp_path / "eval_pgd_Linf.json"
     first = [row(), row(eps=0.2), row(nb_iter=11), row(device="cuda", eps=0.3)]
     assert add_rows(path, HEAD, first) == json.loads(path.read_text())["results"]
-    again = add_rows(
-        path, HEAD, [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
-    )
+    more = [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
+    again = add_rows(path, HEAD, more)
     assert [(one["eps"], one["flags"]) for one in again] == [(0.1, "0001"), (0.1, "0011"), (0.2, "0011"), (0.3, "0101")]
     far = {"distances": [1.0, None], "mean": None, "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
     search = {key: value for key, value in row().items() if key not in ("eps", "robust_acc", "flags")} | far
@@ -295,25 +267,16 @@ def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
         assert add_rows(tmp_path / "eval_ddn_Linf.json", HEAD, [new]) == [kept]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "{",
-        "[]",
-        '{"results": 5, "format": 2}',
-        '{"results": [], "attack": "pgd"}',
-        '{"results": [{}], "format": 2, "attack": "pgd"}',
-        '{"results": [], "format": 2, "attack": "pgd", "others": 3}',
-    ],
-)
+DAMAGED = ["{", "[]", '{"results": 5, "format": 2}', '{"results": [], "attack": "pgd"}']
+DAMAGED += [
+    '{"results": [{}], "format": 2, "attack": "pgd"}',
+    '{"results": [], "format": 2, "attack": "a", "others": 3}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_json_that_is_not_ours_is_not_overwritten(run, capsys, damage):
     path = run / "eval_pgd_Linf.json"
     path.write_text(damage)
     assert attack(run, "--eps", 0.1) == 2 and "move it away first" in capsys.readouterr().err
     assert path.read_text() == damage
-
-
-def test_every_committed_result_is_read():
-    paths = [*ROOT.glob("trained_models/*/eval_*.json"), *ROOT.glob("benchmarks/*/*/eval_*.json")]
-    rows = [row for path in paths for content in read_file(path) for row in content["results"]]
-    assert len(paths) > 30 and all(math.isfinite(row["clean_acc"]) for row in rows)

@@ -19,9 +19,9 @@ import evaluate_on_transfer
 import linear
 from command_lines import fails
 from evaluations import pgd_attacks
-from evaluations.shards import Parts
 from hardware.fast_pgd import FastPgd
 from linear import arguments, attack
+from records import checkpoint
 from records.commands import ROOT, interpreter
 
 digits, network = linear.digits, linear.network  # fixtures
@@ -55,9 +55,13 @@ def results(folder):
 
 @each_evaluation
 def test_quiet_leaves_the_closing_lines_and_the_last_is_a_command_that_can_be_run(network, name, capsys, monkeypatch):
+    """Quiet by a file of flags."""
     monkeypatch.setattr(sys, "argv", ["x"])
     main, argv = argv_of(name, network)
-    assert main([*argv, "--quiet"]) == 0
+    Path("mine.toml").write_text("quite = true\n")
+    fails(capsys, main, [*argv, "--config", "mine.toml"], "unknown name quite", "did you mean quiet?")
+    Path("mine.toml").write_text("quiet = true\n")
+    assert main([*argv, "--config", "mine.toml"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and not re.search("at most about|not given|made first|AN-PGD on", out)
     assert "written: " in out and ("accuracy" in out or "median" in out)
@@ -84,34 +88,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(network, n
     assert main(argv) == 0 or name == "transfer", "what is done needs no writing"
 
 
-@each_evaluation
-def test_flags_in_a_file(network, name, capsys, tmp_path):
-    main, argv = argv_of(name, network)
-    at = argv.index("--test_size")
-    file = tmp_path / "mine.toml"
-    file.write_text("test_size = 20\nbatch_size = 7\nquiet = true\n")
-    given = [*argv[:at], *argv[at + 2 :], "--config", str(file)]
-    assert main(given) == 0
-    out, err = capsys.readouterr()
-    assert err == "" and ("20 test images" in out or name == "minimum norm")
-    file.write_text("tets_size = 20\n")
-    fails(capsys, main, given, "unknown name tets_size", "did you mean test_size?")
-
-
 # --- stopped, and gone on with -------------------------------------------------------------------------------------
 
 
 def stopping(monkeypatch, every=1):
     """Ctrl-C after each so many-th piece that is kept; the list of these pieces."""
-    saved, save = [], Parts.save
+    saved, save = [], checkpoint.save
 
-    def save_and_stop(parts, piece, part):
-        save(parts, piece, part)
-        saved.append((parts.stem, piece))
-        if len(saved) % every == 0:
-            raise KeyboardInterrupt
+    def save_and_stop(path, content):
+        save(path, content)
+        if path.name.startswith("partial_"):
+            saved.append(path)
+            if len(saved) % every == 0:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(Parts, "save", save_and_stop)
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
     return saved
 
 
@@ -189,7 +180,7 @@ def test_a_finished_attack_that_cannot_be_written_is_not_made_again(run, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("evaluations.results.write_atomically", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         assert attack(run, "--eps", 0.1) == 2
-    assert "cannot be written (full)" in capsys.readouterr().err and list(run.glob("partial_*"))
+    assert "full: make room" in capsys.readouterr().err and list(run.glob("partial_*"))
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", None)
     assert attack(run, "--eps", 0.1) == 0 and not list(run.glob("partial_*"))
 

@@ -8,7 +8,6 @@ import torch
 
 from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
-from check import check_split
 from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, remark, tf32
@@ -165,18 +164,6 @@ def test_the_benchmarks_baseline_computes_our_gradient(norm, batchnorm):
         optimizers[0].step()
     for own, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(own, other)
-
-
-def test_check_in_bfloat16_agrees_with_float32():
-    trainer = tiny_trainer()
-    for _ in range(10):
-        trainer.train_step()
-    split = trainer.data.train
-    plain = check_split(trainer.model, split, trainer.config)
-    fast = check_split(trainer.model, split, trainer.config, attack=FastPgd(trainer.model, "bf16"))
-    assert fast.clean_acc == plain.clean_acc
-    bracket = trainer.config.search_maxeps / 2**trainer.config.num_search_steps
-    assert abs(float((fast.margins - plain.margins).double().mean())) <= 2 * bracket
 
 
 def test_slow_arithmetic_is_said(monkeypatch):

@@ -129,6 +129,12 @@ def in_both(change):
         (lambda f: scan(f / "train/bee/scan.tiff"), r"scan\.tiff: cannot be read \(3 pages or frames in one file"),
         (lambda f: scan(f / "train/bee/scan.webp"), r"scan\.webp: cannot be read \(3 pages or frames in one file"),
         (lambda f: (f / "train/ant/back").symlink_to(f / "train"), "is a link to a folder it lies in"),
+        (  # as a Mac and a Linux machine write the same é
+            lambda f: [
+                (f / part / "cat").rename(f / part / name) for part, name in (("train", "\u00e9"), ("test", "e\u0301"))
+            ],
+            r"'e?\\(u0301|xe9)' is not in both, 'e?\\(u0301|xe9)' looks alike",
+        ),
     ],
 )
 def test_damaged_image_folders_are_named(folder, damage, named):

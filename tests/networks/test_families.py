@@ -126,6 +126,7 @@ def test_what_a_network_needs_is_found_without_a_trace(model, needs):
     ("network", "parts"),
     [
         ("wrn_27_4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
+        ("WRN-27-4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
         ("wrn_28_0", ["no such width"]),
         ("wrn-34-10", ["did you mean wrn_34_10?"]),
         ("resnet_small", ["did you mean small_resnet?"]),

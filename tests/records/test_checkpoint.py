@@ -82,17 +82,6 @@ def test_no_flipped_byte_and_no_truncation_goes_unnoticed(tmp_path):
     assert refused >= 120
 
 
-def test_flipped_tensor_byte_is_seen(tmp_path):
-    path = tmp_path / "last.pt"
-    checkpoint.save(path, CONTENT)
-    raw = CONTENT["model"]["w"].numpy().tobytes()
-    good = path.read_bytes()
-    place = good.index(raw)
-    path.write_bytes(good[: place + 5] + bytes([good[place + 5] ^ 4]) + good[place + 6 :])
-    with pytest.raises(UserError, match="checksum"):
-        checkpoint.load(path)
-
-
 def hold(model):
     """What people save beside their weights, and under which name."""
     state, one = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
@@ -153,23 +142,17 @@ def test_torchscript_and_files_without_weights_are_refused(tmp_path, monkeypatch
         checkpoint.load_model_file("damaged.safetensors")
 
 
-@pytest.mark.parametrize("name", ["README.md", "pyproject.toml", "docs/idea.png", "trained_models/mnist.md"])
-def test_what_is_no_checkpoint_is_not_said_to_run_code(name):
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04", "README.md", "docs/idea.png"])
+def test_other_files_are_refused_and_not_said_to_run_code(tmp_path, content):
+    path = ROOT / content if isinstance(content, str) else tmp_path / "x.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
     with pytest.raises(UserError, match=r"truncated, damaged, or another kind of file") as error:
-        checkpoint.load(ROOT / name)
-    assert name in str(error.value) and "code" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
-def test_other_files_are_refused(tmp_path, content):
-    path = tmp_path / "x.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.pt"):
         checkpoint.load(path)
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path / "absent.pt")
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load(tmp_path)
+    assert str(path) in str(error.value) and "code" not in str(error.value)
+    for name in ("absent.pt", "."):
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoint.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -72,8 +72,6 @@ def test_how_long_training_takes_is_said_once_as_if_all_images_were_right(tmp_pa
     config = replace(PRESETS["digits", "Linf"], max_steps=1000, nb_iter=10, num_search_steps=10, batch_size=50)
     assert config.passes_an_image == 23
     row = {"kind": "train", "clean_loss": 1.0, "clean_acc": 0.5, "mean_eps": 0.1}
-    with RunRecorder(RunFolder(tmp_path), config, 0, 200) as _:
-        pass
     run = RunRecorder(RunFolder(tmp_path), config, 0, 200)
     with run:
         for step in (100, 200, 300, 400):  # of each 100 steps' images none is right: two passes an image, 10 s

@@ -86,3 +86,24 @@ def step(model, x, y, eps, noise, config, search_single_row=True, every_row=Fals
     """One step of the config's objective: its gradient is left in the parameters."""
     objective = objective_of(config, search_single_row=search_single_row, every_row=every_row)
     return objective(Replica(model), x, y, AttackStart(eps, noise), len(x))
+
+
+def attacked(model, x, eps, noise, norm, loss_at, steps=5):
+    """PGD written out for one batch: every image maximises its `loss_at`, steps of 2.5 eps / N in eval mode."""
+    frozen = copy.deepcopy(model).eval()
+    flat = (-1, 1, 1, 1)
+
+    def into_ball(d):
+        if norm == "Linf":
+            return d.clamp(-eps, eps)
+        return d * (eps / d.flatten(1).norm(dim=1).clamp(min=1e-300)).clamp(max=1).view(flat)
+
+    start = x + (2 * noise - 1) * eps if norm == "Linf" else x + into_ball(noise - x)
+    adv = start.clamp(0, 1)
+    for _ in range(steps):
+        adv = adv.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss_at(frozen, adv).sum(), adv)
+        g = g.sign() if norm == "Linf" else g / g.flatten(1).norm(dim=1).clamp(min=1e-6).view(flat)
+        moved = (adv + 2.5 * eps / steps * g).detach()
+        adv = (x + into_ball(moved - x)).clamp(0, 1) if norm == "Linf" else x + into_ball(moved.clamp(0, 1) - x)
+    return adv.detach()

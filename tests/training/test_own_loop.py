@@ -130,20 +130,11 @@ def test_a_loop_as_people_write_them(autocast):
     assert (average(x).argmax(1) == y).float().mean() > 0.6
 
 
-WRONG = [
-    ("norm", "L1"),
-    ("d_max", 0.0),
-    ("d_max", float("inf")),
-    ("d_max", 1.5),
-    ("eps_min", 0.0),
-    ("eps_min", 0.4),
-    ("count", 0),
-    ("steps", 0),
-    ("alpha", 1.5),
-]
+WRONG = {"norm": ["L1"], "d_max": [0.0, float("inf"), 1.5], "eps_min": [0.0, 0.4]}
+WRONG |= {"count": [0], "steps": [0], "alpha": [1.5]}
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_settings_that_mean_nothing_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         MmaObjective(**{"count": 5, "norm": "Linf", "d_max": 0.3, "eps_min": 0.05} | {name: value})

@@ -1,15 +1,11 @@
 """Warm starts: eight bits a pixel, the same after a round through the file, and where an attack that starts there is."""
 
 import copy
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-import train
-from command_lines import fails
-from folders import pictures
 from loading.crops import Augment, draw_crops
 from pgd import GEOMETRY, noise_towards
 from processes.distributed import device_of
@@ -53,8 +49,6 @@ def test_only_rows_with_a_new_direction_are_written_and_none_of_a_step_that_was_
     assert not table.known(torch.arange(5)).any()
     table.write(torch.tensor([3, 1]), encode(new), torch.tensor(True))
     assert table.known(torch.arange(5)).tolist() == [False, False, False, True, False]
-    with pytest.raises(ValueError, match="of 4 images of 1x8x8 pixels, and the training set is 5 images"):
-        table.load_state_dict(WarmStarts(4, (1, 8, 8), "Linf", torch.device("cpu")).state_dict())
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -106,25 +100,6 @@ def test_two_processes_keep_the_same_table_as_one(augment):
         torch.testing.assert_close(tables[1], one[0][1], rtol=0, atol=1e-3)
         assert (tables[0] == one[0][0]).float().mean() > 0.98
     assert all(map(torch.equal, both[0][0], both[1][0]))
-
-
-def test_a_table_of_other_images_is_refused_on_resume(capsys, tmp_path):
-    """As many images as before, but larger ones, on which the network would work all the same."""
-    flags = "--dataset imagefolder --norm Linf --hinge_maxeps 0.1 --network small_resnet --keep_directions --nb_iter 1"
-    flags += " --batch_size 4 --num_search_steps 2 --val_size 2 --test_size 0 --max_steps 4 --device cpu --no-streaming"
-    argv = [*flags.split(), "--data_root", str(tmp_path / "data"), "--savepath", str(tmp_path / "run"), "--quiet"]
-
-    def draw(size):
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        pictures(tmp_path / "data", 5, 5, classes=("a", "b"), size=size)
-
-    draw(12)
-    assert train.main(argv) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    draw(16)
-    parts = "images of 3x12x12, here they are 3x16x16", "another --savepath"
-    fails(capsys, train.main, [*argv, "--max_steps", "6", "--resume"], *parts)
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
 def filled(norm, directions):
