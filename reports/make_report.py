@@ -160,14 +160,16 @@ def training(runs: Sequence[Run], drawn: Looks, kind: str, names: Sequence[str],
 
 
 def margins(runs: Sequence[Run], drawn: Looks, scale: float) -> go.Figure:
-    """Median of the training images' margins by epoch, with a band from 10 to 90 %."""
+    """Median of the training images' margins by epoch, with a band from 10 to 90 %; a dotted line where the search ends."""
     figure = go.Figure()
     for run in runs:
         try:
             epochs, eps = run.margins()
         except UserError:
             continue
-        low, median, high = scale * plots.quantiles(eps)
+        end = scale * run.trained.search_maxeps
+        low, median, high = scale * plots.quantiles(eps, end / scale)
+        figure.add_hline(end, line={"dash": "dot", "color": "#888", "width": 1})
         figure.add_scatter(x=epochs, y=median, **style(drawn[run]))
         x, y = [*epochs, *epochs[::-1]], [*low, *high[::-1]]
         figure.add_scatter(x=x, y=y, **style(drawn[run]) | band(drawn[run]))
@@ -232,7 +234,14 @@ def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[st
         tables = [(name, header, [cells(header, line) for line in lines]) for name, (header, lines) in made if lines]
         radius, said = f"ε, {NORMS[norm]} radius{unit}", remarks(rows)
         figures.append(("Robust accuracy against ε", robustness(rows, drawn), radius, "accuracy [%]"))
-    figures.append(("Margins of the training images by epoch", margins(runs, drawn, scale), "epoch", margin))
+    figures.append(
+        (
+            "Margins of the training images by epoch (dotted: end of the search, farther is not known)",
+            margins(runs, drawn, scale),
+            "epoch",
+            margin,
+        )
+    )
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),

@@ -175,10 +175,9 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
     return figure, default_name(f"robustness-{images}-{norm}", [run.folder for run in runs])
 
 
-def quantiles(eps: np.ndarray) -> np.ndarray:
-    """(E, N) margins of N images at E checks -> (3, E): 10, 50 and 90 %; NaN where that image has none."""
-    found = np.percentile(eps, (10, 50, 90), axis=1, method="nearest")
-    return np.where(np.isfinite(found), found, np.nan)
+def quantiles(eps: np.ndarray, end: float) -> np.ndarray:
+    """(E, N) margins of N images at E checks -> (3, E): 10, 50 and 90 %; `end`, of the search, where none was found."""
+    return np.minimum(np.percentile(eps, (10, 50, 90), axis=1, method="nearest"), end)
 
 
 # --- margins -------------------------------------------------------------------------------------------------------
@@ -223,7 +222,8 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
         text = f"{look.name}: {len(last)} images, median {median}{beyond}"
         panel.set_title(text, fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
-        low, middle, high = scale * quantiles(eps)
+        low, middle, high = scale * quantiles(eps, run.trained.search_maxeps)
+        training.axhline(end, color="0.4", linestyle=(0, (1, 3)), linewidth=1)
         every = max(1, len(middle) // 10)
         training.plot(epochs, middle, linewidth=1.8, markersize=5, markevery=every, label=look.name, **look.style)
         training.fill_between(epochs, low, high, color=colour, alpha=0.08, linewidth=0)
@@ -234,7 +234,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     training.set(xlabel="epoch", ylabel=axis, ylim=(0, None))
     training.legend(loc="upper left", bbox_to_anchor=(0, -0.12), fontsize="small", handlelength=4)
     left.suptitle("At the last check (0: wrong when last seen; dotted: d_max)", fontsize="medium")
-    right.suptitle("Over training: median, and 10 and 90 % as thin lines", fontsize="medium")
+    right.suptitle("Over training: median; thin: 10, 90 %; dots: end of the search", fontsize="medium")
     figure.suptitle(f"{title(images)}: margins of the training images, upper bounds by AN-PGD in training")
     return figure, default_name(f"margins-{images}-{norm}", [run.folder for run in found])
 

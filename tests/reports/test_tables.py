@@ -209,14 +209,17 @@ def test_published_beside_ours(tmp_path):
     plain = make_run(tmp_path / "plain", dataset="mnist", hinge_maxeps=0.1)
     assert blocks("results", plain, old="| MNIST | 0.3 | 98.95 / 99.99 |\n")[2][2] == "98.95 / not run yet"
     whole = make_run(tmp_path / "whole", **RECIPE, max_steps=100_000, checks=4167)
-    short = make_run(tmp_path / "short-run", **RECIPE)
     evaluate(whole, "pgd", [row(0.3, 0, flags="1" * 9100 + "0" * 900)])
-    evaluate(short, "autoattack", [row(0.3, 0.85, sanity={"network": {"ok": False, "value": ""}})])
-    first, second = blocks("results", short, whole)[2:4]
-    assert first[:3] == ["MNIST ℓ∞: MMA, d_max 0.45, `whole`", "0.3", "98.95 / 98.00"]
-    assert first[3:5] == ["92.59 / 91.00", "91.40 / not run yet"]
-    assert second[0] == "MNIST ℓ∞: MMA, d_max 0.45, max_steps 144, `short-run`"
-    assert second[4] == "91.40 / ⚠ 85.00 (n 200)"
+    shorts = [make_run(tmp_path / f"short-{seed}", **RECIPE, seed=seed) for seed in range(2)]
+    line = blocks("results", shorts[0], whole)[2]
+    assert line[:5] == ["MNIST ℓ∞: MMA, d_max 0.45", "0.3", "98.95 / 98.00", "92.59 / 91.00", "91.40 / not run yet"]
+    # Two seeds are quoted rather than one, on the first images that both were attacked on; all must be there.
+    evaluate(shorts[0], "autoattack", [row(0.3, 0, flags="1" * 80 + "0" * 20 + "1" * 100)])
+    assert blocks("results", *shorts, whole)[2][4] == "91.40 / not run yet"
+    evaluate(shorts[1], "autoattack", [row(0.3, 0, flags="1" * 100, sanity={"network": {"ok": False, "value": ""}})])
+    line = blocks("results", *shorts, whole)[2]
+    assert line[0] == "MNIST ℓ∞: MMA, d_max 0.45, max_steps 144, 2 seeds"
+    assert line[3:5] == ["92.59 / not run yet", "91.40 / ⚠ 90.0 ± 14.1 (n 100)"]
 
 
 def test_by_eps_beside_ours(tmp_path):
