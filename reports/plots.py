@@ -156,7 +156,7 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
             label += "\n" + textwrap.fill(f"⚠ {doubt}", 48)
         curves = [curve(of_run) for _, of_run in of_runs]
         shared = reduce(np.intersect1d, [one[0] for one in curves])
-        eps, accuracy, low, high = np.moveaxis([one[:, np.isin(one[0], shared)] for one in curves], 1, 0)
+        eps, accuracy, low, high = np.stack([one[:, np.isin(one[0], shared)] for one in curves], 1)
         middle = accuracy.mean(0)
         bars = [accuracy.std(0, ddof=1)] * 2 if seeds else np.maximum([middle - low[0], high[0] - middle], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
@@ -177,7 +177,8 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
 
 def quantiles(eps: np.ndarray, end: float) -> np.ndarray:
     """(E, N) margins of N images at E checks -> (3, E): 10, 50 and 90 %; `end`, of the search, where none was found."""
-    return np.minimum(np.percentile(eps, (10, 50, 90), axis=1, method="nearest"), end)
+    found: np.ndarray = np.minimum(np.percentile(eps, (10, 50, 90), axis=1, method="nearest"), end)
+    return found
 
 
 # --- margins -------------------------------------------------------------------------------------------------------
