@@ -98,8 +98,8 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
             rows[attack] = row
     if refused and (flags.attacks is not None or len(refused) == len(attacks)):
         raise refused[0]
-    for line in refused:
-        teller.note(f"left out: {line}")
+    for too_few in refused:
+        teller.note(f"left out: {too_few}")
     if rows:
         search(subject, rows, logits, batch_size, teller, world)
     if flags.curve and world.is_first:
