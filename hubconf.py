@@ -11,10 +11,13 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
         except UserError as error:
             raise ValueError(str(error)) from None
     network.config, network.classes = found.config.to_dict(), found.config.class_names
+    for kind in {type(module) for module in network.modules() if type(module).__module__.startswith(PRIVATE)}:
+        ForkingPickler.register(kind, _for_a_process)
     return network.eval()
 
 
@@ -136,6 +141,17 @@ def robust_accuracy(
             seed=seed,
             batch_size=batch_size,
         )
+
+
+def blank(module: str, name: str) -> nn.Module:
+    """A module of ours without its state, which follows: how a spawned process, where no network is loaded, reads one."""
+    kind = getattr(_networks(module), name)
+    return kind.__new__(kind)
+
+
+def _for_a_process(module: nn.Module) -> tuple[object, ...]:
+    load = partial(torch.hub.load, str(ROOT), "blank", source="local")
+    return load, (type(module).__module__.partition(".")[2], type(module).__qualname__), module.__dict__
 
 
 def _networks(name: str) -> ModuleType:

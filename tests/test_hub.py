@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
+from operator import methodcaller
 
 import pytest
 import torch
@@ -104,6 +106,16 @@ def test_a_network_is_ready_to_use():
     assert type(network).__module__ == "_mma_networks.lenet"
     by_path = hubconf.load_pretrained(str(ROOT / "trained_models" / RUN))
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), by_path.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_spawned_process_is_given_a_network():
+    """And reads it, though it has loaded none."""
+    network, x = hubconf.load_pretrained(RUN).requires_grad_(False), torch.rand(3, 1, 8, 8)
+    network.linear2.bias += 1  # what it is now, not what its file says
+    with ProcessPoolExecutor(1, get_context("spawn")) as one:
+        found = one.submit(methodcaller("forward", x), network).result()
+        assert torch.equal(found, network(x))
 
 
 def test_unknown_names_are_answered_with_those_there_are(tmp_path):
