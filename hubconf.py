@@ -55,8 +55,8 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
         except UserError as error:
             raise ValueError(str(error)) from None
     network.config, network.classes = found.config.to_dict(), found.config.class_names
-    for kind in {type(module) for module in network.modules() if type(module).__module__.startswith(PRIVATE)}:
-        ForkingPickler.register(kind, _for_a_process)
+    for ours in {type(module) for module in network.modules() if type(module).__module__.startswith(PRIVATE)}:
+        ForkingPickler.register(ours, _for_a_process)
     return network.eval()
 
 
@@ -145,11 +145,11 @@ def robust_accuracy(
 
 def blank(module: str, name: str) -> nn.Module:
     """A module of ours without its state, which follows: how a spawned process, where no network is loaded, reads one."""
-    kind = getattr(_networks(module), name)
+    kind: type[nn.Module] = getattr(_networks(module), name)
     return kind.__new__(kind)
 
 
-def _for_a_process(module: nn.Module) -> tuple[object, ...]:
+def _for_a_process(module: nn.Module) -> tuple[Callable[..., nn.Module], tuple[str, str], dict[str, object]]:
     load = partial(torch.hub.load, str(ROOT), "blank", source="local")
     return load, (type(module).__module__.partition(".")[2], type(module).__qualname__), module.__dict__
 
