@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-import pandas as pd
 
 from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import nearest
@@ -117,8 +116,8 @@ def released(found: Rows) -> list[Table]:
         if said.autoattack is None:
             continue
         ((eps, pgd),) = said.robust.items()
-        every = [rows for _, rows in ours(found, key, said)]
-        by_label = pd.concat(every).groupby("label", sort=False) if every else []
+        mine = [run for run, _ in ours(found, key, said)]
+        by_label = found[found["run"].isin(mine)].groupby("label", sort=False)
         name, rows = max(by_label, key=lambda one: one[1]["run"].nunique(), default=("", found[:0]))
         runs = list(rows["run"].unique())
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""

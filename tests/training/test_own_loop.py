@@ -52,9 +52,9 @@ def test_one_right_example_and_batchnorm_of_vectors(norm):
     assert (result.eps > 0).tolist() == [True, False, False, False]
 
 
-def test_readme_loop_is_short_and_trains(monkeypatch, capsys):
+def test_the_documented_loop_is_short_and_trains(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), flags=re.DOTALL)
     (code,) = [block for block in blocks if "mma_objective" in block]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names = {}
