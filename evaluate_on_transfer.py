@@ -127,12 +127,11 @@ def compare(flags: TransferFlags, subjects: Sequence[Subject], radii: Sequence[f
         best: Row = max(same, key=effort, default={"settings": {}})  # its steps, restarts and seed make further images
         seeds.append(best.get("seed") or 0)
         missing = [eps for eps in radii if eps not in transfer.saved_images(subject, radii)]
+        folder = subject.path.parent
         if len(missing) < len(radii) and (flags.nb_iter or flags.nb_restart):
-            teller.note(
-                f"{subject.path.parent}: of its saved adversarial images --nb_iter and --nb_restart change nothing"
-            )
+            teller.note(f"{folder}: of its saved adversarial images --nb_iter and --nb_restart change nothing")
         if missing:
-            teller.note(f"{subject.path.parent}: its adversarial images at {_listed(missing)} are made first")
+            teller.note(f"{folder}: its adversarial images at {_listed(missing)} are made first")
             how = {name: best["settings"].get(name, getattr(PgdFlags, name)) for name in ("nb_iter", "nb_restart")}
             how |= {name: value for name in how if (value := getattr(flags, name)) is not None}
             attack = pgd_flags(flags, str(subject.path), **how, eps=tuple(missing), seed=seeds[-1], save_adv=True)

@@ -76,9 +76,8 @@ GEOMETRY = {
     "L2": Geometry(
         start=lambda x, eps, noise: (x + project_l2(noise - x, eps)).clamp(0, 1),
         ascent=lambda gradient: gradient / per_row(row_norms(gradient).clamp(min=1e-6), gradient),
-        constrain=lambda x_adv, x, eps: (
-            x + project_l2(x_adv.clamp(0, 1) - x, eps)
-        ),  # shrinking towards x stays in [0, 1]
+        # Shrinking towards x stays in [0, 1].
+        constrain=lambda x_adv, x, eps: x + project_l2(x_adv.clamp(0, 1) - x, eps),
         length=row_norms,
     ),
 }

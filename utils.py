@@ -38,6 +38,9 @@ def write_atomically(path: Path, content: bytes, before: Callable[[], None] = la
             sync(file.fileno())
         before()
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

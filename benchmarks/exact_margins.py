@@ -267,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(flags.out)
     try:
         networks = parse_json(out.read_bytes()) if out.exists() else {}  # by run
-    except ValueError as error:
+        if not all("images" in network for network in networks.values()):
+            raise ValueError("no margins in it")
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{out}: is damaged ({error}): move it away, or give another --out") from None
 
     def keep() -> None:

@@ -141,9 +141,8 @@ def checked_flags(cls: type[Shared], given: dict[str, Any]) -> Shared:
     radii = given.get("eps")
     if isinstance(radii, tuple) and len(radii) > 1 and "grid" in radii:
         raise UserError("--eps: grid stands alone: leave the numbers out, or grid")
-    require_positive(
-        flags, [name for name, value in vars(flags).items() if type(value) in (int, float) and name != "seed"]
-    )
+    numbers = [name for name, value in vars(flags).items() if type(value) in (int, float) and name != "seed"]
+    require_positive(flags, numbers)
     return flags
 
 

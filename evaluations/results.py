@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from errors import UserError
-from records.reading import parse_json
+from records.reading import is_number, parse_json
 from utils import radius_text, write_atomically
 
 Row = dict[str, Any]
@@ -116,7 +116,7 @@ def same_kind(row: Row, like: Row, apart_from: Sequence[str] = ()) -> bool:
     found, wanted = row["settings"], like["settings"]
     return (
         all(row.get(key) == like.get(key) for key in ("n", "split", "seed", "sources"))
-        and row.get("images") in (None, like["images"])
+        and row.get("images") in (None, like.get("images"))
         and all(
             same_eps(found.get(name), value) if isinstance(value, float) else found.get(name) == value
             for name, value in wanted.items()
@@ -222,17 +222,34 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         content = parse_json(path.read_bytes())
         contents = [content, *content.pop("others", [])]
         for part in contents:
-            if part["format"] != FORMAT or not part["attack"]:
+            head = (part[name] for name in ("attack", "norm", "dataset", "model_sha256"))
+            if part["format"] != FORMAT or not all(isinstance(value, str) for value in head):
                 raise ValueError(f"not a result of ours in format {FORMAT}")
-            for row in part["results"]:
-                figures = {"distances", "mean", "quartiles"} if "distances" in row else {"eps", "robust_acc", "flags"}
-                if missing := {"n", "split", "seed", "clean_acc", "settings", *figures} - row.keys():
-                    raise ValueError(f"a row of results lacks {', '.join(sorted(missing))}")
+            if not all(map(_is_sound, part["results"])):
+                raise ValueError("a row of results is not what an evaluation writes")
     except FileNotFoundError:
         return []
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError("not a result of ours") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a result of ours, {error!r}") from None
     return contents
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether figures can be made of a row; where a part of it is missing or of another kind it may raise instead."""
+    search, settings, checks = "distances" in row, row["settings"], row.get("sanity", {}).values()
+    images = row["distances" if search else "flags"]
+    shares = [row["clean_acc"], *row["clean_ci95"], *(() if search else (row["robust_acc"], *row["ci95"]))]
+    lengths = [row["mean"], *row["quartiles"], *images] if search else [row["eps"]]
+    kinds = [(row["n"], int), (row["split"], str), (row["seed"], int | None), (row.get("warnings", []), list)]
+    kinds += [(settings.get("overrides") or {}, dict), *((check["ok"], bool | None) for check in checks)]
+    return (
+        all(isinstance(value, kind) for value, kind in kinds)
+        and all(is_number(share) and 0 <= share <= 1 for share in shares)
+        and all(is_number(length) or (search and length is None) for length in lengths)
+        and len(images) == row["n"] > 0
+        and (len(shares), len(lengths)) == ((3, 4 + row["n"]) if search else (6, 1))
+        and (search or {*images} <= {"0", "1"})
+    )
 
 
 def checkpoint_rows(path: Path, head: Mapping[str, str]) -> list[Row]:
@@ -260,7 +277,8 @@ def add_rows(
     A row of the same kind at the same radius is replaced, unless more images fell in it. settle: makes the rows of one
     checkpoint agree with each other.
 
-    :raises UserError: if the file is damaged, or the folder cannot be written.
+    :raises UserError: if the file is damaged.
+    :raises OSError: if the folder cannot be written.
     """
     with alone_in(path.parent):
         contents = _read(path)
@@ -281,7 +299,7 @@ def add_rows(
 
 def _left(row: Row) -> tuple[float, ...]:
     """How little an attack found: images that stand; of a search also how far the others are."""
-    return (row["not_found"], row["mean_of_found"] or 0.0) if "distances" in row else (row["flags"].count("1"),)
+    return row.get("flags", "").count("1") + row.get("distances", []).count(None), row.get("mean_of_found") or 0.0
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
 
     The name is `adv_pgd_<norm>.pt`; where that holds other images of this checkpoint, the split and N are added.
 
-    :raises UserError: if the folder cannot be written.
+    :raises OSError: if the folder cannot be written.
     """
     path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
     with alone_in(path.parent):
@@ -106,7 +106,7 @@ def replay(
     rows: `rows_asked` at one radius. An image is robust if it stands against its own white-box attack and against the images
     made against every other network.
 
-    :raises UserError: if a folder cannot be written.
+    :raises OSError: if a folder cannot be written.
     """
     started, count, names = time.monotonic(), len(subjects), [subject.run for subject in subjects]
     right = torch.ones(count, count, len(subjects[0].test), dtype=torch.bool)  # by network and source

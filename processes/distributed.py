@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.rendezvous import rendezvous
 
-from errors import UserError
+from errors import UserError, remedy
 from utils import use_device
 
 T = TypeVar("T")
@@ -87,14 +87,14 @@ class World(NamedTuple):
             dist.broadcast(tensor, 0)
 
     def together(self, work: Callable[[], T]) -> T:
-        """`work()` on every process; a UserError on one is raised on all, with that one's words."""
+        """`work()` on every process; a UserError or OSError on one becomes a UserError on all, with that one's words."""
         if self.size == 1:
             return work()
         error = None
         try:
             result = work()
-        except UserError as raised:
-            error = str(raised)
+        except (UserError, OSError) as raised:
+            error = remedy(raised) if isinstance(raised, OSError) else str(raised)
         errors: list[str | None] = [None] * self.size
         dist.all_gather_object(errors, error)
         for rank, said in enumerate(errors):

@@ -165,7 +165,8 @@ def prepare(
 
     environment: what config.json says of the machinery.
 
-    :raises UserError: if it cannot be written.
+    :raises UserError: if another process has begun a run there.
+    :raises OSError: if it cannot be written.
     """
     folder.prepare()
     if begins and (folder.last.exists() or folder.previous.exists()):

@@ -234,14 +234,8 @@ def section(images: str, norm: str, found: Rows, runs: Sequence[Run]) -> dict[st
         tables = [(name, header, [cells(header, line) for line in lines]) for name, (header, lines) in made if lines]
         radius, said = f"ε, {NORMS[norm]} radius{unit}", remarks(rows)
         figures.append(("Robust accuracy against ε", robustness(rows, drawn), radius, "accuracy [%]"))
-    figures.append(
-        (
-            "Margins of the training images by epoch (dotted: end of the search, farther is not known)",
-            margins(runs, drawn, scale),
-            "epoch",
-            margin,
-        )
-    )
+    name = "Margins of the training images by epoch (dotted: end of the search, farther is not known)"
+    figures.append((name, margins(runs, drawn, scale), "epoch", margin))
     for name, kind, keys, factor, y in (
         ("Robust accuracy of the check", "eval", ["robust_acc"], 100, "accuracy [%]"),
         ("Clean accuracy of the check", "eval", ["clean_acc"], 100, "accuracy [%]"),

@@ -116,8 +116,8 @@ def released(found: Rows) -> list[Table]:
         if said.autoattack is None:
             continue
         ((eps, pgd),) = said.robust.items()
-        mine = [run for run, _ in ours(found, key, said)]
-        by_label = found[found["run"].isin(mine)].groupby("label", sort=False)
+        mine = [row for _, rows in ours(found, key, said) for row in rows.index]
+        by_label = found.loc[mine].groupby("label", sort=False)
         name, rows = max(by_label, key=lambda one: one[1]["run"].nunique(), default=("", found[:0]))
         runs = list(rows["run"].unique())
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""

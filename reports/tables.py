@@ -99,7 +99,7 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
     radii = {*found["eps"].dropna(), *asked}
     for name, runs, every in _methods(found):
         by_attack = dict(list(every[every["eps"].notna()].groupby("attack", sort=False)))
-        first, cost = {"method": f"{name} {mark(sources(runs, images, norm), notes)}"}, cost_cells(runs)
+        first, cost = {"method": f"{name} {mark(sources(runs, norm), notes)}"}, cost_cells(runs)
         for attack, rows in by_attack.items():
             if attack == "autoattack" and "pgd" in by_attack:
                 continue  # a column of PGD's line
@@ -242,7 +242,7 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
     images, norm = kind_of(found)
     lines: list[list[str]] = []
     for name, runs, group in _methods(found[found["eps"].isna()]):
-        name = f"{name} {mark(sources(runs, images, norm), notes)}"
+        name = f"{name} {mark(sources(runs, norm), notes)}"
         for attack, rows in group.groupby("attack", sort=False):
             warning, mine = f"{WARNING} " if rows["doubted"].any() else "", list(rows["row"])
             images_and_clean = [_images(rows["n"], images), _cell([row["clean_acc"] for row in mine], runs)]
@@ -263,7 +263,7 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
 # --- what must be said of them -------------------------------------------------------------------------------------
 
 
-def sources(runs: Sequence[Run], images: str, norm: str) -> str:
+def sources(runs: Sequence[Run], norm: str) -> str:
     """The run folders behind a line, with the settings of their training and of every evaluation there."""
     folders: dict[str, list[str]] = {}
     for run in runs:

@@ -4,7 +4,6 @@ difference."""
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -22,6 +21,7 @@ import train
 from errors import exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
+from evaluations.results import quoted
 from evaluations.subject import load_subject
 from records.commands import command
 from reports import make_report, plots
@@ -38,23 +38,19 @@ NETWORKS = {  # name in the table -> run folders by seed, flags of train.py
     "MMA, d_max 0.3": ("digits-Linf-MMA-0.3-sd{}", "--hinge_maxeps 0.3"),
 }
 SEEDS = (0, 1)
-TRAINING = (
-    "--dataset digits --norm Linf --recipe fast --precision fp32 --check_interval 4 --device cpu --quiet --resume"
-)
-ATTACK = "--device cpu --nb_iter 40 --nb_restart 4 --quiet"
+TRAINING = "--dataset digits --norm Linf --recipe fast --precision fp32 --check_interval 4 --device cpu --quiet"
+ATTACK = ["--device", "cpu", "--nb_iter", "40", "--nb_restart", "4", "--quiet", "--eps", *map(str, RADII)]
 
 
 def train_and_attack(folder: Path, flags: str) -> list[float]:
     """Train (or go on, or skip), attack, measure margins on the test set: clean accuracy, robust accuracy by eps, median
     margin; accuracies in per cent."""
-    status = train.main([*TRAINING.split(), *flags.split(), "--savepath", str(folder)])
-    status = status or evaluate_on_pgd_attacks.main(
-        ["--model", str(folder), *ATTACK.split(), "--eps", *map(str, RADII)]
-    )
+    status = train.main([*TRAINING.split(), *flags.split(), "--savepath", str(folder), "--resume"])
+    status = status or evaluate_on_pgd_attacks.main(["--model", str(folder), *ATTACK])
     if status:
         sys.exit(status)
-    rows = json.loads((folder / "eval_pgd_Linf.json").read_text())["results"]
     subject = load_subject(EvaluationFlags(model=str(folder)), torch.device("cpu"))
+    rows = [row for row in quoted(subject.rows("pgd")) if row["eps"] in RADII]
     x, y, _ = subject.test.everything()
     measure = margins("Linf", MAX_EPS, steps=10, projections=1, targets=9, batch_size=200)
     accuracies = [rows[0]["clean_acc"], *(row["robust_acc"] for row in rows)]
@@ -70,16 +66,14 @@ def main() -> int:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, spawn, initializer=torch.set_num_threads, initargs=(1,)) as two:
         found = np.array(list(two.map(train_and_attack, folders, wanted))).reshape(len(NETWORKS), len(SEEDS), -1)
-    print(
-        f"\nDigits, 397 test images, Linf, PGD of 40 steps and 4 restarts; mean ± deviation of {len(SEEDS)} seeds, in %\n"
-    )
+    print(f"\nDigits, 397 test images, Linf PGD, 40 steps, 4 restarts; mean ± deviation of {len(SEEDS)} seeds, in %\n")
     header = ["clean", *(f"eps {eps:g}" for eps in RADII), "median margin ≤"]
     print(f"{'':18}" + "".join(f"{name:>16}" for name in header))
     for name, seeds in zip(NETWORKS, found, strict=True):
         cells = [spread(list(values), 1) for values in seeds.T[:-1]] + [spread(list(seeds.T[-1]), 3)]
         print(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells))
     print(
-        "\nMMA was given no eps. Compare it with PGD at an eps that is too small, about right, and too large for the digits."
+        "\nMMA was given no eps. Compare it with PGD at one that is too small, about right, too large for the digits."
     )
     print("Margins are upper bounds, and the digits are easy: what MMA is worth on MNIST stands in docs/results.md.\n")
     figure, _ = plots.draw_robustness(read_runs(folders))

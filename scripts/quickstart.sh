@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From an empty machine to three trained and attacked networks on scikit-learn's digits, in a few minutes on a CPU.
+# From an empty machine to trained and attacked networks on scikit-learn's digits, in minutes on two CPU cores.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_venv requirements/report.txt

@@ -18,7 +18,7 @@ from errors import UserError
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
 from evaluations.minimum_norm import ATTACKS, best_known, local_optimality, settings_of, shortest_distances, summary
-from evaluations.results import wilson
+from evaluations.results import accuracy_of, wilson
 from evaluations.subject import load_subject
 from linear import CPU, Linear
 from loading.datasets import load_test
@@ -168,7 +168,8 @@ def test_the_curve_is_a_count(here, capsys):
     assert "curve_L2.csv" in capsys.readouterr().out
     subject = load_subject(parse_flags(MinimumNormFlags, argv_of("L2")), CPU)
     distances = result(here / "L2", "anpgd", "L2")["distances"]
-    subject.add_rows("pgd", [subject.row(0, {}, eps=0.1, clean_acc=1, robust_acc=0.5, flags="1" * 12 + "0" * 12)])
+    figures = {"clean_acc": 1, "clean_ci95": [0.8, 1], **accuracy_of("1" * 12 + "0" * 12)}
+    subject.add_rows("pgd", [subject.row(0, {}, eps=0.1, **figures)])
     nearer = distances[:12] + [min(d, 0.1) for d in distances[12:]]
     for known in (distances, nearer):
         assert sum(a != b for a, b in zip(distances, nearer, strict=True)) >= 5

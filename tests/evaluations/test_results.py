@@ -201,7 +201,8 @@ def test_images_that_nobody_knows(run, capsys):
 def row(eps=0.1, n=4, split="test", flags="0011", **settings):
     settings = {"nb_iter": 10, "nb_restart": 2, **settings}
     found = {"clean_acc": 1.0, "robust_acc": flags.count("1") / len(flags), "flags": flags, "images": "abc"}
-    return {"eps": eps, "n": n, "split": split, "seed": 0, **found, "settings": settings}
+    found |= {"clean_ci95": [0.5, 1.0], "ci95": [0.0, 1.0], "settings": settings}
+    return {"eps": eps, "n": n, "split": split, "seed": 0, **found}
 
 
 def test_the_row_to_quote():
@@ -256,11 +257,12 @@ def test_warnings_that_differ_in_numbers_are_said_once():
 def test_rows_replace_their_own_kind_alone_and_never_a_stronger_one(tmp_path):
     path = tmp_path / "eval_pgd_Linf.json"
     first = [row(), row(eps=0.2), row(nb_iter=11), row(device="cuda", eps=0.3)]
+    first[1].pop("images")  # as of earlier versions
     assert add_rows(path, HEAD, first) == json.loads(path.read_text())["results"]
     more = [row(flags="0001"), row(eps=0.2 * (1 + 1e-9), flags="0111"), row(eps=0.3, flags="0101")]
     again = add_rows(path, HEAD, more)
     assert [(one["eps"], one["flags"]) for one in again] == [(0.1, "0001"), (0.1, "0011"), (0.2, "0011"), (0.3, "0101")]
-    far = {"distances": [1.0, None], "mean": None, "quartiles": [None] * 3, "not_found": 1, "mean_of_found": 1.0}
+    far = {"n": 2, "distances": [1.0, None], "mean": None, "quartiles": [None] * 3, "mean_of_found": 1.0}
     search = {key: value for key, value in row().items() if key not in ("eps", "robust_acc", "flags")} | far
     nearer = search | {"mean_of_found": 0.5}
     for new, kept in ((search, search), (nearer, nearer), (search, nearer)):

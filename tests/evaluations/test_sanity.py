@@ -201,7 +201,7 @@ def test_train_mode_and_images_out_of_bounds(tmp_path):
 
 def write(s, attack, flags="", eps=EPS, model_sha256="abc", **more):
     """The only row of its JSON."""
-    row = s.row(0, {}, eps if flags else None, clean_acc=1.0, **(accuracy_of(flags) if flags else {}))
+    row = s.row(0, {}, eps if flags else None, clean_acc=1, clean_ci95=[1, 1], **(accuracy_of(flags) if flags else {}))
     s.result_file(attack).unlink(missing_ok=True)
     replace(s, sha256=model_sha256).add_rows(attack, [row | {"n": len(flags), **more}])
 

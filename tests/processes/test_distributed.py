@@ -300,11 +300,14 @@ def test_mistakes_are_said_once_and_end_all_alike(tmp_path, trained):
 
 
 def test_what_one_process_alone_meets_is_said_by_it_and_ends_all(tmp_path):
-    """The data set is missing on the second machine."""
+    """The data set is missing on the second machine; the folder cannot be made by the first."""
     argv = [*TINY, "--max_steps", "3", "--savepath", str(tmp_path / "run")]
     found = in_processes(2, ranks.train_where_data_is_missing, argv)
     assert [status for status, _ in found] == [2, 2]
     assert "rank 1: data file gone" in found[0][1] and not (tmp_path / "run").exists()
+    (tmp_path / "run").touch()
+    (status, said), (other, nothing) = in_processes(2, ranks.quietly, "train", [*argv, "--quiet"])
+    assert (status, other, nothing) == (2, 2, "") and said.startswith("error: ") and "run: File exists" in said
 
 
 # --- what several processes cannot do --------------------------------------------------------------------------------

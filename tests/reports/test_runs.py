@@ -178,12 +178,18 @@ def test_damaged_files_are_said_and_left_out(tmp_path, file, content):
     assert labels([run]) == ["MMA, d_max 0.3" if run.config else "run"] and len(frame([run])) == (file[0] != "e")
 
 
-def test_results_that_do_not_fit_their_file_are_damage(tmp_path):
+ODD = [{"clean_acc": 1.5}, {"eps": "x"}, {"robust_acc": None}, {"ci95": [0.1]}, {"settings": 3}, {"sanity": {"a": {}}}]
+
+
+@pytest.mark.parametrize("change", [*ODD, {"n": 3}, {"flags": 200 * "2"}, {"warnings": 3}, {"eps": float("nan")}])
+def test_results_that_are_not_what_an_evaluation_writes_are_damage(tmp_path, change):
     folder = make_run(tmp_path / "run", {0.1: 0.9})
     (folder / "eval_pgd_Linf.json").rename(folder / "eval_fmn_Linf.json")
     evaluate(folder, "cw", [distances([0.1, 0.2]) | {"n": 3}])
-    few, name = read_run(folder).damaged
-    assert "a flag or a distance for each" in few and "its name is not eval_pgd_Linf.json" in name
+    evaluate(folder, "other", [row(0.1, 0.9)])
+    evaluate(folder, "square", [row(0.1, 0.9) | change])
+    few, name, unknown, odd = read_run(folder).damaged
+    assert "a row of" in few and "its name is not eval_pgd_Linf.json" in name and "no attack" in unknown, odd
 
 
 def test_margins(tmp_path):

@@ -210,6 +210,7 @@ def test_published_beside_ours(tmp_path):
     assert blocks("results", plain, old="| MNIST | 0.3 | 98.95 / 99.99 |\n")[2][2] == "98.95 / not run yet"
     whole = make_run(tmp_path / "whole", **RECIPE, max_steps=100_000, checks=4167)
     evaluate(whole, "pgd", [row(0.3, 0, flags="1" * 9100 + "0" * 900)])
+    evaluate(whole, "pgd", [row(1.5, 0.2)], norm="L2")  # of another norm than its training's: not in this table
     shorts = [make_run(tmp_path / f"short-{seed}", **RECIPE, seed=seed) for seed in range(2)]
     line = blocks("results", shorts[0], whole)[2]
     assert line[:5] == ["MNIST ℓ∞: MMA, d_max 0.45", "0.3", "98.95 / 98.00", "92.59 / 91.00", "91.40 / not run yet"]
