@@ -143,14 +143,14 @@ def robust_accuracy(
         )
 
 
-def blank(module: str, name: str) -> nn.Module:
+def _blank(module: str, name: str) -> nn.Module:
     """A module of ours without its state, which follows: how a spawned process, where no network is loaded, reads one."""
     kind: type[nn.Module] = getattr(_networks(module), name)
     return kind.__new__(kind)
 
 
 def _for_a_process(module: nn.Module) -> tuple[Callable[..., nn.Module], tuple[str, str], dict[str, object]]:
-    load = partial(torch.hub.load, str(ROOT), "blank", source="local")
+    load = partial(torch.hub.load, str(ROOT), "_blank", source="local")
     return load, (type(module).__module__.partition(".")[2], type(module).__qualname__), module.__dict__
 
 
