@@ -167,8 +167,8 @@ def fitted(config: Config, data: Dataset, teller: Teller) -> Config:
         teller.note(f"{', '.join(changed)}: from the number of training images, {len(data.train)}, as no flag says it")
     if config.dataset == "imagefolder" and len(data.train) < MANY:
         teller.note(
-            f"network, radii and passes are those for CIFAR-10's {PUBLISHED_IMAGES} images: docs/usage.md, A small folder, has "
-            "a way to choose d_max"
+            f"network, radii and passes are those for CIFAR-10's {PUBLISHED_IMAGES} images: docs/your-network.md has a way "
+            "to choose d_max"
         )
     for name, split in (("validation", data.val), ("test", data.test)):
         if config.dataset == "imagefolder" and 0 < len(split) < FEW:
