@@ -122,10 +122,6 @@ class Config:
 
     step_decay: bool = opt(False, "PGD's steps in training fall from their size to 0")
     odi_steps: int = opt(0, "steps of ODI before PGD where it starts at random (Tashiro et al. 2020)")
-    start_blocks: int = opt(0, "random starts at corners of the ball, alike in blocks of so many pixels (0: uniform)")
-    ibp_weight: float = opt(0.0, "weight of the cross-entropy of interval bounds beside the method's loss (LeNet5)")
-    ibp_eps: float = opt(0.3, "radius of these bounds, reached after a third of the steps")
-    l1_decay: float = opt(0.0, "L1 penalty of the weights")
 
     batch_size: int = opt(50, "examples a step")
     max_steps: int = opt(100_000, "optimizer steps of the whole run")

@@ -93,9 +93,8 @@ GROUPS = {
     "method": "network standardise recipe method clean_loss_coeff train_eps ramp_steps trades_beta "
     "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks protocol eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
-    "refresh_interval step_decay odi_steps start_blocks square_queries spsa_iter spsa_samples",
-    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay l1_decay ibp_weight ibp_eps batch_size "
-    "max_steps local_bn",
+    "refresh_interval step_decay odi_steps square_queries spsa_iter spsa_samples",
+    "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps local_bn",
     "check": "test_eps test_eps_iter check_nb_iter check_interval check_size best_by test_at_end eval_batch_size",
     "run": "seed device deterministic precision cuda_graphs savepath resume save_interval disp_interval quiet "
     "tensorboard save_adv overwrite",

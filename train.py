@@ -38,7 +38,6 @@ from records.progress import Teller, warn
 from records.recorder import Silent
 from records.run_folder import RunFolder, environment
 from trainer import Trainer
-from training.bounds import small_weights
 from training.guard import NotFinite
 from utils import batchnorms, has_batchnorm, seed_global_draws
 from validation import Kind
@@ -221,8 +220,6 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
     """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
     seed_global_draws(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
-    if config.ibp_weight:
-        small_weights(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--network {config.network}: has no parameter to train: mend it")
     if odd := [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]:

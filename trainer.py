@@ -29,7 +29,6 @@ from objectives import AttackStart, StepResult, objective_of
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
-from training.bounds import bound_gradient
 from training.exchange import merged
 from training.guard import Guard, NotFinite, all_finite
 from training.warm_start import Stored, WarmStarts, start_of_margins
@@ -44,13 +43,6 @@ class Recorder(Protocol):
     def best(self, model: nn.Module, metrics: dict[str, dict[str, Any]]) -> None: ...
     def margins(self, eps: Tensor, step: int) -> None: ...
     def save(self, state: dict[str, Any]) -> None: ...
-
-
-def corners(noise: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) uniform noise -> (B, C, H, W) of 0 and 1, alike in blocks of size x size pixels: corners of the ball."""
-    blocks = (noise[..., ::size, ::size] < 0.5).to(noise)
-    grown = blocks.repeat_interleave(size, -1).repeat_interleave(size, -2)
-    return grown[..., : noise.shape[-2], : noise.shape[-1]]
 
 
 class Trainer:
@@ -181,16 +173,8 @@ class Trainer:
         bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16_all")
         with tf32(config.precision != "fp32"), bfloat16:
             result, gradients = self.gradient(batch.x, batch.y, *self._attack_start(batch, step))
-        if config.ibp_weight:
-            eps = config.ibp_eps * min(1.0, 3 * step / config.max_steps)
-            share, bounds = config.ibp_weight, bound_gradient(self.model, self.parameters, batch.x, batch.y, eps)
-            mixed = zip(gradients, bounds, strict=True)
-            gradients = [None if own is None else (1 - share) * own + share * bound for own, bound in mixed]
-            result = result._replace(passes=result.passes + 2 * len(batch.x))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-            if config.l1_decay and gradient is not None:
-                parameter.grad = gradient + config.l1_decay * parameter.detach().sign()
         if self.directions is None or result.direction is None:
             return result, None
         return result, self.directions.to_store(batch.index, result.direction, self.batches.crops(step))
@@ -205,8 +189,6 @@ class Trainer:
         if config.odi_steps:
             drawn = torch.rand(self.total, self.data.num_classes, generator=generator(config.seed, ODI, step))
             odi_weights = send(2 * drawn[own] - 1, self.device)
-        if config.start_blocks:
-            noise = corners(noise, config.start_blocks)
         if not config.enlarges_margins:
             eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
             return AttackStart(eps, noise, odi_weights=odi_weights)

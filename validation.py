@@ -30,7 +30,7 @@ from presets import PUBLISHED_MAXEPS
 
 MAY_BE_ZERO = (
     *("seed", "clean_loss_coeff", "refresh_interval", "momentum", "weight_decay", "trades_beta"),
-    *("test_size", "num_workers", "odi_steps", "start_blocks", "ibp_weight", "l1_decay"),
+    *("test_size", "num_workers", "odi_steps"),
 )
 ITEMS = {"classes": str, "image_shape": int, "by_images": str}  # fields that hold several
 MEND = "mend it, or use another file"
