@@ -192,7 +192,14 @@ def objective_of(
     elif config.method == "trades":
         inner_loss_fn = divergence
     inner = InnerPgd(
-        config.norm, config.nb_iter, inner_loss_fn, config.eps_iter_scale, attack, config.step_decay, config.odi_steps
+        config.norm,
+        config.nb_iter,
+        inner_loss_fn,
+        config.eps_iter_scale,
+        attack,
+        config.step_decay,
+        config.odi_steps,
+        every_row,
     )
     if config.enlarges_margins:
         search = Search(LOSSES[config.search_loss_fn], config.search_maxeps, config.num_search_steps, config.search)

@@ -184,6 +184,7 @@ class InnerPgd:
     run: PgdFn = pgd  # or what runs it faster
     decays: bool = False
     odi_steps: int = 0  # before them, in rows that have weights for it
+    every_row: bool = False  # ODI in the other rows too, and its start dropped there, so that no shape depends on data
 
     def __call__(
         self,
@@ -196,9 +197,11 @@ class InnerPgd:
     ) -> Tensor:
         """(B, ...), (B,), (B,) -> (B, ...). noise: see `pgd`; odi_weights: see `odi_start`."""
         if odi_weights is not None and noise is not None:
-            rows = odi_weights.any(dim=1).nonzero().squeeze(1)
+            climbs = odi_weights.any(dim=1)
+            rows = torch.arange(len(x), device=x.device) if self.every_row else climbs.nonzero().squeeze(1)
             of_rows = x[rows], self.norm, eps[rows], noise[rows], odi_weights[rows]
-            noise = noise.index_copy(0, rows, odi_start(self.run, model, *of_rows, self.odi_steps))
+            starts = odi_start(self.run, model, *of_rows, self.odi_steps)
+            noise = noise.to(x).index_copy(0, rows, torch.where(per_row(climbs[rows], starts), starts, noise[rows]))
         size = self.step_scale * eps / self.steps
         how: dict[str, Any] = {"norm": self.norm, "eps": eps, "step_size": size, "steps": self.steps}
         return self.run(model, x, y, loss_fn=self.loss_fn, **how, noise=noise, decays=self.decays)

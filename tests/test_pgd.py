@@ -10,7 +10,7 @@ from evaluations.advertorch_compat import advertorch
 from linear import problem
 from losses import LOSSES, cross_entropy, logit_margin
 from networks.lenet import LeNet5Madry
-from pgd import GEOMETRY, pgd, project_l2, project_linf
+from pgd import GEOMETRY, InnerPgd, ascend, pgd, project_l2, project_linf, weighted_logits
 
 
 def norms(delta, norm):
@@ -108,3 +108,27 @@ def test_purity(norm):
     assert modes == [m.training for m in model.modules()]
     assert [p.grad is None for p in model.parameters()] == [True] * 4 + [False, True]
     assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_training_starts_pgd_where_odi_ends_and_its_steps_decay(norm):
+    """Tashiro et al. 2020, written out; a row without weights starts where its noise says."""
+    torch.manual_seed(0)
+    model = LeNet5Madry(1, 8, 8).double().eval()
+    x, y, noise = rand(6, 1, 8, 8, seed=1, dtype=torch.float64), torch.arange(6), rand(6, 1, 8, 8, seed=2)
+    eps = torch.linspace(0.05, 0.3, 6, dtype=torch.float64) * (1 if norm == "Linf" else 4)
+    weights = 2 * rand(6, 10, seed=3, dtype=torch.float64) - 1
+    weights[2] = 0
+
+    def climbed(steps, loss_at, sizes, start):
+        for size in sizes:
+            start = ascend(loss_at, norm, start, x, eps, size)
+        return start
+
+    at_random = GEOMETRY[norm].start(x, eps, noise.double())
+    diverse = climbed(3, lambda images: weighted_logits(model(images), weights), [eps / 3] * 3, at_random)
+    assert torch.equal(diverse[2], at_random[2]) and (diverse - at_random).flatten(1).any(1).sum() == 5
+    falling = [2.5 * eps / 4 * share for share in (1, 0.75, 0.5, 0.25)]
+    expected = climbed(4, lambda images: cross_entropy(model(images), y), falling, diverse)
+    attack = InnerPgd(norm, 4, cross_entropy, decays=True, odi_steps=3)
+    torch.testing.assert_close(attack(model, x, y, eps, noise.double(), weights), expected, rtol=0, atol=1e-9)

@@ -19,15 +19,17 @@ from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 
 @pytest.mark.parametrize("wrong_every", [0, 1, 3])
+@pytest.mark.parametrize("odi_steps", [0, 3])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_every_row_attacked_and_masked_equals_the_right_rows_alone(norm, wrong_every):
-    model, config = network(batchnorm=False, sharpness=60), settings(norm, 1 / 3)
+def test_every_row_attacked_and_masked_equals_the_right_rows_alone(norm, odi_steps, wrong_every):
+    model, config = network(batchnorm=False, sharpness=60), settings(norm, 1 / 3, odi_steps=odi_steps)
     batch = batch_for(model, wrong_every=wrong_every)
     start, noise = torch.full((12,), 0.02, dtype=torch.float64), rand(*batch.x.shape, seed=2)
+    odi_weights = (2 * rand(12, 4, seed=3) - 1) * (torch.arange(12) % 4 > 0)[:, None] if odi_steps else None
     results = []
     for every_row in (False, True):
         model.zero_grad()
-        result = step(model, batch.x, batch.y, start, noise, config, every_row=every_row)
+        result = step(model, batch.x, batch.y, start, noise, config, every_row=every_row, odi_weights=odi_weights)
         results.append([*result[:6], *(p.grad.clone() for p in model.parameters())])
     for plain, masked in zip(*results, strict=True):
         torch.testing.assert_close(masked, plain, rtol=1e-12, atol=1e-14)

@@ -40,9 +40,11 @@ def test_a_gradient_without_batchnorm_reads_nothing(method):
     """The whole of what the MNIST step records."""
     model = build_model("lenet5", 1, 28, 28, 10).to("meta").train()
     alpha = {"omma": 0.0, "std": 1.0}.get(method, 1 / 3)
-    config = replace(PRESETS["mnist", "Linf"], hinge_maxeps=0.45, nb_iter=2, method=method, clean_loss_coeff=alpha)
+    changes = {"hinge_maxeps": 0.45, "nb_iter": 2, "method": method, "clean_loss_coeff": alpha}
+    config = replace(PRESETS["mnist", "Linf"], **changes, step_decay=True, odi_steps=2)
     x, y = torch.empty(8, 1, 28, 28, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
-    start = AttackStart(torch.empty(8, device="meta"), torch.empty_like(x))
+    odi_weights = torch.empty(8, 10, device="meta")
+    start = AttackStart(torch.empty(8, device="meta"), torch.empty_like(x), odi_weights=odi_weights)
     with Launches() as seen:
         result = objective_of(config, every_row=True)(Replica(model), x, y, start, 8)
     assert not seen.waited and result.eps.device.type == "meta"

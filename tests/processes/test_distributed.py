@@ -99,6 +99,7 @@ def step_here(folder, name, dtype, changes):
     ("name", "changes"),
     [
         ("lenet5", {}),
+        ("lenet5", {"step_decay": True, "odi_steps": 2}),
         ("wrn", {}),
         ("wrn", {"clean_loss_coeff": 0.0, "method": "omma"}),
         ("wrn", {"norm": "L2", "hinge_maxeps": 1.5}),

@@ -7,7 +7,7 @@ import pytest
 
 from config import PRESETS, Config, one_cycle
 from flags import parse_train
-from presets import FAST, MMA_ONLY
+from presets import ATTACK_ONLY, FAST, MMA_ONLY
 
 MNIST, MMA = ["--dataset", "mnist", "--norm", "Linf"], ["--hinge_maxeps", "0.45", "--recipe", "fast"]
 
@@ -19,6 +19,8 @@ def test_the_published_settings_have_no_part_of_it():
         "keep_directions": False,
         "refresh_interval": 0,
         "rest_interval": 1,
+        "step_decay": False,
+        "odi_steps": 0,
     }
     off |= {"one_cycle": False, "cycle_steps": None, "check_nb_iter": None, "check_interval": 1}
     off |= {"check_size": None, "test_at_end": False, "precision": "fp32"}
@@ -38,7 +40,9 @@ def test_it_stands_in_the_name_and_each_part_is_a_flag():
 def test_what_has_no_meaning_is_left_out_and_said():
     config, notes = parse_train([*MNIST, "--method", "std", "--recipe", "fast"])
     assert config.one_cycle and not config.keep_directions and config.run_name == "mnist-Linf-STD-sd0-fast"
-    assert len(notes) == 1 and all(name in notes[0] for name in MMA_ONLY if name in FAST["mnist", "Linf"])
+    assert len(notes) == 1 and all(
+        name in notes[0] for name in (*MMA_ONLY, *ATTACK_ONLY) if name in FAST["mnist", "Linf"]
+    )
 
 
 def test_what_belongs_together_goes_together():
