@@ -25,6 +25,7 @@ from utils import SANITY, frozen, radius_text, row_noise, row_norms
 COUNT = 100  # images of the battery
 STEPS = 20  # of plain PGD on its own
 TOLERANCE = 0.01  # by which an accuracy may rise where it should fall: one point, or one image
+FEW = 20  # images: fewer say nothing about chance
 CHANCE = 0.005  # that two attacks of equal strength differ so much
 NO_GRADIENT = "no gradient reaches the images"
 NOT_STRONGER = ("square", "spsa", "transfer")  # whose success where PGD fails means that gradients mislead it
@@ -82,11 +83,7 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
         return found
     wrong = ~(logit_margin(logits, y) < 0)
 
-    if (said := subject.accuracy) is not None:  # not far below: by more than chance and five points
-        accuracy, right = float((~wrong).float().mean()), int((~wrong).sum())
-        chance = binomtest(right, len(wrong), said, alternative="less").pvalue
-        seen = f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise"
-        found["clean accuracy as the file says"] = Finding(bool(accuracy > said - 0.05 or chance > CHANCE), seen)
+    found |= _clean_accuracy(~wrong, logits.shape[1], subject.accuracy)
 
     def broken(radius: float, steps: int = STEPS) -> Tensor:
         """(N,) bool: by one random start of plain PGD, misclassified images included."""
@@ -112,6 +109,23 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     if robust is not None:
         found["plain PGD breaks no more"] = _no_more(~robust[:COUNT], whole, ("the evaluation", "plain PGD"))
     return found
+
+
+def _clean_accuracy(right: Tensor, classes: int, said: float | None) -> Findings:
+    """right (N,) bool: better than a guess among the classes; not below what the file says, if it says one, by more than
+    chance and five points."""
+    count, accuracy = int(right.sum()), float(right.float().mean())
+    guess = Finding(None, f"{len(right)} images are too few to tell")
+    if len(right) >= FEW:
+        by_luck = binomtest(count, len(right), 1 / classes, alternative="greater").pvalue
+        seen = f"{accuracy:.1%}, by guessing {1 / classes:.1%}: see --standardise, --dataset and the order of the classes"
+        guess = Finding(bool(by_luck < 0.05), seen)
+    stored = Finding(None, "the file says none")
+    if said is not None:
+        lower_by_luck = binomtest(count, len(right), said, alternative="less").pvalue
+        seen = f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise"
+        stored = Finding(bool(accuracy > said - 0.05 or lower_by_luck > CHANCE), seen)
+    return {"clean accuracy above chance": guess, "clean accuracy as the file says": stored}
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:

@@ -63,10 +63,21 @@ def test_an_honest_network_passes(norm, tmp_path):
     found = pgd_battery(s, *evaluated(s))
     assert failed(found) == set()
     assert [name for name, finding in found.items() if finding.ok is None] == [
-        f"{name} not stronger" for name in ("square", "spsa", "transfer")
+        "clean accuracy as the file says",
+        *(f"{name} not stronger" for name in ("square", "spsa", "transfer")),
     ]
-    assert len(lines(as_json(found))) == 1 and "0 failed; not run: square" in lines(as_json(found))[0]
+    assert len(lines(as_json(found))) == 1 and "0 failed; not run: clean accuracy as" in lines(as_json(found))[0]
     json.dumps(as_json(found))
+
+
+def test_a_network_that_only_guesses_is_told(tmp_path):
+    """As with another normalisation or order of the classes. Of few images nothing is said."""
+    for count, ok in ((120, False), (10, None)):
+        s = subject(tmp_path, count=count)
+        s = replace(s, test=replace(s.test, labels=torch.arange(count) % 2))
+        found = pgd_battery(s, *evaluated(s))
+        assert found["clean accuracy above chance"].ok is ok
+    assert "too few" in found["clean accuracy above chance"].value
 
 
 # --- attacks that are broken ---------------------------------------------------------------------------------------
