@@ -59,7 +59,8 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
 
 
 def _of_network(subject: Subject) -> dict[str, str | None]:
-    return {"model_sha256": subject.sha256, "network": subject.overrides.get("network")}
+    """What the images were made against: of one checkpoint, flags make different functions (`results.function_of`)."""
+    return {"model_sha256": subject.sha256, **{name: subject.overrides.get(name) for name in ("network", "standardise")}}
 
 
 def _of_images(subject: Subject) -> dict[str, str]:
@@ -68,7 +69,7 @@ def _of_images(subject: Subject) -> dict[str, str]:
 
 def _stored(path: Path, subject: Subject) -> tuple[dict[float, Tensor], bool]:
     """The file's (N, ...) images by radius, and whether it holds other images of this checkpoint; none if it is missing,
-    damaged or of another checkpoint or network code."""
+    damaged or of another checkpoint, network code or standardisation."""
     try:
         saved = checkpoint.load(path, needed={"x_adv": dict})
     except UserError:

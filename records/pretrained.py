@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +66,12 @@ def load_pretrained(name: str) -> Pretrained:
 
 
 def recorded_hashes() -> dict[Path, str]:
-    """Checkpoint -> its sha256, of what is committed."""
+    """Checkpoint -> its sha256, of what is committed.
+
+    :raises UserError: for a line that is none of `sha256sum`'s, so that no network goes unchecked.
+    """
     lines = SUMS.read_text().splitlines() if SUMS.exists() else []
-    return {SUMS.parent.resolve() / file: sha256 for sha256, _, file in (line.partition("  ") for line in lines)}
+    found = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
+    if None in found:
+        raise UserError(f"{SUMS}: line {found.index(None) + 1} is damaged: restore it with git checkout")
+    return {SUMS.parent.resolve() / line[2]: line[1] for line in found if line}

@@ -146,6 +146,9 @@ def test_changed_weights_are_refused(clone, tmp_path):
     torch.save(file, clone / "model_best.pt")
     with pytest.raises(ValueError, match=r"sha256 is .*SHA256SUMS says .*git checkout"):
         hubconf.load_pretrained(RUN)
+    pretrained.SUMS.write_text(pretrained.SUMS.read_text().replace(f"  {RUN}", f" {RUN}"))
+    with pytest.raises(ValueError, match=r"SHA256SUMS: line \d+ is damaged: restore"):
+        hubconf.load_pretrained(RUN)
     raw = bytearray((tmp_path / "mine" / "model_best.pt").read_bytes())  # not committed, its own checksum is in it
     raw[len(raw) // 2] ^= 1
     (tmp_path / "mine" / "model_best.pt").write_bytes(raw)

@@ -136,6 +136,8 @@ def test_another_code_of_the_network_is_another_network(run, capsys):
     assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
     evaluated("Linear", 0.06)
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
+    assert attack(run, "--eps", 0.07, *named, "--standardise", "image", "--save_adv") == 0
+    assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.07], "nor those of another standardisation"
 
 
 def test_saved_images_break_what_their_flags_say(run):
