@@ -92,7 +92,7 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
         except UserError as error:
             if flags.attacks is not None or attack == attacks[0]:  # the first needs fewest
                 raise
-            teller.note(f"left out: {error}")
+            teller.say(f"warning: left out: {error}")
             continue
         row = subject.row(flags.seed, {**settings, "batch_size": batch_size})
         if not already_done(subject, attack, row, flags.overwrite, teller, world):

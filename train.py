@@ -169,6 +169,8 @@ def fitted(config: Config, data: Dataset, teller: Teller) -> Config:
             f"network, radii and passes are those for CIFAR-10's {PUBLISHED_IMAGES} images: docs/your-network.md has a way "
             "to choose d_max"
         )
+    if len(data.train) < fit.batch_size:
+        teller.note(f"--batch_size {fit.batch_size}: every step sees all {len(data.train)} training images")
     for name, split in (("validation", data.val), ("test", data.test)):
         if config.dataset == "imagefolder" and 0 < len(split) < FEW:
             teller.say(

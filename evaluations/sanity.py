@@ -118,7 +118,9 @@ def _clean_accuracy(right: Tensor, classes: int, said: float | None) -> Findings
     guess = Finding(None, f"{len(right)} images are too few to tell")
     if len(right) >= FEW:
         by_luck = binomtest(count, len(right), 1 / classes, alternative="greater").pvalue
-        seen = f"{accuracy:.1%}, by guessing {1 / classes:.1%}: see --standardise, --dataset and the order of the classes"
+        seen = (
+            f"{accuracy:.1%}, by guessing {1 / classes:.1%}: see --standardise, --dataset and the order of the classes"
+        )
         guess = Finding(bool(by_luck < 0.05), seen)
     stored = Finding(None, "the file says none")
     if said is not None:

@@ -60,7 +60,10 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
 
 def _of_network(subject: Subject) -> dict[str, str | None]:
     """What the images were made against: of one checkpoint, flags make different functions (`results.function_of`)."""
-    return {"model_sha256": subject.sha256, **{name: subject.overrides.get(name) for name in ("network", "standardise")}}
+    return {
+        "model_sha256": subject.sha256,
+        **{name: subject.overrides.get(name) for name in ("network", "standardise")},
+    }
 
 
 def _of_images(subject: Subject) -> dict[str, str]:

@@ -142,8 +142,7 @@ class RunRecorder:
                 self.waiting.pop(0)
         except OSError as error:
             if self.failed is None:
-                said = "training goes on and tries again at every save"
-                warn(f"warning: {self.folder.path}: cannot be written ({remedy(error)}): {said}")
+                warn(f"warning: {self.folder.path}: cannot be written ({remedy(error)}): tried again at every save")
             self.failed = error
         else:
             if self.failed is not None:

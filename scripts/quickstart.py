@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -64,8 +65,20 @@ def main() -> int:
     folders = [OUT / folder.format(seed) for folder, _ in NETWORKS.values() for seed in SEEDS]
     wanted = [f"{flags} --seed {seed}" for _, flags in NETWORKS.values() for seed in SEEDS]
     spawn = multiprocessing.get_context("spawn")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ProcessPoolExecutor(2, spawn, initializer=torch.set_num_threads, initargs=(1,)) as two:
-        found = np.array(list(two.map(train_and_attack, folders, wanted))).reshape(len(NETWORKS), len(SEEDS), -1)
+        try:
+            results = list(two.map(train_and_attack, folders, wanted))
+        except (
+            BaseException
+        ):  # a training is stopped and saved, and so is the next one, which a worker may hold already
+            two.shutdown(wait=False, cancel_futures=True)
+            while workers := multiprocessing.active_children():
+                for worker in workers:
+                    worker.terminate()
+                workers[0].join(10)
+            raise
+    found = np.array(results).reshape(len(NETWORKS), len(SEEDS), -1)
     print(f"\nDigits, 397 test images, Linf PGD, 40 steps, 4 restarts; mean ± deviation of {len(SEEDS)} seeds, in %\n")
     header = ["clean", *(f"eps {eps:g}" for eps in RADII), "median margin ≤"]
     print(f"{'':18}" + "".join(f"{name:>16}" for name in header))

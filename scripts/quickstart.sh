@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_venv requirements/report.txt
-python "$root/scripts/quickstart.py" "$@"
+exec "$venv" "$root/scripts/quickstart.py" "$@"  # so that a signal reaches it
