@@ -9,13 +9,14 @@ python reports/plots.py examples RUN [--count 8] [--max_eps EPS] [--out PATH]   
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib
 
@@ -41,12 +42,15 @@ from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, r
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+OWNERS = ("std", "pgd", "trades", "mma", "omma", "pgdls")  # the methods to which they belong, in this order
 # Each as matplotlib calls it, and as plotly does.
 MARKERS = dict(
     zip("os^DvPX", ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
 )
+T = TypeVar("T")
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 BINS = 40
+NEAR_THE_TOP = 80  # per cent, where several curves are told apart in a panel of its own
 
 
 # --- what the pictures share ---------------------------------------------------------------------------------------
@@ -56,7 +60,7 @@ class Look(NamedTuple):
     """How a run is drawn and called."""
 
     name: str
-    method: int  # of its method, in the order of the picture
+    method: int  # number of its colour and marker, see `colours`
     seed: int  # of its seed among those of the method
 
     @property
@@ -72,13 +76,24 @@ class Look(NamedTuple):
 def looks(runs: Sequence[Run]) -> dict[Run, Look]:
     """Of each run its name, its colour by method and its line by seed; the seed is named where a method has several."""
     names = {run: (label, run.images, run.norm) for run, label in zip(runs, labels(runs), strict=True)}
-    methods = list(dict.fromkeys(names.values()))
+    numbers = colours({name: run.method for run, name in names.items()})
     found = {}
     for run, name in names.items():
         seeds = [other.seed for other, same in names.items() if same == name]
         text = name[0] + (f", seed {run.seed}" if len(seeds) > 1 else "")
-        found[run] = Look(text, methods.index(name), seeds.index(run.seed))
+        found[run] = Look(text, numbers[name], seeds.index(run.seed))
     return found
+
+
+def colours(methods: Mapping[T, str | None]) -> dict[T, int]:
+    """Of names and their methods, the number of each one's colour: the method's own for the first name that has it, so that
+    pictures agree; for others the next that is free."""
+    found: dict[T, int] = {}
+    for name, method in methods.items():
+        if method in OWNERS and OWNERS.index(method) not in found.values():
+            found[name] = OWNERS.index(method)
+    free = (number for number in itertools.count() if number not in found.values())
+    return found | {name: next(free) for name in methods if name not in found}
 
 
 def common(kinds: Iterable[tuple[Run, str, str]]) -> tuple[str, str]:
@@ -145,8 +160,10 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
             raise UserError(f"{run.folder / file}: {why}: run evaluate_on_pgd_attacks.py --model {run.folder}")
     images, norm = common(zip(found["run"], found["images"], found["norm"], strict=True))
     scale, unit = radius_axis(images, norm)
-    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     methods = list(found.groupby("label", sort=False))
+    high_up = found[(found["eps"] > 0) & (found["robust"] >= NEAR_THE_TOP)]["label"].nunique() > 1
+    figure, panels = plt.subplots(1, 1 + high_up, figsize=(7 + 4 * high_up, 4.6), layout="constrained", squeeze=False)
+    numbers = colours({name: rows["run"].iloc[0].method for name, rows in methods})
     for place, (name, rows) in enumerate(methods):
         of_runs = list(rows.groupby("run", sort=False))
         seeds = f", {len(of_runs)} seeds" if len(of_runs) > 1 else ""
@@ -161,17 +178,20 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
         bars = [accuracy.std(0, ddof=1)] * 2 if seeds else np.maximum([middle - low[0], high[0] - middle], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
         aside = 0.02 * found["eps"].max() * (place - (len(methods) - 1) / 2) / len(methods)
-        style = Look(label, place, 0).style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}
-        axes.errorbar(scale * (eps[0] + aside), middle, bars, label=label, **style)
-    axes.set(
-        xlabel=f"ε: {NORMS[norm]} radius of the attack ({unit})",
-        ylabel="accuracy [%]",
-        ylim=(-3, 103),
-        title=f"{title(images)}: accuracy under repeated PGD",
+        style = Look(label, numbers[name], 0).style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}
+        for axes in panels[0]:
+            axes.errorbar(scale * (eps[0] + aside), middle, bars, label=label, **style)
+    for axes, (least, most) in zip(panels[0], ((-3, 103), (NEAR_THE_TOP, 100)), strict=False):
+        axes.set(xlabel=f"ε: {NORMS[norm]} radius of the attack ({unit})", ylabel="accuracy [%]", ylim=(least, most))
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        f"{title(images)}: accuracy under repeated PGD; bars: ± standard deviation of seeds, of one the 95 % interval"
     )
-    axes.grid(alpha=0.3)
-    columns = 1 if len(methods) < 5 else 2
-    figure.legend(loc="outside lower center", fontsize="small", ncols=columns, handlelength=3, columnspacing=1)
+    columns = 1 if len(methods) < 5 and not high_up else 2
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(
+        *handles, loc="outside lower center", fontsize="small", ncols=columns, handlelength=3, columnspacing=1
+    )
     return figure, default_name(f"robustness-{images}-{norm}", [run.folder for run in runs])
 
 

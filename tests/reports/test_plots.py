@@ -49,6 +49,11 @@ def test_one_colour_a_method_one_line_a_seed(tmp_path):
     assert len({style["color"] for style in styles}) == 2 and styles[0]["color"] == styles[1]["color"]
     assert styles[0]["linestyle"] == styles[2]["linestyle"] != styles[1]["linestyle"]
     assert plots.looks(runs[:1])[runs[0]].name == "MMA, d_max 0.3"
+    (pgd,) = read_runs([make_run(tmp_path / "pgd", method="pgd", hinge_maxeps=None, train_eps=0.1)])
+    for order in ([pgd, *runs], [*runs[2:], pgd], [pgd]):
+        colours = {run: look.style["color"] for run, look in plots.looks(order).items()}
+        assert colours[pgd] == plots.COLOURS[1], "a method has the same colour in every picture"
+        assert len(set(colours.values())) == len({run.radius for run in order})
     folders = [run.folder for run in runs]
     names = {plots.default_name("margins", part) for part in (folders, folders[:1], folders[1:])}
     assert len(names) == 3 and plots.default_name("margins", folders[::-1]) in names
