@@ -78,12 +78,13 @@ def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
     """A built-in network's state dict -> channels, height, width, classes.
 
     The stem of `SmallResNet` sees blocks of 2x2 pixels. Of LeNet5's images the weights know the number of 4x4 blocks
-    alone: a square of them, or else a column.
+    alone: a square of them, or else a column. Images have fewer channels than what convolutions make of them.
 
     :raises ValueError: if these are not the weights of a convolutional network.
     """
-    convolutions = [tensor for tensor in weights.values() if tensor.dim() == 4]
-    linears = [tensor for tensor in weights.values() if tensor.dim() == 2]
+    in_order = [weights[key] for key in sorted(weights)]  # safetensors keeps an order of its own
+    convolutions = [tensor for tensor in in_order if tensor.dim() == 4]
+    linears = [tensor for tensor in in_order if tensor.dim() == 2]
     if not convolutions or not linears:
         raise ValueError("no convolution or no linear layer in it")
     height = width = ANY_SIZE
@@ -91,5 +92,5 @@ def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
         blocks = linears[0].shape[1] // convolutions[-1].shape[0]
         side = math.isqrt(blocks)
         height, width = (4 * side, 4 * side) if side**2 == blocks else (4 * blocks, 4)
-    colours = convolutions[0].shape[1] // (4 if any(key.endswith("stem.weight") for key in weights) else 1)
+    colours = min(kernel.shape[1] for kernel in convolutions) // (4 if any(key.endswith("stem.weight") for key in weights) else 1)
     return colours, height, width, linears[-1].shape[0]

@@ -2,12 +2,13 @@
 
 python reports/model_card.py RUN RUN ...
 
-What the network is, the command that trained it, data, machine, passes, every evaluation with its interval, margins, licence
+What the Hugging Face Hub reads, what the network is and how it is loaded, the command that trained it, data, machine, passes, every evaluation with its interval, margins, licence
 and sha256. What is not there is said to be missing. margins.png is drawn anew where margins.npy is at hand.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from reports.runs import ATTACKS, METHODS, NORMS, Run, eps_text, frame, read_run
 from reports.tables import NONE, Table, in_cell, render, with_interval
 from utils import write_atomically
 
-MADE = "*Made by `python reports/model_card.py "  # how a card's third line begins
+MADE = "*Made by `python reports/model_card.py "  # how the line below a card's title begins
 EFFORTS = {"nb_iter": "steps", "nb_restart": "restarts", "queries": "queries", "steps": "steps", "sources": "sources"}
 
 
@@ -66,6 +67,44 @@ def evaluations(run: Run, sha256: str | None) -> tuple[list[str], list[str]]:
     return Table(header, lines).markdown() if lines else ["Not evaluated."], below
 
 
+def front_matter(run: Run, sha256: str) -> str:
+    """What the Hugging Face Hub reads at the head of a card; its values are JSON, which is YAML. Accuracies in per cent."""
+    rows = [row for row in frame([run])["row"] if "eps" in row and row["model_sha256"] == sha256]
+    metrics = []
+    if rows:
+        most = max(rows, key=lambda row: row["n"])
+        said = f"clean accuracy, {most['n']} test images, 95 % interval"
+        metrics.append((f"{said} {percent(*most['clean_ci95'])}", most["clean_acc"]))
+    for row in rows:
+        radius = f"{NORMS[row['norm']]} ε {eps_text(row['eps'], run.images, row['norm'])}"
+        said = f"robust accuracy, {ATTACKS[row['attack']]}, {radius}, {row['n']} test images, 95 % interval"
+        metrics.append((f"{said} {percent(*row['ci95'])}", row["robust_acc"]))
+    tags = ["adversarial-robustness", "adversarial-training", "mma-training", str(run.norm).lower()]
+    dataset = {"name": title(run.images), "type": run.config.dataset if run.config else run.images, "split": "test"}
+    lines = [
+        "---",
+        "license: mit",
+        "library_name: pytorch",
+        "pipeline_tag: image-classification",
+        f"tags: {json.dumps(tags)}",
+        *([f"datasets: {json.dumps([dataset['type']])}"] if dataset["type"] in ("mnist", "cifar10") else []),
+        "model-index:",
+        f"- name: {json.dumps(run.name)}",
+        "  results:",
+        '  - task: {"type": "image-classification"}',
+        f"    dataset: {json.dumps(dataset, ensure_ascii=False)}",
+        f"    metrics:{'' if metrics else ' []'}",
+    ]
+    for name, share in metrics:
+        metric = {"type": "accuracy", "name": name, "value": round(100 * share, 2)}
+        lines.append(f"    - {json.dumps(metric, ensure_ascii=False)}")
+    return "\n".join([*lines, "---", "", ""])
+
+
+def percent(low: float, high: float) -> str:
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def margins_picture(run: Run) -> str:
     """Its file, drawn anew if margins.npy is there; or why there is none."""
     picture = run.folder / "margins.png"
@@ -82,8 +121,8 @@ def margins_picture(run: Run) -> str:
     return f"{said}\n\n![Margins of the training images, by epoch and at the end]({picture.name})"
 
 
-def card(folder: Path) -> str:
-    """The page, in Markdown, as `model_card.md.jinja` lays it out.
+def card(folder: Path, place: Path | None = None) -> str:
+    """The page, in Markdown, as `model_card.md.jinja` lays it out. place: where it will lie, with the networks that others load.
 
     :raises UserError: if the folder holds no run.
     """
@@ -94,7 +133,11 @@ def card(folder: Path) -> str:
     said = {"made": f"{MADE}{shlex.quote(str(run.shown))}`", "command": training_command(run.trained, str(run.shown))}
     found = {"table": table, "below": below, "margins": margins_picture(run)}
     parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else 0
-    return render("model_card.md.jinja", run=run, file=file, parameters=parameters, **words, **said, **found)
+    there = {path.name for path in (place or folder).glob("model.*")}
+    page = render(
+        "model_card.md.jinja", run=run, file=file, parameters=parameters, there=there, **words, **said, **found
+    )
+    return (front_matter(run, file.sha256) if file else "") + page
 
 
 @exits_on_user_error

@@ -1,10 +1,11 @@
 """Write a trained network in a format of the field, read it back and compare.
 
-python scripts/export.py RUN --to safetensors | robustbench | onnx | vnnlib [--out PATH]
+python scripts/export.py RUN --to safetensors | robustbench | onnx | folder | vnnlib [--out PATH]
 
 RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config and its classes in the metadata.
 robustbench: a state dict for RobustBench's `Ding2020MMANet`, and its model_info JSON, of WRN-28-4 on colour images alone.
-onnx: the network itself, for batches of any size. vnnlib: a folder for verifiers, the ONNX file with a VNN-LIB 2.0 property for
+onnx: the network itself, for batches of any size. folder: ready to upload, the run with its evaluations and card, and the network
+as anyone loads it, in float16 where nothing is lost; LeNet5 as safetensors, others as ONNX too. vnnlib: a folder for verifiers, the ONNX file with a VNN-LIB 2.0 property for
 each of the first test images at a radius of its own, and instances.csv as VNN-COMP has it.
 """
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,12 +68,14 @@ def built(source: Pretrained, weights: dict[str, Tensor], size: int | None) -> n
     return model.eval()
 
 
-def safetensors(source: Pretrained, model: nn.Module, images: Tensor) -> Written:
-    """The weights; as metadata the config in JSON, and the checkpoint's sha256."""
+def safetensors(
+    source: Pretrained, model: nn.Module, images: Tensor, weights: Mapping[str, Tensor] | None = None
+) -> Written:
+    """The weights, the model's own if none are given; as metadata the config in JSON, and the checkpoint's sha256."""
     require("safetensors", by=EXTRAS)
     from safetensors.torch import load_file, save
 
-    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    state = {key: tensor.contiguous() for key, tensor in (weights or model.state_dict()).items()}
     metadata = {"format": "pt", "config": json.dumps(source.config.to_dict()), "sha256": source.sha256}
     metadata["classes"] = json.dumps(source.config.class_names)
     return {".safetensors": save(state, metadata)}, lambda file: built(source, load_file(file), images.shape[-1])
@@ -178,6 +182,35 @@ def properties(source: Pretrained, model: nn.Module, out: Path, count: int, shar
     return len(instances)
 
 
+def folder(source: Pretrained, model: nn.Module, images: Tensor, out: Path) -> list[Path]:
+    """The run's files that say what it is, model.safetensors or model.onnx beside them, and the card. out may be the run's own
+    folder.
+
+    :raises UserError: if a network is there already.
+    """
+    from reports.model_card import card
+
+    run, halves = source.path.resolve().parent, {}
+    for key, value in model.state_dict().items():
+        half = value.half() if value.is_floating_point() else value
+        halves[key] = half if torch.equal(half.to(value.dtype), value) else value
+    out.mkdir(parents=True, exist_ok=True)
+    kept = (
+        "config.json",
+        "metrics.jsonl",
+        source.path.name,
+        "margins.png",
+        *(path.name for path in run.glob("eval_*.json")),
+    )
+    for path in (run / name for name in kept if (run / name).exists() and run != out.resolve()):
+        shutil.copy2(path, out)
+    written = write(safetensors(source, model, images, halves), model, images, out / "model")
+    if source.config.network != "lenet5":
+        written += write(onnx(source, model, images), model, images, out / "model")
+    write_atomically(out / "README.md", card(run, out).encode())
+    return [*written, out / "README.md"]
+
+
 FORMATS = {"safetensors": safetensors, "robustbench": robustbench, "onnx": onnx}
 
 
@@ -211,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export. Returns the exit status."""
     parser = Parser(description="Write a trained network in a format of the field.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a committed run by name, or a run folder or checkpoint by its path")
-    parser.add_argument("--to", required=True, choices=[*FORMATS, "vnnlib"], help="format")
+    parser.add_argument("--to", required=True, choices=[*FORMATS, "folder", "vnnlib"], help="format")
     parser.add_argument("--out", metavar="PATH", help="file (default: runs/<run> and the ending)")
     parser.add_argument("--size", type=whole, help="side of the images (default: what the weights say, else 32)")
     parser.add_argument("--images", type=whole, default=10, help="vnnlib: so many of the first test images")
@@ -230,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given["to"] == "vnnlib":
         count = properties(source, model, out, given["images"], given["share"], given["data_root"])
         print(f"{out}: network.onnx, instances.csv and {count} properties")
+    elif given["to"] == "folder":
+        print(*folder(source, model, images, out), sep="\n")
     else:
         print(*write(FORMATS[given["to"]](source, model, images), model, images, out), sep="\n")
     return 0

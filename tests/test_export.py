@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 import vnnlib
 import vnnlib.compat
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 import hubconf
 from command_lines import fails, files
@@ -128,6 +132,44 @@ def test_safetensors_hold_weights_and_config(tmp_path):
         assert {key: file.get_tensor(key).shape for key in file.keys()} == {k: t.shape for k, t in stored.items()}  # noqa: SIM118
         assert all(torch.equal(file.get_tensor(key), tensor) for key, tensor in stored.items())
         assert json.loads(file.metadata()["config"])["hinge_maxeps"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("run", "shape", "half"),
+    [
+        (RUN, (1, 8, 8), False),
+        ("mnist-L2-MMA-2.0-sd0-fast", (1, 28, 28), True),
+        ("cifar10jpeg-Linf-MMA-20-sd0-fast", (3, 32, 32), True),
+    ],
+)
+def test_a_folder_to_upload_is_used_without_our_code(run, shape, half, tmp_path, capsys):
+    """Its card's lines are run where nothing of ours can be imported; in float16 if the weights were rounded to it."""
+    out = tmp_path / "up"
+    assert main([run, "--to", "folder", "--out", str(out)]) == 0
+    card, images = (out / "README.md").read_text(), torch.rand(5, *shape)
+    np.save(out / "images.npy", images.numpy())
+    lines = re.search(r"Without the code, in this folder:\n\n```python\n(.+?)```", card, re.DOTALL)[1]
+    assert len(lines.splitlines()) <= 15
+    if "nn.Sequential" in lines:
+        use = "import numpy, torch\nlogits = model(torch.tensor(numpy.load('images.npy'))).detach().numpy()\n"
+    else:
+        use = "import numpy\nlogits = model(numpy.load('images.npy'))\n"
+    save = "import sys\nnumpy.save('logits.npy', logits)\nassert not {'pgd', 'hubconf', 'networks'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-I", "-c", lines + use + save], cwd=out, check=True)
+    np.testing.assert_allclose(np.load(out / "logits.npy"), hubconf.mma(run)(images).detach().numpy(), atol=1e-4)
+    dtypes = {tensor.dtype for tensor in load_file(out / "model.safetensors").values()}
+    assert (torch.float16 in dtypes) == half and dtypes <= {torch.float16, torch.float32, torch.int64}
+    head = ModelCard(card).data
+    values = {result.metric_name: result.metric_value for result in head.eval_results}
+    (stored,) = json.loads((out / f"eval_pgd_{'L2' if '-L2-' in run else 'Linf'}.json").read_text())["results"][-1:]
+    named = [value for name, value in values.items() if "white-box PGD" in name]
+    assert head.license == "mit" and head.library_name == "pytorch" and round(100 * stored["robust_acc"], 2) in named
+    assert any(name.startswith("clean accuracy, ") for name in values) and (head.datasets == ["mnist"]) == (
+        "mnist" in run
+    )
+    for path in (out, out / "model.safetensors"):  # whose tensors are in an order of their own
+        torch.testing.assert_close(hubconf.mma(str(path))(images), hubconf.mma(run)(images), msg="and by ours")
+    fails(capsys, main, [run, "--to", "folder", "--out", str(out)], "there already")
 
 
 def test_an_ending_is_written_once_and_no_file_twice(wide, capsys, tmp_path):
