@@ -47,8 +47,8 @@ def exits_on_user_error(main: Callable[P, int]) -> Callable[P, int]:
                 sys.stdout.flush()
             return status
         except UserError as error:
-            alone = error.alone or os.environ.get("WORLD_SIZE", "1") == "1"
-            if alone or os.environ.get("RANK", "0") == "0":  # what all processes meet, one says
+            launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+            if error.alone or not launched or os.environ["RANK"] == "0":  # what all processes meet, one says
                 print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
         except OSError as error:

@@ -10,10 +10,10 @@ nearest lies below d_max, then how many searches of all images met no wrong poin
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,6 +25,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import nearest
 from evaluations.flags import SEARCHES, EvaluationFlags
 from evaluations.subject import Subject, load_subject
+from flags import Parser
 from losses import soft_logit_margin
 from pgd import InnerPgd, noise_towards
 from utils import generator
@@ -73,11 +74,11 @@ def visits(subject: Subject, x: Tensor, y: Tensor, warm: bool, steps: int, scale
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("run", nargs="?", default="trained_models/mnist-L2-MMA-4.0-sd0-fast")
     parser.add_argument("--data_root", default="data")
     parser.add_argument("--test_size", type=int, default=200)
-    flags = parser.parse_args(argv)
+    flags = SimpleNamespace(**parser.parse(argv))
     asked = EvaluationFlags(model=str(flags.run), data_root=flags.data_root, test_size=flags.test_size)
     subject = load_subject(asked, torch.device("cpu"))
     known, (x, y, _) = nearest_known(subject), subject.test.everything()

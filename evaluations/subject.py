@@ -226,7 +226,7 @@ def _images(
             raise UserError(f"--test_size {flags.test_size}: there are {len(images.split)} images in --split val")
         if all_of_them:  # in the order in which the check after an epoch takes them, which sees `check_size` of them
             images = images._replace(split=first_images(images.split, flags.test_size or training.check_size))
-    names, notes = stored.class_names if stored else None, []
+    names, notes = stored.class_names if stored else None, [f"{root}: {images.about}"] if images.about else []
     kind, here = Kind(names, own.image_shape if own else None), Kind(images.classes, images.shape)
     what = kind.unlike(here)
     if what and own:

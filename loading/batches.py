@@ -88,7 +88,7 @@ class Split:
         return replace(self, images=self.images[torch.arange(len(self))].to(self.labels.device))
 
     def read_by(self, num_workers: int) -> Split:
-        """The same, of images on disk, with this many processes that read ahead."""
+        """The same, of images on disk, with this many threads that read ahead."""
         if not isinstance(self.images, ImagesOnDisk):
             return self
         return replace(self, images=replace(self.images, num_workers=num_workers))
@@ -111,7 +111,7 @@ class TrainBatches(AbstractContextManager["TrainBatches"]):
     Of several processes each gets its part of it, with its part of the draws. Steps that follow each other are read
     ahead if the images are on disk; leaving the context ends that.
 
-    :raises UserError: if an image on disk cannot be read, or a process that reads was lost.
+    :raises UserError: if an image on disk cannot be read, or is not what it was.
     """
 
     def __init__(

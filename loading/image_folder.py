@@ -28,7 +28,8 @@ def list_folder(
     root: Path, part: str, image_size: int | None = None
 ) -> tuple[list[str], tuple[int, int, int], dict[str, int], str]:
     """The images of `<part>/<class>/*`: their paths, sorted by class and name; the shape (C, H, W) of every one; how many
-    each class has, by name, in the order of the labels; and the same in words, with the files that are not used.
+    each class has, by name, in the order of the labels; and the same in words, with the files that are not used and the images
+    that are turned into something else.
 
     One channel if every image is grey, else three. No pixel is read. image_size: the side to which they will be brought;
     None: they must be of one size.
@@ -73,7 +74,8 @@ def list_folder(
     about = f"{part}: " + some([f"{name} {count}" for name, count in counts.items()])
     if unused:
         about += f"; {len(unused)} not used, no image in a class folder: {some(unused)}"
-    return paths, _common_shape(paths, image_size), counts, about
+    shape, turned = _common_shape(paths, image_size)
+    return paths, shape, counts, about + turned
 
 
 def _files(folder: Path) -> list[str]:
@@ -90,25 +92,30 @@ def _files(folder: Path) -> list[str]:
     return [str(Path(place, name)) for place, names in sorted(found) for name in names]
 
 
-def _common_shape(paths: list[str], image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W), from the headers or of that size."""
+def _common_shape(paths: list[str], image_size: int | None) -> tuple[tuple[int, int, int], str]:
+    """(C, H, W), from the headers or of that size; and in words what of some images is lost or made up."""
     with ThreadPool(HEADER_THREADS) as pool:
         headers = list(pool.imap(_header, paths, chunksize=64))  # in order: the first damaged one is named
-    width, height, _ = headers[0]
+    width, height, *_ = headers[0]
     for path, header in zip(paths, headers, strict=True):
         if image_size is None and header[:2] != (width, height):
             raise UserError(
                 f"image {Path(path).absolute()}: {header[0]}x{header[1]} pixels where {Path(paths[0]).name} has "
                 f"{width}x{height}: give --image_size S, the side to which all are resized and cropped"
             )
-    return (1 if all(grey for _, _, grey in headers) else 3, image_size or height, image_size or width)
+    greys, transparent = sum(grey for _, _, grey, _ in headers), sum(seen_through for *_, seen_through in headers)
+    all_grey = greys == len(headers)
+    words = f"; {greys} grey, repeated in three channels" if greys and not all_grey else ""
+    words += f"; {transparent} with transparency, which is dropped" if transparent else ""
+    return (1 if all_grey else 3, image_size or height, image_size or width), words
 
 
-def _header(path: str) -> tuple[int, int, bool]:
-    """Width, height, and whether it is grey."""
+def _header(path: str) -> tuple[int, int, bool, bool]:
+    """Width, height, whether it is grey, and whether it has transparency."""
     with _opened(path) as image:
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4  # of a TIFF, PIL has done it
-        return (*(image.size[::-1] if turned else image.size), image.mode in GREY_MODES)
+        size = image.size[::-1] if turned else image.size
+        return (*size, image.mode in GREY_MODES, image.has_transparency_data)
 
 
 def read_image(path: str, shape: tuple[int, int, int], image_size: int | None = None) -> np.ndarray:

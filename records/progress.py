@@ -41,15 +41,18 @@ class Teller:
 
     def bar(self, total: int, unit: str, done: int = 0) -> Bar:
         """A bar over `total` pieces of work, of which so many are done already."""
-        every, hidden = EVERY[sys.stderr.isatty()], self.quiet or not self.speaks
+        closed = sys.stderr is None  # before the start
+        every, hidden = EVERY[not closed and sys.stderr.isatty()], closed or self.quiet or not self.speaks
         return Bar(total=total, initial=done, unit=unit, mininterval=every, maxinterval=max(every, 10), disable=hidden)
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
     """A line above any bar, on standard output if not to `file`; lost if it goes to a log file on a full disk."""
+    stream = file or sys.stdout
     with suppress(OSError):
-        tqdm.tqdm.write(text, file=file or sys.stdout)
-        (file or sys.stdout).flush()  # a log is read while it is written
+        if stream is not None:  # None: closed before the start
+            tqdm.tqdm.write(text, file=stream)
+            stream.flush()  # a log is read while it is written
 
 
 def warn(text: str) -> None:

@@ -8,7 +8,6 @@ is rounded already is left as it is; one that evaluations lie beside is refused,
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from errors import UserError, exits_on_user_error
+from flags import Parser
 from records import checkpoint
 
 
@@ -37,9 +37,9 @@ def rounded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @exits_on_user_error
 def main(argv: list[str] | None = None) -> int:
     """Round each run's file in place. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    for run in parser.parse_args(argv).runs:
+    parser = Parser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    for run in map(Path, parser.parse(argv)["runs"]):
         path = run / "model_best.pt"
         content = checkpoint.load(path, needed={"model": dict})
         weights = rounded(content["model"])

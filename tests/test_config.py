@@ -97,7 +97,7 @@ def test_the_end_of_the_search():
         (f"{MNIST} --hinge_maxeps 1/0", ["1/0"]),
         (f"{MMA} --hinge_maxesp 1", ["--hinge_maxesp", "--hinge_maxeps"]),
         (f"{MMA} --seed x", ["--seed", "'x'"]),
-        (f"{MMA} --seed -1", ["--seed"]),
+        (f"{MMA} --seed -1", ["--seed", "'-1' is not a whole number from 0 on"]),
         (f"{MMA} --attack_mineps 0.5", ["--attack_mineps 0.5", "0.4725"]),
         (f"{MMA} --clean_loss_coeff 1.5", ["--clean_loss_coeff 1.5"]),
         (f"{MMA} --method mma --clean_loss_coeff 0", ["contradicts --method mma"]),

@@ -59,6 +59,16 @@ def test_output_that_is_full_or_closed():
     assert run(None, preexec_fn=lambda: os.close(1)) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_training_where_an_output_is_closed(tmp_path, closed):
+    """As `nohup … >&-` and services start programs."""
+    argv = [*SMALL, "--max_steps", "1", "--train_size", "60", "--savepath", str(tmp_path / "run")]
+    given = [sys.executable, str(ROOT / "train.py"), *argv]
+    found = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, preexec_fn=lambda: os.close(closed))
+    assert found.returncode == 0 and "Error" not in found.stdout + found.stderr
+    assert (tmp_path / "run" / "model_best.pt").exists()
+
+
 QUICK = (
     "train.py",
     *(f"evaluate_on_{name}.py" for name in ("pgd_attacks", "autoattack", "gradient_free_attacks", "minimum_norm")),
@@ -86,8 +96,10 @@ def test_what_a_launcher_left_behind(monkeypatch, capsys, tmp_path):
     short = [*SMALL, "--max_steps", "1", "--train_size", "60", "--savepath", str(tmp_path / "run")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     fails(capsys, train.main, short, "WORLD_SIZE=2 is set, RANK is not")
-    monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("RANK", "1")
+    fails(capsys, train.main, short, "WORLD_SIZE=2 is set, MASTER_ADDR is not")
+    fails(capsys, train.main, [*short, "--seed", "x"], "--seed")
+    monkeypatch.delenv("WORLD_SIZE")
     fails(capsys, train.main, [*short, "--seed", "x"], "--seed")
     assert train.main(short) == 0
 

@@ -60,13 +60,11 @@ class MmaObjective:
 
         The network is in train mode; what its parameters' `grad` holds is added to, so clear it before.
 
-        :raises ValueError: if images of the first call are not in [0, 1]; later ones are not looked at, as on a GPU that waits.
+        :raises ValueError: if of the first call images are not in [0, 1], labels negative or an example beyond `count`; later
+            ones are not looked at, as on a GPU that waits.
         """
-        if not self.probed and not ((x >= 0) & (x <= 1)).all():
-            seen = f"from {x.min():.4g} to {x.max():.4g}"
-            raise ValueError(
-                f"images: {seen}, must lie in [0, 1]: scale them, and put any normalisation into the network"
-            )
+        if not self.probed:
+            self._examine(x, y, index)
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
@@ -77,6 +75,20 @@ class MmaObjective:
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1
         return result
+
+    def _examine(self, x: Tensor, y: Tensor, index: Tensor) -> None:
+        if not ((x >= 0) & (x <= 1)).all():
+            seen = f"from {x.min():.4g} to {x.max():.4g}"
+            raise ValueError(
+                f"images: {seen}, must lie in [0, 1]: scale them, and put any normalisation into the network"
+            )
+        for name, values in (("labels", y), ("index", index)):
+            if values.shape != x.shape[:1] or values.is_floating_point() or bool((values < 0).any()):
+                raise ValueError(
+                    f"{name}: of shape {tuple(values.shape)}, {values.dtype}: must be {len(x)} integers from 0 up"
+                )
+        if len(index) and int(index.max()) >= len(self.eps):
+            raise ValueError(f"index: {int(index.max())} of {len(self.eps)} training examples: count from 0")
 
     def state_dict(self) -> dict[str, Any]:
         """What a loop that goes on later needs beside network and optimizer; `torch.load(weights_only=True)` reads it."""

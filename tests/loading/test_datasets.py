@@ -181,6 +181,14 @@ def test_what_a_folder_holds_is_said(folder):
     )
 
 
+def test_what_is_lost_or_made_up_of_a_picture_is_said(tmp_path):
+    pictures(tmp_path, 10, 4, size=16)
+    for name, mode in (("a", "RGBA"), ("b", "L"), ("c", "LA")):
+        Image.new(mode, (16, 16)).save(tmp_path / "train" / "ant" / f"{name}.png")
+    about = load("imagefolder", tmp_path).about
+    assert "; 2 grey, repeated in three channels; 2 with transparency, which is dropped; test: " in about
+
+
 @pytest.mark.parametrize(
     ("sizes", "flag"),
     [

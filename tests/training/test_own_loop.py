@@ -147,5 +147,14 @@ def test_images_outside_of_0_and_1_are_refused(change):
     x, y, index = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.arange(4)
     with pytest.raises(ValueError, match=r"images: from \S+ to \S+, must lie in \[0, 1\]"):
         mma(network, change(x), y, index)
+    for labels, which, said in (
+        (y - 1, index, "labels: .* integers from 0 up"),
+        (y.float(), index, "labels: .* torch.float32"),
+        (y[:3], index, r"labels: of shape \(3,\)"),
+        (y, index - 1, "index: .* integers from 0 up"),
+        (y, index + 1, "index: 4 of 4 training examples"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            mma(network, x, labels, which)
     assert mma.step == 0 and network[1].weight.grad is None
     mma(network, x, y, index)
