@@ -200,10 +200,13 @@ class Config:
         return self.method != "std"
 
     @property
-    def passes_an_image(self) -> int:
+    def passes_an_image(self) -> float:
         """Forward, or forward and backward, passes that an image costs in a step, if it is right and not skipped."""
-        fixed = {"std": 1, "pgd": self.nb_iter + 1, "pgdls": self.nb_iter + 1, "trades": self.nb_iter + 3}
-        return fixed.get(self.method, self.nb_iter + self.num_search_steps + 3)
+        if not self.attacks:
+            return 1
+        at_random = (1 / self.refresh_interval if self.refresh_interval else 0) if self.keep_directions else 1
+        others = {"pgd": 1, "pgdls": 1, "trades": 3}.get(self.method, self.num_search_steps + 3)
+        return self.nb_iter + others + at_random * self.odi_steps
 
     def eps_at(self, step: int) -> float:
         """Radius of pgd, pgdls and trades in optimizer step `step`, counted from 0."""

@@ -247,3 +247,11 @@ def test_optimizers():
     adam, sgd = (make_optimizer(kind, network(), **how) for kind in ("adam", "sgd"))
     assert isinstance(adam, torch.optim.Adam) and isinstance(sgd, torch.optim.SGD)
     assert how.items() <= sgd.defaults.items() and how["lr"] == adam.defaults["lr"]
+
+
+@pytest.mark.parametrize("odi_steps", [0, 3])
+@pytest.mark.parametrize("method", ["pgd", "pgdls", "trades", "std"])
+def test_passes_of_a_step_are_those_that_its_settings_ask_for(method, odi_steps):
+    trainer = tiny_trainer(method=method, odi_steps=odi_steps if method != "std" else 0, **OTHER)
+    assert trainer.train_step().passes == 6 * trainer.config.passes_an_image
+    assert replace(trainer.config, odi_steps=6, **WARM, method="mma").passes_an_image == 5 + 4 + 3 + 2
