@@ -20,7 +20,7 @@ NORMS = ("Linf", "L2")
 SPLITS = {"test": "test", "val": "validation", "train": "training"}  # images that can be attacked, in words
 OTHER = "other"  # in results: test images, but not those of the run's own data
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
-METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades")
+METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades", "ddn")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
 SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
@@ -99,7 +99,7 @@ class Config:
     method: str = opt("mma", "training method (default: mma, or what --clean_loss_coeff says)", METHODS)
     hinge_maxeps: float | None = opt(None, "hinge threshold d_max: margins above it are not pushed further")
     clean_loss_coeff: float = opt(1 / 3, "weight alpha of the clean loss: 1/3 is MMA, 0 OMMA, 1 standard training")
-    train_eps: float | None = opt(None, "radius of pgd, pgdls and trades (default: the test radius)")
+    train_eps: float | None = opt(None, "radius of pgd, pgdls, trades and ddn (default: the test radius)")
     ramp_steps: int | None = opt(None, "steps in which pgdls' radius grows from 0 (default: half of max_steps)")
     trades_beta: float = opt(6.0, "weight of TRADES' divergence")
     clean_loss_fn: str = opt("xent", "loss on clean images, also on the wrong ones of the mixed batch", LOSS_NAMES)
@@ -205,11 +205,11 @@ class Config:
         if not self.attacks:
             return 1
         at_random = (1 / self.refresh_interval if self.refresh_interval else 0) if self.keep_directions else 1
-        others = {"pgd": 1, "pgdls": 1, "trades": 3}.get(self.method, self.num_search_steps + 3)
+        others = {"pgd": 1, "pgdls": 1, "trades": 3, "ddn": 1}.get(self.method, self.num_search_steps + 3)
         return self.nb_iter + others + at_random * self.odi_steps
 
     def eps_at(self, step: int) -> float:
-        """Radius of pgd, pgdls and trades in optimizer step `step`, counted from 0."""
+        """Radius of pgd, pgdls, trades and ddn in optimizer step `step`, counted from 0."""
         eps = self.test_eps if self.train_eps is None else self.train_eps
         if self.method != "pgdls":
             return eps
@@ -282,4 +282,4 @@ def for_so_many(config: Config, count: int) -> Config:
     return replace(config, **values)
 
 
-PRESETS = {key: Config(**values) for key, values in SETTINGS.items()}  # type: ignore[arg-type]
+PRESETS = {key: Config(**values) for key, values in SETTINGS.items()}

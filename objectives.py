@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anpgd import AnPgd, Search, Shortest
 from config import Config
+from ddn import Ddn
 from losses import LOSSES
 from pgd import InnerPgd, LossFn, PgdFn, pgd
 from processes.replica import Replica
@@ -133,10 +134,11 @@ class Standard:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """Adversarial training (Madry et al. 2018): the mean loss at the point within eps where PGD finds it largest."""
+    """Adversarial training (Madry et al. 2018): the mean loss at the point within eps where PGD finds it largest; with DDN at
+    the nearest adversarial image (Rony et al. 2019)."""
 
     loss_fn: LossFn
-    attack: InnerPgd
+    attack: InnerPgd | Ddn
 
     def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
         """`start.eps` is the radius of each row's ball."""
@@ -214,6 +216,8 @@ def objective_of(
             wants_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
+    if config.method == "ddn":
+        return Adversarial(clean_loss_fn, Ddn(config.nb_iter, clean_loss_fn))
     if config.method == "trades":
         return Trades(clean_loss_fn, config.trades_beta, inner)
     return Standard(clean_loss_fn) if config.method == "std" else Adversarial(clean_loss_fn, inner)
@@ -227,7 +231,7 @@ def _finite(*losses: Tensor) -> Tensor:
     return torch.stack([loss.detach().isfinite() for loss in losses]).all(dim=0)
 
 
-def _odi_passes(start: AttackStart, attack: InnerPgd, attacked: Tensor | None = None) -> Tensor:
+def _odi_passes(start: AttackStart, attack: InnerPgd | Ddn, attacked: Tensor | None = None) -> Tensor:
     if start.odi_weights is None:
         return torch.zeros((), dtype=torch.float64, device=start.eps.device)
     climbs = start.odi_weights.any(dim=1)

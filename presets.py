@@ -5,8 +5,10 @@ Radii are in input units: images live in [0, 1], so 8/255 under Linf, 2.0 under 
 
 from __future__ import annotations
 
+from typing import Any
+
 Key = tuple[str, str]  # data set, norm
-Values = dict[str, object]  # fields of `config.Config`
+Values = dict[str, Any]  # fields of `config.Config`
 
 PUBLISHED_MAXEPS: dict[Key, tuple[float, ...]] = {
     ("digits", "Linf"): (0.3,),
@@ -129,16 +131,18 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
     values, method = dict(RECIPES.get(str(recipe), {}).get(key, {})), method or "mma"
     if values and key[0] in ("cifar10", "imagefolder"):
         steps = _STEPS[SMALL if network == SMALL else ""]
-        like = {"omma": "mma", "std": "mma", "pgdls": "pgd"}.get(method, method)
+        like = {"omma": "mma", "std": "mma", "pgdls": "pgd", "ddn": "pgd"}.get(method, method)
         values |= {"max_steps": steps[like]} | ({"batch_size": 128} if network == SMALL else {})
         values |= {"nb_iter": 3} if like in ("pgd", "trades") else {}
-    leaves_out = (*(() if method in ("mma", "omma") else MMA_ONLY), *(ATTACK_ONLY if method == "std" else ()))
+    if values and method == "ddn":  # its radius moves by a twentieth a step: more steps, of as many passes as PGD
+        values |= {"nb_iter": 20, "max_steps": values["max_steps"] * (values["nb_iter"] + 1) // 21}
+    leaves_out = (*(() if method in ("mma", "omma") else MMA_ONLY), *(ATTACK_ONLY if method in ("std", "ddn") else ()))
     values = {name: value for name, value in values.items() if name not in leaves_out}
     return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
 
 USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some methods only
-    "train_eps": ("pgd", "pgdls", "trades"),
+    "train_eps": ("pgd", "pgdls", "trades", "ddn"),
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
     "clean_loss_coeff": ("mma", "omma", "std"),

@@ -69,6 +69,8 @@ def _contradictions(config: Config) -> Iterator[str | None]:
     if config.enlarges_margins and config.attack_mineps > config.search_maxeps:
         end = f"the end of the search, 1.05 * hinge_maxeps = {config.search_maxeps:g}"
         yield f"--attack_mineps {config.attack_mineps:g}: above {end}; lower it or raise --hinge_maxeps"
+    if method == "ddn" and config.norm != "L2":
+        yield "--method ddn: is an attack under L2: give --norm L2, or choose another method"
     if config.num_search_steps > MOST_SEARCH_STEPS:
         most = f"{MOST_SEARCH_STEPS} halvings are the most that float32 can tell apart"
         yield f"--num_search_steps {config.num_search_steps}: {most}: choose fewer"

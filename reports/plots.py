@@ -42,7 +42,7 @@ from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, r
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-OWNERS = ("std", "pgd", "trades", "mma", "omma", "pgdls")  # the methods to which they belong, in this order
+OWNERS = ("std", "pgd", "trades", "mma", "omma", "ddn", "pgdls")  # the methods to which they belong, in this order
 # Each as matplotlib calls it, and as plotly does.
 MARKERS = dict(
     zip("os^DvPX", ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)

@@ -35,7 +35,15 @@ from records.reading import is_number, parse_json, read_margins
 from validation import stored_config
 
 # In words, in the order of a table's rows; so are the attacks.
-METHODS = {"std": "standard training", "pgd": "PGD", "pgdls": "PGDLS", "trades": "TRADES", "omma": "OMMA", "mma": "MMA"}
+METHODS = {
+    "std": "standard training",
+    "pgd": "PGD",
+    "pgdls": "PGDLS",
+    "trades": "TRADES",
+    "ddn": "DDN",
+    "omma": "OMMA",
+    "mma": "MMA",
+}
 STRONGEST = "strongest of white-box and transferred PGD"
 ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": STRONGEST, "cw": "Carlini-Wagner ℓ2"}
 Rows: TypeAlias = pd.DataFrame  # what `frame` gives, or a part of it

@@ -21,8 +21,9 @@ MAY_IMPORT = {  # rows of names share what they may import
     "flags": "config errors presets records validation",
     "pgd": "utils",  # attacks know neither losses nor networks, which are arguments
     "anpgd": "pgd utils",
+    "ddn": "losses pgd utils",
     "hardware": f"pgd {LOW}",
-    "objectives": "anpgd config losses pgd processes utils",
+    "objectives": "anpgd config ddn losses pgd processes utils",
     "check": "anpgd config hardware loading losses pgd processes utils",
     "training": f"anpgd check config hardware loading losses networks objectives pgd processes {LOW}",
     "trainer": "check config hardware loading networks objectives pgd processes training utils",
