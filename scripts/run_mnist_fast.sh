@@ -55,6 +55,8 @@ for d_max in 2.0 4.0 6.0; do
   run mnist-L2-OMMA-$d_max-sd0-fast --norm L2 --method omma --hinge_maxeps $d_max
   for method in MMA OMMA; do attack_l2 mnist-L2-$method-$d_max-sd0-fast; done
 done
+run mnist-L2-DDN-2.0-sd0-fast --norm L2 --method ddn --train_eps 2.0
+attack_l2 mnist-L2-DDN-2.0-sd0-fast
 
 for seed in 0 1 2; do  # all test images, last
   pgd mnist-Linf-MMA-0.45-sd$seed-fast --eps 0.3 0.4

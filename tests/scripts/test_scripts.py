@@ -15,7 +15,7 @@ TRAINS = {
     "run_cifar10_training.sh": (12, "trained_models"),
     "run_mnist_baselines.sh": (15, "trained_models"),
     "run_cifar10_baselines.sh": (20, "trained_models"),
-    "run_mnist_fast.sh": (17, "trained_models"),
+    "run_mnist_fast.sh": (18, "trained_models"),
     "run_cifar10_small_study.sh": (9, "trained_models"),
     "run_digits_table.sh": (21, "benchmarks/digits"),
     "first_gpu_hour.sh": (2, "runs/gpu"),
