@@ -44,7 +44,11 @@ def mma(name: str, network: nn.Module | None = None) -> nn.Module:
         from records import checkpoint, pretrained
 
         try:
-            found = pretrained.load_pretrained(name)
+            if not isinstance(name, str | Path) or not isinstance(network, nn.Module | None):
+                raise UserError(
+                    f"name={name!r}, network={network!r}: a name or path, and an instance of a module or None"
+                )
+            found = pretrained.load_pretrained(str(name).rstrip("/"))
             if network is None:
                 kind = found.config.network
                 if not _networks("names").is_built_in(kind):

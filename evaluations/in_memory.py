@@ -2,6 +2,7 @@
 
 N images, B of them together, ... any image shape, C classes. Images in [0, 1]; eps is a radius in the same unit. The network
 is any module from images to logits (N, C). It runs in eval mode and is left as it was; so are images and torch's generators.
+A result that is pickled comes back as a plain namespace of the same names, as this file's code may not be at hand there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,6 +36,9 @@ class Margins(NamedTuple):
     x_adv: Tensor  # (N, ...) in [0, 1]; the image itself where none was found
     found: Tensor  # (N,) bool: x_adv is misclassified; a tie and an output that is not a number count as that
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(SimpleNamespace, **self._asdict()), ()
+
 
 class RobustAccuracy(NamedTuple):
     """How many of N images are classified right and stay so."""
@@ -41,6 +47,9 @@ class RobustAccuracy(NamedTuple):
     flags: Tensor  # (N,) bool: no attack broke it
     interval: tuple[float, float]  # the 95 % Wilson interval of accuracy
     attack: str  # what attacked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(SimpleNamespace, **self._asdict()), ()
 
 
 def margins(
@@ -59,7 +68,7 @@ def margins(
     anpgd = AnPgd(InnerPgd(norm, steps, soft_logit_margin), search, projections, targets)
 
     def measure(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
-        with _examined(model, x, y, batch_size) as (y, logits):
+        with _examined(model, x, y, batch_size) as (x, y, logits):
             x_adv, found = x.clone(), _misclassified(logits, y)
             right = (~found).nonzero().squeeze(1)
             for rows in right.split(batch_size) if len(right) else ():
@@ -113,8 +122,8 @@ def robust_accuracy(
         from evaluations.autoattack import stands  # and all that the evaluations load
 
     def measure(model: nn.Module, x: Tensor, y: Tensor) -> RobustAccuracy:
-        shared: dict[str, Any] = {"eps": eps, "seed": seed, "batch_size": min(batch_size, len(x))}
-        with _examined(model, x, y, batch_size) as (y, logits):
+        with _examined(model, x, y, batch_size) as (x, y, logits):
+            shared: dict[str, Any] = {"eps": eps, "seed": seed, "batch_size": min(batch_size, len(x))}
             if attack == "autoattack":
                 flags, name = stands(model, x, y, logits, norm=norm, **shared)
             else:
@@ -127,26 +136,51 @@ def robust_accuracy(
 
 
 @contextmanager
-def _examined(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels as whole numbers of 64 bits, and the (N, C) logits; inside, the network is frozen in eval mode.
+def _examined(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The images, labels as whole numbers of 64 bits, and the (N, C) logits; inside, the network is frozen in eval mode, and
+    neither autocast nor inference mode holds.
 
     :raises ValueError: if images, labels and network do not fit each other.
     """
+    for name, given, kind in (("the network", model, nn.Module), ("images", x, Tensor), ("labels", y, Tensor)):
+        if not isinstance(given, kind):
+            raise ValueError(f"{name}: of type {type(given).__name__}: give a {kind.__module__}.{kind.__qualname__}")
     if not len(x) or not x.is_floating_point() or not ((x >= 0) & (x <= 1)).all():
         seen = f"{x.dtype}, from {x.min():.4g} to {x.max():.4g}" if x.numel() else "none"
         raise ValueError(
             f"images: {seen}: give floating-point numbers in [0, 1], and put any normalisation into the network"
         )
-    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} or {x.dtype}
+    if not types <= {torch.float32, torch.float64}:
+        coarse = ", ".join(map(str, types))
+        raise ValueError(
+            f"the network: in {coarse}, too coarse for an attack to end at the boundary: give model.float()"
+        )
+    if x.dtype not in types:
+        raise ValueError(f"images: {x.dtype}, the network is in {', '.join(map(str, types))}: give images of its type")
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels: {y.dtype} {tuple(y.shape)}: give {len(x)} whole numbers, one an image")
-    with untouched(model, x.device):
+    plain = torch.inference_mode(False), torch.autocast(x.device.type, enabled=False)
+    with plain[0], plain[1], untouched(model, x.device):
+        x, y = x.clone(), y.long()
+        with torch.no_grad():
+            answer = model(x[:1])
+        if not isinstance(answer, Tensor):
+            raise ValueError(
+                f"the network: gives a {type(answer).__name__}, not logits: wrap it in a module that returns them"
+            )
         logits = clean_logits(model, x, min(batch_size, len(x)))
         classes = logits.shape[1] if logits.dim() == 2 else 0
         if classes < 2:
             raise ValueError(f"the network: gives {tuple(logits.shape)} for {len(x)} images: two or more logits each")
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(f"labels: from {y.min()} to {y.max()}, but the network has the classes 0 to {classes - 1}")
-        yield y.long(), logits
+        try:
+            yield x, y, logits
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise ValueError("the network: no gradient reaches the images through it: let it not detach them") from None
 
 
 def _misclassified(logits: Tensor, y: Tensor, least: float = 0) -> Tensor:
@@ -156,6 +190,8 @@ def _misclassified(logits: Tensor, y: Tensor, least: float = 0) -> Tensor:
 
 def _require_radius(norm: str, name: str, value: float) -> None:
     _require_choice("norm", norm, GEOMETRY)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r}: must be a number")
     if not 0 < value < math.inf or (norm == "Linf" and value > 1):
         raise ValueError(f"{name} {value:g}: must be above 0 and {'at most 1' if norm == 'Linf' else 'finite'}")
 

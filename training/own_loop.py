@@ -45,8 +45,8 @@ class MmaObjective:
             raise ValueError(
                 f"eps_min {eps_min:g}: must be above 0 and at most {SEARCH_END} d_max = {SEARCH_END * d_max:g}"
             )
-        if count < 1 or steps < 1 or not 0 <= alpha <= 1:
-            raise ValueError(f"count {count}, steps {steps}: at least 1; alpha {alpha:g}: between 0 and 1")
+        if not isinstance(count, int) or not isinstance(steps, int) or count < 1 or steps < 1 or not 0 <= alpha <= 1:
+            raise ValueError(f"count {count}, steps {steps}: whole numbers from 1; alpha {alpha:g}: between 0 and 1")
         search = Search(soft_logit_margin, SEARCH_END * d_max)
         shortest = AnPgd(InnerPgd(norm, steps, soft_logit_margin), search)
         self.loss = Mma(alpha, d_max, cross_entropy, cross_entropy, shortest)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -117,6 +118,15 @@ def test_robust_accuracy_of_a_line_equals_the_closed_form(zeros_and_ones, norm, 
     assert found.attack.startswith("AutoAttack" if settings.get("attack") else "PGD")
 
 
+class Answers(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
 X, Y, TEN = torch.full((4, 1, 8, 8), 0.5), torch.tensor([0, 1, 2, 3]), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 BAD_CALLS = [
     ("images: torch.float32, from -0.1 to 0.5", TEN, X - torch.eye(8) * 0.6, Y),
@@ -129,6 +139,13 @@ BAD_CALLS = [
     ("labels: torch.float32", TEN, X, Y.float()),
     ("labels: torch.int64 (3,)", TEN, X, Y[:3]),
     ("the network: gives (4, 1)", nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), X, Y * 0),
+    ("images: torch.float64, the network is in torch.float32", TEN, X.double(), Y),
+    ("images: of type ndarray: give a torch.Tensor", TEN, X.numpy(), Y),
+    ("labels: of type list", TEN, X, Y.tolist()),
+    ("the network: of type function", lambda x: TEN(x), X, Y),
+    ("the network: in torch.bfloat16, too coarse", copy.deepcopy(TEN).bfloat16(), X.bfloat16(), Y),
+    ("the network: gives a tuple, not logits", Answers(lambda x: (TEN(x), x)), X, Y),
+    ("the network: no gradient reaches the images", Answers(lambda x: TEN(x).detach()), X, TEN(X).argmax(1)),
 ]
 
 
@@ -144,7 +161,7 @@ RADIUS = {"margins": "max_eps", "robust_accuracy": "eps"}
 RADII = [("L2", math.nan), ("L2", math.inf), ("L2", 0), ("Linf", -0.1), ("Linf", 1.5)]
 OF_BOTH = [{"steps": 0}, {"batch_size": 0}, {"norm": "L1"}]
 OF_ONE = {
-    "margins": [{"projections": -1}, {"targets": 1.5}, {"targets": "most"}],
+    "margins": [{"max_eps": "8/255"}, {"projections": -1}, {"targets": 1.5}, {"targets": "most"}],
     "robust_accuracy": [{"restarts": 0}, {"protocol": "weak"}, {"attack": "fgsm"}, {"step_size": 0.0}, {"seed": -1}],
 }
 WRONG = [
@@ -157,8 +174,24 @@ WRONG = [
 @pytest.mark.parametrize(("entry", "wrong"), WRONG, ids=str)
 def test_settings_that_mean_nothing_are_refused(entry, wrong):
     name = next(iter(wrong))
-    with pytest.raises(ValueError, match=f"{name} .*must be above 0" if name == RADIUS[entry] else name):
+    with pytest.raises(ValueError, match=f"{name} .*must be (above 0|a number)" if name == RADIUS[entry] else name):
         getattr(hubconf, entry)(**{"norm": "Linf", RADIUS[entry]: 0.3, **wrong})
+
+
+@pytest.mark.parametrize("entry", ["margins", "robust_accuracy"])
+def test_results_are_the_same_inside_the_callers_modes_and_pickled(zeros_and_ones, entry):
+    model, x, y, _ = zeros_and_ones
+    settings = {"max_eps": 0.6} if entry == "margins" else {"eps": 0.1, "restarts": 2}
+    measure = getattr(hubconf, entry)("Linf", **settings)
+    plain = measure(model, x, y)
+    with torch.inference_mode():
+        found = measure(model, x.clone(), y.to(torch.uint16))
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = measure(model, x, y)
+    read = pickle.loads(pickle.dumps(plain))
+    for other in (found, coarse, read):
+        for name, value in plain._asdict().items():
+            assert torch.equal(getattr(other, name), value) if torch.is_tensor(value) else getattr(other, name) == value
 
 
 def test_two_classes_have_margins():
