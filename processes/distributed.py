@@ -124,8 +124,8 @@ ALONE = World()
 
 
 def local_rank() -> int:
-    """This process's number on its machine, as torchrun gives it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """This process's number on its machine, as torchrun gives it; what a shell was left with means nothing."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if launched_size() > 1 else 0
 
 
 def local_size() -> int:
@@ -136,14 +136,19 @@ def local_size() -> int:
 def launched_size() -> int:
     """How many processes a launcher started as one run; 1 without one.
 
-    :raises UserError: if its variables are there in part, as some environments leave them.
+    :raises UserError: if its variables are there in part, as some environments leave them, or no numbers.
     """
     text = os.environ.get("WORLD_SIZE", "1")
+    if text == "1":
+        return 1
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if text != "1" and (missing or not text.isdigit()):
-        raise UserError(
-            f"WORLD_SIZE={text} is set{f', {missing[0]} is not' if missing else ''}: start with torchrun, or unset WORLD_SIZE"
-        )
+    numbers = {name: os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "MASTER_PORT")} | {"WORLD_SIZE": text}
+    odd = [f"{name}={value}" for name, value in numbers.items() if not value.isdecimal()] + ["WORLD_SIZE=0"] * (
+        text == "0"
+    )
+    if missing or odd:
+        seen = f"WORLD_SIZE={text} is set, {missing[0]} is not" if missing else f"{odd[0]} is no such number"
+        raise UserError(f"{seen}: start with torchrun, or unset WORLD_SIZE")
     return int(text)
 
 

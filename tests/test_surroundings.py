@@ -15,6 +15,8 @@ import evaluate_on_pgd_attacks
 import train
 import utils
 from command_lines import SMALL, fails
+from errors import UserError
+from processes.distributed import launched_size
 from records.reading import read_settings
 from support import ROOT
 
@@ -99,7 +101,21 @@ def test_what_a_launcher_left_behind(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RANK", "1")
     fails(capsys, train.main, short, "WORLD_SIZE=2 is set, MASTER_ADDR is not")
     fails(capsys, train.main, [*short, "--seed", "x"], "--seed")
+    for name, value in (
+        ("MASTER_PORT", "x"),
+        ("RANK", "x"),
+        ("LOCAL_RANK", "x"),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "²"),
+    ):
+        whole = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+        with monkeypatch.context() as patch:
+            for own, other in (whole | {name: value}).items():
+                patch.setenv(own, other)
+            with pytest.raises(UserError, match=f"{name}={value} is no such number"):
+                launched_size()
     monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("LOCAL_RANK", "x")
     fails(capsys, train.main, [*short, "--seed", "x"], "--seed")
     assert train.main(short) == 0
 
