@@ -89,8 +89,9 @@ class Config:
     )
     classes: tuple[str, ...] | None = found("names of a folder's classes, in the order of the logits")
     image_shape: tuple[int, ...] | None = found("of a folder's images, channels first")
-    training_files: str | None = found("digest of the names of a folder's training images")
-    test_files: str | None = found("digest of a folder's test images: names, lengths and some of the content")
+    training_files: str | None = found("digest of a folder's training images: names, lengths and some of the content")
+    test_files: str | None = found("the same of its test images")
+    network_code: str | None = found("digest of the code of a network of somebody's own")
     by_images: tuple[str, ...] = found("settings that nobody gave, which follow from the number of images", ())
 
     recipe: str = opt(

@@ -28,6 +28,7 @@ from loading.datasets import Dataset, load_dataset
 from networks.build import build_model, try_out
 from networks.foreign import our_keys
 from networks.names import is_built_in, is_own
+from networks.own import code_of
 from networks.probes import probe
 from presets import CLASSES
 from processes.distributed import World, device_of, is_launched, launcher, local_size, main_of_process
@@ -72,7 +73,8 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
         return 0
     config, state = found.config, found.state
     data = load_data(config, world, device, teller)
-    config = dataclasses.replace(config, **data.found)
+    code = code_of(config.network) if is_own(config.network) else ""
+    config = dataclasses.replace(config, **data.found, network_code=code or None)
     if state is None:
         config = fitted(config, data, teller)
     trainer = new_trainer(config, data, world, None if state else config.pretrained, teller)
@@ -80,6 +82,10 @@ def run(config: Config, folder: RunFolder, argv: list[str], world: World, device
         world.together(lambda: resume.restore(trainer, state, folder))
         if state["config"].get("test_files") != config.test_files and world.is_first:
             warn(f"warning: {config.data_root}: its test images have changed: figures from here on are of the new ones")
+        if state["config"].get("network_code") != config.network_code and world.is_first:
+            warn(
+                f"warning: --network {config.network}: its code has changed since the run was saved: it may be another function"
+            )
     images = min(len(trainer.data.val), config.check_size or len(trainer.data.val))
     here = environment(device) | {"memory_layout": layout_for(device, config.precision, config.deterministic).name}
     here |= {"launcher": launcher()} if is_launched() else {}

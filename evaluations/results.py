@@ -248,7 +248,7 @@ def _is_sound(row: Row) -> bool:
         and all(is_number(length) or (search and length is None) for length in lengths)
         and len(images) == row["n"] > 0
         and (len(shares), len(lengths)) == ((3, 4 + row["n"]) if search else (6, 1))
-        and (search or {*images} <= {"0", "1"})
+        and (search or ({*images} <= {"0", "1"} and abs(row["robust_acc"] - images.count("1") / row["n"]) < 1e-6))
     )
 
 

@@ -167,7 +167,8 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     try:
         model, how = behind_standardisation(model, flags.standardise, found, foreign, images.shape[0])
     except ValueError as error:
-        raise UserError(f"checkpoint {file.path}: {error}") from None
+        what = f"checkpoint {file.path}" if flags.standardise is None else f"--standardise {flags.standardise!r}"
+        raise UserError(f"{what}: {error}") from None
     if is_own(network):
         try_out(network, model, images.split.everything().x[:2].cpu(), images.num_classes, to_train=False)
     model = model.to(device).eval().requires_grad_(False)
@@ -240,9 +241,9 @@ def _images(
         notes.append(f"--model: {flags.model} does not name its classes: they go by position{also}")
     if own is None or images.folder is None or own.test_files is None:
         return images, flags.split, notes
-    if flags.split != "test" and own.training_files != images.folder.listing:
+    if flags.split != "test" and own.training_files != images.folder.content:
         raise UserError(
-            f"--split {flags.split}: in {root} training images were added, removed or renamed after {flags.model} was "
+            f"--split {flags.split}: in {root} training images were added, removed or changed after {flags.model} was "
             f"trained, so nobody knows which were its {SPLITS[flags.split]} images: restore them, or leave --split out"
         )
     if flags.split == "test" and own.test_files != images.folder.content:

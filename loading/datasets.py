@@ -93,7 +93,10 @@ def load_dataset(
         about.append(f"{size / 2**30:.3g} GiB, more than half of the memory free on {device}: they stay on disk")
         stays = True
     train, val, test_split = (split.read_by(num_workers) if stays else split.in_memory() for split in splits)
-    found, words = _found(root, read, test), "; ".join(filter(None, about))
+    found = _found(root, read, test)
+    if found and found["training_files"] == found["test_files"]:
+        about.append("warning: the test images are the training images: an accuracy on them says nothing of others")
+    words = "; ".join(filter(None, about))
     return Dataset(train, val, test_split, read.num_classes, found, words, read.classes)
 
 
@@ -106,7 +109,7 @@ def _found(root: str, train: Part, test: Part) -> dict[str, Any]:
         "data_root": str(Path(root).expanduser().absolute()),
         "classes": train.classes,
         "image_shape": train.shape,
-        "training_files": train.folder.listing,
+        "training_files": train.folder.content,
         "test_files": test.folder.content,
     }
 

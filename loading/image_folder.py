@@ -6,6 +6,7 @@ C channels, H height, W width; pixels are uint8, turned upright where the camera
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
@@ -20,6 +21,7 @@ from torchvision.transforms.functional import center_crop, resize
 from errors import UserError, some
 
 GREY_MODES = ("1", "L", "LA")
+PLAIN_MODES = (*GREY_MODES, "RGB", "RGBA", "P", "PA")  # which grey or red, green and blue say whole
 ORIENTATION = 0x0112  # EXIF's tag; above 4: turned by a right angle
 HEADER_THREADS = 8  # a header is little work and, on a network disk, a long wait
 
@@ -42,7 +44,7 @@ def list_folder(
             f"image folder {folder.absolute()}: not there: --data_root must hold train/<class>/* and test/<class>/*"
         )
     parts = {
-        name: {path.name for path in (root / name).iterdir() if path.is_dir()}
+        name: {path.name for path in (root / name).iterdir() if path.is_dir() and not path.name.startswith(".")}
         for name in ("train", "test")
         if (root / name).is_dir()
     }
@@ -60,8 +62,11 @@ def list_folder(
         )
     paths: list[str] = []
     counts, unused = dict[str, int](), sorted(path.name for path in folder.iterdir() if path.name not in classes)
+    lie = {name: (folder / name).resolve() for name in classes}
     for name in classes:
-        files = _files(folder / name)
+        if same := [other for other in classes if other < name and lie[other] == lie[name]]:
+            raise UserError(f"image folder {(folder / name).absolute()}: is the same folder as {same[0]!r}: remove one")
+        files = _files(folder / name, root)
         images = [path for path in files if path.lower().endswith(IMG_EXTENSIONS)]
         if not images:
             raise UserError(
@@ -78,16 +83,16 @@ def list_folder(
     return paths, shape, counts, about + turned
 
 
-def _files(folder: Path) -> list[str]:
-    """Every file below the folder, in torchvision's order.
+def _files(folder: Path, root: Path) -> list[str]:
+    """Every file below the folder of a data set that lies in root, in torchvision's order.
 
-    :raises UserError: for a link that leads to a folder it lies in, which would give the same images again and again.
+    :raises UserError: for a link to a folder it lies in, or to another class, which would give the same images again.
     """
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         for link in filter(Path.is_symlink, (Path(place, name) for name in folders)):
-            if link.resolve() in [above.resolve() for above in link.parents]:
-                raise UserError(f"image folder {link.absolute()}: is a link to a folder it lies in: remove it")
+            if link.resolve().is_relative_to(root.resolve()) or folder.resolve().is_relative_to(link.resolve()):
+                raise UserError(f"image folder {link.absolute()}: is a link to a folder of this data set: remove it")
         found.append((place, sorted(names)))
     return [str(Path(place, name)) for place, names in sorted(found) for name in names]
 
@@ -103,19 +108,21 @@ def _common_shape(paths: list[str], image_size: int | None) -> tuple[tuple[int, 
                 f"image {Path(path).absolute()}: {header[0]}x{header[1]} pixels where {Path(paths[0]).name} has "
                 f"{width}x{height}: give --image_size S, the side to which all are resized and cropped"
             )
-    greys, transparent = sum(grey for _, _, grey, _ in headers), sum(seen_through for *_, seen_through in headers)
+    modes = Counter(mode for _, _, mode, _ in headers)
+    greys, transparent = sum(modes[mode] for mode in GREY_MODES), sum(seen_through for *_, seen_through in headers)
     all_grey = greys == len(headers)
     words = f"; {greys} grey, repeated in three channels" if greys and not all_grey else ""
     words += f"; {transparent} with transparency, which is dropped" if transparent else ""
+    words += "".join(f"; {modes[mode]} converted from {mode}" for mode in modes if mode not in PLAIN_MODES)
     return (1 if all_grey else 3, image_size or height, image_size or width), words
 
 
-def _header(path: str) -> tuple[int, int, bool, bool]:
-    """Width, height, whether it is grey, and whether it has transparency."""
+def _header(path: str) -> tuple[int, int, str, bool]:
+    """Width, height, Pillow's mode, and whether it has transparency."""
     with _opened(path) as image:
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4  # of a TIFF, PIL has done it
         size = image.size[::-1] if turned else image.size
-        return (*size, image.mode in GREY_MODES, image.has_transparency_data)
+        return (*size, image.mode, image.has_transparency_data)
 
 
 def read_image(path: str, shape: tuple[int, int, int], image_size: int | None = None) -> np.ndarray:
@@ -140,8 +147,9 @@ def read_image(path: str, shape: tuple[int, int, int], image_size: int | None = 
 def _opened(path: str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
+            raw = [args if isinstance(args, str) else str(args[0]) for *_, args in image.tile if args]
+            if image.mode[0] in "IF" or any(";16" in mode for mode in raw):
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format != "MPO":  # a camera's JPEG with a preview behind the picture
                 raise ValueError(f"{pages} pages or frames in one file, save each by itself")

@@ -38,8 +38,10 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         if not isinstance(model, nn.Module):
             raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
         with torch.no_grad():
-            found = tuple(model.eval()(torch.zeros(2, channels, height, width)).shape)
-        if found != (2, num_classes):
+            logits = model.eval()(torch.zeros(2, channels, height, width))
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"it gives a {type(logits).__name__} instead of logits")
+        if (found := tuple(logits.shape)) != (2, num_classes):
             raise ValueError(f"it gives {found} for 2 images instead of (2, {num_classes}) logits")
     except (Exception, SystemExit) as error:  # anyone's own code
         called = f"it is called with {', '.join(map(str, shape))} (channels, height, width, classes)"
@@ -67,6 +69,8 @@ def try_out(network: str, model: nn.Module, x: Tensor, classes: int, to_train: b
                     if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
                         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                         raise ValueError(f"it gives {found} instead of {(len(images), classes)} logits")
+                    if to_train and logits.isnan().any():
+                        raise ValueError("its logits are not a number")
                     if logits.requires_grad:
                         logits.float().logsumexp(1).sum().backward()
                     if to_train and pixels.grad is None:

@@ -10,6 +10,7 @@ their `forward` say, does not find them, nor does pickle.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -60,10 +61,34 @@ def load_own(network: str) -> Callable[..., Any]:
 
 
 def code_of(network: str) -> str:
-    """A digest of the file that `network` names; none of an installed package's."""
+    """A digest of the file that `network` names and of those beside it that it imports; none of an installed package's."""
     where = network.rpartition(":")[0]
     file = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ""
+    files = _with_imports(file.resolve(), []) if file.is_file() else []
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12] if files else ""
+
+
+def _with_imports(file: Path, found: list[Path]) -> list[Path]:
+    """`found` with the file and, in turn, what it imports out of its folder or its package, as far as its text says."""
+    found.append(file)
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except SyntaxError:
+        return found
+    named: list[tuple[Path, str]] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            named += [(file.parent, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            place = file.parents[max(node.level, 1) - 1]
+            module = node.module or ""
+            named += [(place, module), *((place, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)]
+    for place, name in named:
+        path = place.joinpath(*name.split("."))
+        for other in (path.with_suffix(".py"), path / "__init__.py"):
+            if other.is_file() and other not in found:
+                _with_imports(other, found)
+    return found
 
 
 def _load(where: str, file: Path | None) -> tuple[Modules, ModuleType]:

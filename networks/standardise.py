@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from .foreign import MEAN, STD, OurKeys
 from .resnets import PerImageStandardize
 
-FORM = "image, none, or the means of all channels and then their standard deviations, as 0.49,0.48,0.45,0.25,0.24,0.26"
-
 
 class Normalise(nn.Module):
     """(x - mean) / std by channel, as torchvision's `Normalize`."""
@@ -32,6 +30,12 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+def form(channels: int) -> str:
+    """What may be given for images of so many channels, in words."""
+    example = "0.13,0.31" if channels == 1 else "0.49,0.48,0.45,0.25,0.24,0.26"
+    return f"image, none, or the means of all channels and then their standard deviations, as {example}"
+
+
 def standardisation(text: str, channels: int) -> nn.Module:
     """`image`: each image by its own mean and deviation; `none`; `M1,M2,M3,S1,S2,S3`: by channel -> the module.
 
@@ -42,10 +46,12 @@ def standardisation(text: str, channels: int) -> nn.Module:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"give {FORM}") from None
+        raise ValueError(f"give {form(channels)}") from None
     mean, std = numbers[:channels], numbers[channels:]
     if len(mean) != len(std):
-        raise ValueError(f"{len(numbers)} numbers for images of {channels} channel{'s'[: channels > 1]}: give {FORM}")
+        raise ValueError(
+            f"{len(numbers)} numbers for images of {channels} channel{'s'[: channels > 1]}: give {form(channels)}"
+        )
     if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(
             "means are from 0 to 1 and deviations above 0, up to 1, as images are: divide those of bytes by 255"
@@ -87,9 +93,9 @@ def behind_standardisation(
         )
         raise ValueError(
             f"weights of another program: what it does to images before the first layer is {where}: add --standardise none "
-            f"(right for most of RobustBench), or {FORM}"
+            f"(right for most of RobustBench), or {form(channels)}"
         )
-    how = asked or str(said)
+    how = str(said) if asked is None else asked.strip().lower()
     if not foreign and how == ("image" if own and asked else "none"):
         return model, ""
     first = standardisation(how, channels)

@@ -113,7 +113,11 @@ def _parse(raw: bytes, path: Path, needed: Mapping[str, type] | None = None) -> 
             f"checkpoint {path}: not tensors and plain values ({why_refused(raw, str(path), error)}"
         ) from None
     if not isinstance(content, dict):
-        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: {ANOTHER}")
+        parts = list(content) if isinstance(content, list | tuple) else []
+        place, cure = next((at for at, part in enumerate(parts) if isinstance(part, dict)), None), ANOTHER
+        if place is not None:
+            cure = f'keep its weights, with torch.save(torch.load({str(path)!r})[{place}], "weights.pt")'
+        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, not a dict: {cure}")
     if CHECKSUM in content:
         expected = content.pop(CHECKSUM)
         try:

@@ -35,7 +35,13 @@ def weights_in(content: Mapping[str, Any], file: str) -> dict[str, Tensor]:
     """
     for weights in (*(content[name] for name in WEIGHTS if name in content), content):
         if _is_state_dict(weights):
-            return dict(weights)
+            return {
+                key: tensor for key, tensor in weights.items() if key != "n_averaged"
+            }  # torch's AveragedModel counts
+    bare = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    beside = [value for value in content.values() if not isinstance(value, Tensor)]
+    if _is_state_dict(bare) and all(isinstance(value, int | float | str | np.number | None) for value in beside):
+        return bare
     if whole := [key for key in content if isinstance(key, str) and _is_state_dict(content[key])]:
         raise ValueError(
             f"no weights under {', '.join(WEIGHTS[:4])}, but {_named(whole)} could be: keep one of them, with "
@@ -58,7 +64,9 @@ def from_safetensors(raw: bytes) -> dict[str, Any] | None:
         raise ValueError("safetensors files need their package: pip install safetensors") from None
     try:
         described = json.loads(raw[8 : 8 + length]).get("__metadata__", {})
-        config = json.loads(described.get("config", "null"))
+        config = None
+        with suppress(ValueError):  # of another program, whose config is what it likes
+            config = json.loads(described.get("config", "null"))
         return {"model": safetensors.torch.load(raw), "config": config}
     except (ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"damaged safetensors file ({error}): name another file") from None
@@ -75,7 +83,12 @@ def _named(keys: Any) -> str:
 
 
 def accuracy_in(content: Mapping[str, Any]) -> float | None:
-    """The clean accuracy that a file itself names, as a fraction: the largest, if there are several; of training none."""
+    """The clean accuracy that a file itself names, as a fraction: the largest, if there are several; of training none. Ours name
+    that of their check."""
+    checks = content.get("metrics")
+    for split in ("test", "val"):
+        if isinstance(checks, Mapping) and isinstance(own := checks.get(split), Mapping) and "clean_acc" in own:
+            return float(own["clean_acc"])
     values = [
         float(value)
         for key, value in content.items()
@@ -101,9 +114,11 @@ def why_refused(raw: bytes, file: str, error: Exception) -> str:
         names: list[str] = []
         with suppress(Exception), torch.serialization.safe_globals(SAFE):  # of old or damaged files
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw)))
-        key = next((key for key in WEIGHTS if isinstance(top.get(key), Mapping | _Stub)), "model")
         asks = f"it asks to run code, which is refused{': ' if names else ''}{_named(names) if names else ''}"
-        save = f"{load}[{key!r}]" + (".state_dict()" if isinstance(top.get(key), _Stub) else "")
+        key = next((key for key in WEIGHTS if isinstance(top.get(key), Mapping | _Stub)), None)
+        save = load if key is None else f"{load}[{key!r}]" + (".state_dict()" if isinstance(top[key], _Stub) else "")
+        if any("numpy" in said for said in (*names, str(error))) and key is None:  # a state dict of arrays
+            save = f"{{key: torch.as_tensor(value) for key, value in {save}.items()}}"
         return f"{asks}; there is {_named(top)}): " + trusted.format(save)
     return "truncated, damaged, or another kind of file): name another file"
 

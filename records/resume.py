@@ -143,7 +143,7 @@ def restore(trainer: Resumable, state: State, folder: RunFolder) -> None:
     if not what and len(state["eps"]) != images:
         what = f"{len(state['eps'])} images, and there are {images} now"
     elif not what and there.training_files != here.training_files:
-        what = "other images than those in --data_root now, their names differ"
+        what = "other images than those in --data_root now"
     if what:
         raise UserError(
             f"--resume: {folder.path} was trained on {what}: restore the data, or choose another --savepath"

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from config import BEST_BY, SPLITS
 from errors import UserError, exits_on_user_error
-from evaluations.results import Row, is_standard
+from evaluations.results import Row, function_of, is_standard
 from flags import Parser
 from records.checkpoint import load_model_file
 from reports import plots
@@ -46,7 +46,8 @@ def evaluations(run: Run, sha256: str | None) -> tuple[list[str], list[str]]:
     """A table, of this very checkpoint: a line for each attack and radius. And what must be said below."""
     rows = [row for split in SPLITS for row in frame([run], split)["row"]]
     stale = dict.fromkeys(row["file"] for row in rows if sha256 and row["model_sha256"] != sha256)
-    rows = [row for row in rows if row["file"] not in stale]
+    others = dict.fromkeys(row["file"] for row in rows if function_of(row)[1])
+    rows = [row for row in rows if row["file"] not in stale and not function_of(row)[1]]
     header = ["attack", "ε", "clean [%]", "robust [%], 95 % interval", "images", "effort"]
     lines = []
     for row in rows:
@@ -64,12 +65,16 @@ def evaluations(run: Run, sha256: str | None) -> tuple[list[str], list[str]]:
         attack = f"python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}"
         below.append(f"AutoAttack: not evaluated; `{attack}` does.")
     below += [f"`{file}` is of another checkpoint and is left out." for file in stale]
+    below += [
+        f"`{file}` has results with `--standardise`, another function of the weights: left out." for file in others
+    ]
     return Table(header, lines).markdown() if lines else ["Not evaluated."], below
 
 
 def front_matter(run: Run, sha256: str) -> str:
     """What the Hugging Face Hub reads at the head of a card; its values are JSON, which is YAML. Accuracies in per cent."""
     rows = [row for row in frame([run])["row"] if "eps" in row and row["model_sha256"] == sha256]
+    rows = [row for row in rows if not function_of(row)[1]]
     metrics = []
     if rows:
         most = max(rows, key=lambda row: row["n"])

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a run's name is a dollar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

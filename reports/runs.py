@@ -301,7 +301,8 @@ def read_run(folder: Path, checkpoint: str = "") -> Run:
         try:
             if path.name == "config.json":
                 content = parse_json(path.read_bytes())
-                config, environment = stored_config(content, path), content.get("environment") or {}
+                config, said = stored_config(content, path), content.get("environment")
+                environment = said if isinstance(said, dict) else {}
             elif rows := _rows_of(path, wanted, config, alone=bool(checkpoint)):
                 evaluations[path.name] = rows
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:

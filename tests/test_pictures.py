@@ -184,7 +184,7 @@ def make_grey(folder):
         (enlarge, "", ["images of 3x16x16, here they are 3x20x20", "give --image_size"]),
         (make_grey, "", ["images of 3x16x16, here they are 1x16x16: name a folder of such images"]),
         (enlarge, "--image_size 12", ["images of 3x16x16, here they are 3x12x12"]),
-        (add_one, "--split val", ["--split val", "added, removed or renamed", "leave --split out"]),
+        (add_one, "--split val", ["--split val", "added, removed or changed", "leave --split out"]),
         (add_one, "--split train", ["--split train", "training images", "restore them"]),
         (lambda folder: shutil.move(folder, "moved"), "", ["pictures/test: not there", "--data_root"]),
         (lambda folder: None, "--dataset digits --image_size 8", ["--image_size 8", "leave it out"]),
@@ -213,7 +213,10 @@ def test_what_an_evaluation_does_not_refuse(here):
         (rename_class, "other classes (only there: cat; only here: dog)"),
         (enlarge, "images of 3x16x16, here they are 3x20x20"),
         (add_one, "images, and there are"),
-        (lambda folder: (folder / "train/ant/000.png").rename(folder / "train/ant/0.png"), "their names differ"),
+        (
+            lambda folder: (folder / "train/ant/000.png").rename(folder / "train/ant/0.png"),
+            "other images than those in --data_root now",
+        ),
     ],
 )
 def test_what_resume_refuses(here, capsys, change, said):
@@ -309,11 +312,15 @@ def test_of_a_network_that_does_not_say_it_the_first_ones_are_its_own(here, caps
         assert [row["split"] for row in found] == ["test", "other"]
 
 
+def broken(row):
+    return {**row, "robust_acc": 0.0, "flags": "0" * row["n"]}
+
+
 def test_the_run_s_own_data_set_is_quoted_whichever_came_last(here):
     """A network of colour images, evaluated on a folder and on CIFAR-10, say."""
     assert attack() == 0
     own, before = figures(), content()
-    head = {**before, "dataset": "cifar10", "results": [{**row, "robust_acc": 0.0} for row in before["results"]]}
+    head = {**before, "dataset": "cifar10", "results": [broken(row) for row in before["results"]]}
     Path("run/eval_pgd_Linf.json").write_text(json.dumps({**head, "others": [before]}))
     assert figures() == own
 

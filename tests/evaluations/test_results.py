@@ -134,10 +134,28 @@ def test_another_code_of_the_network_is_another_network(run, capsys):
     assert "instead of the checkpoint's linear:Linear" in out and "done" not in out
     (second,) = subject_of(run, *named).rows("pgd")
     assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
+    Path("helper.py").write_text("FACTOR = 1\n")
+    with Path("net.py").open("a") as file:
+        file.write("from helper import FACTOR\n")
+    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" not in capsys.readouterr().out
+    Path("helper.py").write_text("FACTOR = -1\n")
+    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" not in capsys.readouterr().out, (
+        "nor of what it imports"
+    )
+    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" in capsys.readouterr().out
     evaluated("Linear", 0.06)
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
     assert attack(run, "--eps", 0.07, *named, "--standardise", "image", "--save_adv") == 0
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.07], "nor those of another standardisation"
+
+
+def test_an_accuracy_edited_by_hand_is_damage(run, capsys):
+    assert attack(run, "--eps", 0.05) == 0
+    edited = content(run)
+    edited["results"][0]["robust_acc"] = 1.0
+    (run / "eval_pgd_Linf.json").write_text(json.dumps(edited))
+    with pytest.raises(ValueError, match="a row of results is not what an evaluation writes"):
+        read_file(run / "eval_pgd_Linf.json")
 
 
 def test_saved_images_break_what_their_flags_say(run):

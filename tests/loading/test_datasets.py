@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 import urllib.error
+import zlib
 
 import numpy as np
 import pytest
@@ -106,6 +107,18 @@ def scan(path):
     first.save(path, save_all=True, append_images=rest)
 
 
+def sixteen_bits(path):
+    """A PNG of 12x12 pixels, 16 bits a colour, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 12, 12, 16, 2, 0, 0, 0))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(12 * (1 + 72)))) + chunk(b"IEND", b"")
+    )
+
+
 def in_both(change):
     return lambda folder: [change(folder / part) for part in ("train", "test")]
 
@@ -128,7 +141,11 @@ def in_both(change):
         (lambda f: images(1, 12)[0].convert("F").save(f / "train/bee/4.tiff"), r"4\.tiff.*8 bits"),
         (lambda f: scan(f / "train/bee/scan.tiff"), r"scan\.tiff: cannot be read \(3 pages or frames in one file"),
         (lambda f: scan(f / "train/bee/scan.webp"), r"scan\.webp: cannot be read \(3 pages or frames in one file"),
-        (lambda f: (f / "train/ant/back").symlink_to(f / "train"), "is a link to a folder it lies in"),
+        (lambda f: (f / "train/ant/back").symlink_to(f / "train"), "is a link to a folder of this data set"),
+        (lambda f: (f / "train/ant/more").symlink_to(f / "train" / "bee"), "is a link to a folder of this data set"),
+        (lambda f: (f / "train/ant/more").symlink_to(f / "test" / "ant"), "is a link to a folder of this data set"),
+        (in_both(lambda part: (part / "dog").symlink_to(part / "ant")), "dog: is the same folder as 'ant'"),
+        (lambda f: sixteen_bits(f / "train/bee/deep.png"), r"deep\.png.*8 bits"),
         (  # as a Mac and a Linux machine write the same é
             lambda f: [
                 (f / part / "cat").rename(f / part / name) for part, name in (("train", "\u00e9"), ("test", "e\u0301"))
@@ -183,10 +200,18 @@ def test_what_a_folder_holds_is_said(folder):
 
 def test_what_is_lost_or_made_up_of_a_picture_is_said(tmp_path):
     pictures(tmp_path, 10, 4, size=16)
-    for name, mode in (("a", "RGBA"), ("b", "L"), ("c", "LA")):
-        Image.new(mode, (16, 16)).save(tmp_path / "train" / "ant" / f"{name}.png")
+    for name, mode in (("a.png", "RGBA"), ("b.png", "L"), ("c.png", "LA"), ("d.jpg", "CMYK")):
+        Image.new(mode, (16, 16)).save(tmp_path / "train" / "ant" / name)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     about = load("imagefolder", tmp_path).about
-    assert "; 2 grey, repeated in three channels; 2 with transparency, which is dropped; test: " in about
+    assert "; 1 not used, no image in a class folder: .ipynb_checkpoints; " in about
+    assert (
+        "; 2 grey, repeated in three channels; 2 with transparency, which is dropped; 1 converted from CMYK; test: "
+        in about
+    )
+    shutil.rmtree(tmp_path / "test")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    assert "warning: the test images are the training images" in load("imagefolder", tmp_path).about
 
 
 @pytest.mark.parametrize(

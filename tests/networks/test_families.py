@@ -271,9 +271,15 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
         ("bytes", "give image, none"),
         ("0.5,0.5,0.5", "3 numbers for images of 1 channel"),
         ("127,64", "255"),
+        ("", "--standardise '': give image, none"),
+        (
+            "0.3",
+            "--standardise '0.3': 1 numbers for images of 1 channel: give image, none, or the means of all channels and then ",
+        ),
+        ("0.3;0.4", "as 0.13,0.31"),
     ):
         fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named, "--standardise", how], wrong)
-    plain = ["--standardise", "none"]
+    plain = ["--standardise", "NONE"]
     assert evaluate_on_pgd_attacks.main([*attack, *named, *plain]) == 0
     assert "standardise: none" in capsys.readouterr().out
     rows = json.loads((tmp_path / "eval_pgd_Linf.json").read_text())["results"]

@@ -78,6 +78,11 @@ class Net(torch.nn.Module):
         ),
         ("if self.training: raise OSError('gone')", "line 8: OSError: gone"),
         ("x = x.detach()", "no gradient reaches the images"),
+        (
+            "if self.training: x = x / 0 * 0",
+            "in train mode on 2 images that ask for a gradient (ValueError: its logits are not a number",
+        ),
+        ("return self.linear(x.flatten(1)), x", "TypeError: it gives a tuple instead of logits"),
     ],
 )
 def test_code_that_raises_in_a_step_is_one_line_before_the_first(tmp_path, monkeypatch, capsys, line, said):
@@ -234,6 +239,16 @@ def test_parameters_named_as_a_wrappers(theirs):
     assert train.main([*run, "1"]) == 0 and train.main([*run, "2", "--resume"]) == 0
     assert train.main([*SMALL, *network, "--pretrained", "run", "--savepath", "again", "--max_steps", "1"]) == 0
     assert evaluate_on_pgd_attacks.main([*ATTACK, *network, "--model", "run"]) == 0
+
+
+def test_resume_says_that_the_code_has_changed(theirs, capsys):
+    write(theirs, {"mine.py": "from part import Tiny\n", "part.py": NET})
+    run = [*SMALL, "--network", "mine.py:Tiny", "--savepath", "run", "--resume", "--max_steps"]
+    assert train.main([*run, "1"]) == train.main([*run, "2"]) == 0 and "code has changed" not in capsys.readouterr().err
+    write(theirs, {"part.py": NET.replace("self.linear(x", "-self.linear(x")})
+    assert (
+        train.main([*run, "3"]) == 0 and "--network mine.py:Tiny: its code has changed since" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

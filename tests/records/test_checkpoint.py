@@ -85,14 +85,16 @@ def test_no_flipped_byte_and_no_truncation_goes_unnoticed(tmp_path):
 def hold(model):
     """What people save beside their weights, and under which name."""
     state, one = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
-    return {name: {name: state, **one} for name in ("state_dict", "model_state_dict", "net", "network")}
+    found = {name: {name: state, **one} for name in ("state_dict", "model_state_dict", "net", "network")}
+    bare = {**state, "epoch": 3, "acc": 93.5, "n_averaged": torch.tensor(2)}
+    return found | {"bare": bare}
 
 
-@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "net", "network", "safetensors"])
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "net", "network", "bare", "safetensors"])
 def test_usual_containers(tmp_path, name):
     model, file = nn.Linear(3, 2), tmp_path / "theirs"
     if name == "safetensors":
-        safetensors.torch.save_file(model.state_dict(), file)
+        safetensors.torch.save_file(model.state_dict(), file, {"config": "not JSON"})
     else:
         torch.save(hold(model)[name], file)
     found = checkpoint.load_model_file(str(file))
@@ -112,6 +114,8 @@ class Settings:
         (lambda model: {"net": model, "epoch": 3}, "there is net, epoch"),
         (lambda model: {"net": model.state_dict(), "args": Settings()}, "there is net, args"),
         (lambda model: {"ema": model.state_dict(), "epoch": 3}, "ema could be"),
+        (lambda model: [3, model.state_dict()], "holds a list, not a dict"),
+        (lambda model: {key: value.numpy() for key, value in model.state_dict().items()}, "it asks to run code"),
     ],
 )
 def test_a_refusal_names_the_line_that_converts_the_file(tmp_path, monkeypatch, make, said, legacy):
@@ -203,3 +207,16 @@ def test_a_run_without_its_network_says_how_to_make_it():
     """As those whose settings and figures are committed, but not their weights."""
     with pytest.raises(UserError, match=r"train\.py --config \S*STD-sd0-fast/config\.json --savepath runs/mnist"):
         checkpoint.load_model_file(str(ROOT / "trained_models" / "mnist-Linf-STD-sd0-fast"))
+
+
+def test_our_own_file_names_the_accuracy_of_its_check(tmp_path):
+    """Which the sanity checks of an evaluation compare with theirs."""
+    config = {"dataset": "digits", "norm": "Linf", "network": "lenet5"}
+    for checks, said in (
+        ({"val": {"clean_acc": 0.9}, "test": {"clean_acc": 0.8}}, 0.8),
+        ({"val": {"clean_acc": 0.9}}, 0.9),
+        ({}, None),
+    ):
+        content = {"model": nn.Linear(3, 2).state_dict(), "config": config, "metrics": checks}
+        checkpoint.save(tmp_path / "model_best.pt", content)
+        assert checkpoint.load_model_file(str(tmp_path / "model_best.pt")).accuracy == said

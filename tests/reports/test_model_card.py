@@ -78,6 +78,20 @@ def test_another_checkpoint_is_left_out_and_a_run_that_is_not_finished_says_so(f
     assert "| steps | 2001 of 9000 |" in page and "| passes | 1 234 567 " in page
 
 
+def test_results_of_another_function_and_odd_values_are_left_out(folder):
+    other = row(0.123, 0.5, settings={"overrides": {"standardise": "image"}})
+    change(folder, rows=[row(0.1, 0.4), other])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"environment": "edited"}))
+    page = card(folder)
+    assert (
+        "| 0.123 |" not in page
+        and "ε 0.123" not in page
+        and "`eval_pgd_Linf.json` has results with `--standardise`" in page
+    )
+    assert "| machine | not recorded |" in page
+
+
 def test_a_readme_of_the_users_own_is_left_alone(folder, tmp_path, capsys):
     path = folder / "README.md"
     path.write_text("Mine.\n")

@@ -73,6 +73,12 @@ def test_margins(tmp_path, capsys, monkeypatch):
     fails(capsys, plots.main, ["margins", none], none / "margins.npy")
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    run = make_run(tmp_path / "x$_$y", {0.1: 0.8}, margins=True)
+    for kind in ("robustness", "margins"):
+        assert plots.main([kind, str(run), "--out", str(tmp_path / kind)]) == 0
+
+
 def test_the_end_of_a_search_is_no_margin(tmp_path):
     folder = make_run(tmp_path / "run", margins=True)
     eps = np.linspace(0.1, 0.3, 1200) * np.ones((6, 1))
