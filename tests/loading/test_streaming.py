@@ -128,17 +128,16 @@ def test_an_image_that_turns_out_damaged_ends_the_run_in_one_line(
     """Found when it is read; what was trained before is kept, and goes on once the image is mended."""
     split = load(folder).train
     path = Path(split.images.paths[int(batches.epoch_order(30, 0, 0)[20])])  # in the third batch
-    content, listed = path.read_bytes(), datasets.list_folder
+    content, described = path.read_bytes(), datasets._found
 
-    def list_folder(*given):
-        found = listed(*given)
-        if given[1] == "test":
-            damage(path)
+    def found_then_damaged(*given):
+        found = described(*given)
+        damage(path)
         return found
 
     argv = [*SMALL, "--streaming", "--num_workers", str(num_workers), "--max_steps", "5", "--savepath", "run"]
     with monkeypatch.context() as patched:
-        patched.setattr(datasets, "list_folder", list_folder)
+        patched.setattr(datasets, "_found", found_then_damaged)
         fails(capsys, train.main, argv, "error: image ", path.name, what)
     assert [r["step"] for r in rows(Path("run"))] == [1, 2] and not reading()
     path.write_bytes(content)
