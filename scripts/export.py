@@ -2,11 +2,12 @@
 
 python scripts/export.py RUN --to safetensors | robustbench | onnx | folder | vnnlib [--out PATH]
 
-RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config and its classes in the metadata.
-robustbench: a state dict for RobustBench's `Ding2020MMANet`, and its model_info JSON, of WRN-28-4 on colour images alone.
-onnx: the network itself, for batches of any size. folder: ready to upload, the run with its evaluations and card, and the network
-as anyone loads it, in float16 where nothing is lost; LeNet5 as safetensors, others as ONNX too. vnnlib: a folder for verifiers, the ONNX file with a VNN-LIB 2.0 property for
-each of the first test images at a radius of its own, and instances.csv as VNN-COMP has it.
+RUN is a committed run by name, or the path of a run folder. safetensors: the weights, with the run's config and its classes in the
+metadata. robustbench: a state dict for RobustBench's `Ding2020MMANet`, and its model_info JSON, of WRN-28-4 on colour images
+alone. onnx: the network itself, for batches of any size. folder: ready to upload, the run with its evaluations and card, and the
+network as anyone loads it, in float16 where nothing is lost; LeNet5 as safetensors, others as ONNX too. vnnlib: a folder for
+verifiers, the ONNX file with a VNN-LIB 2.0 property for each of the first test images at a radius of its own, and
+instances.csv as VNN-COMP has it.
 """
 
 from __future__ import annotations
@@ -195,19 +196,14 @@ def folder(source: Pretrained, model: nn.Module, images: Tensor, out: Path) -> l
         half = value.half() if value.is_floating_point() else value
         halves[key] = half if torch.equal(half.to(value.dtype), value) else value
     out.mkdir(parents=True, exist_ok=True)
-    kept = (
-        "config.json",
-        "metrics.jsonl",
-        source.path.name,
-        "margins.png",
-        *(path.name for path in run.glob("eval_*.json")),
-    )
-    for path in (run / name for name in kept if (run / name).exists() and run != out.resolve()):
-        shutil.copy2(path, out)
     written = write(safetensors(source, model, images, halves), model, images, out / "model")
     if source.config.network != "lenet5":
         written += write(onnx(source, model, images), model, images, out / "model")
-    write_atomically(out / "README.md", card(run, out).encode())
+    write_atomically(out / "README.md", card(run, out).encode())  # which may draw margins.png
+    kept = ("config.json", "metrics.jsonl", source.path.name, "margins.png")
+    for path in (*filter(Path.exists, (run / name for name in kept)), *run.glob("eval_*.json")):
+        if run != out.resolve():
+            shutil.copy2(path, out)
     return [*written, out / "README.md"]
 
 
