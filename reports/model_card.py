@@ -2,8 +2,9 @@
 
 python reports/model_card.py RUN RUN ...
 
-What the Hugging Face Hub reads, what the network is and how it is loaded, the command that trained it, data, machine, passes, every evaluation with its interval, margins, licence
-and sha256. What is not there is said to be missing. margins.png is drawn anew where margins.npy is at hand.
+What the Hugging Face Hub reads, what the network is and how it is loaded, the command that trained it, data, machine, passes,
+every evaluation with its interval, margins, licence and sha256. What is not there is said to be missing. margins.png is drawn
+anew where margins.npy is at hand.
 """
 
 from __future__ import annotations
