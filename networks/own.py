@@ -73,17 +73,17 @@ def _with_imports(file: Path, found: list[Path]) -> list[Path]:
     found.append(file)
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # the second for a NUL in it
         return found
     named: list[tuple[Path, str]] = []
     for node in nodes:
         if isinstance(node, ast.Import):
             named += [(file.parent, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            place = file.parents[max(node.level, 1) - 1]
+            place = file.parents[min(max(node.level, 1), len(file.parents)) - 1]
             module = node.module or ""
             named += [(place, module), *((place, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)]
-    for place, name in named:
+    for place, name in ((place, name) for place, name in named if name):
         path = place.joinpath(*name.split("."))
         for other in (path.with_suffix(".py"), path / "__init__.py"):
             if other.is_file() and other not in found:

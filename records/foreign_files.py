@@ -87,8 +87,10 @@ def accuracy_in(content: Mapping[str, Any]) -> float | None:
     that of their check."""
     checks = content.get("metrics")
     for split in ("test", "val"):
-        if isinstance(checks, Mapping) and isinstance(own := checks.get(split), Mapping) and "clean_acc" in own:
-            return float(own["clean_acc"])
+        own = checks.get(split) if isinstance(checks, Mapping) else None
+        said = own.get("clean_acc") if isinstance(own, Mapping) else None
+        if isinstance(said, float) and 0 < said <= 1:  # another program's may be anything
+            return said
     values = [
         float(value)
         for key, value in content.items()

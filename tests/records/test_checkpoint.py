@@ -215,6 +215,7 @@ def test_our_own_file_names_the_accuracy_of_its_check(tmp_path):
     for checks, said in (
         ({"val": {"clean_acc": 0.9}, "test": {"clean_acc": 0.8}}, 0.8),
         ({"val": {"clean_acc": 0.9}}, 0.9),
+        ({"test": {"clean_acc": "93 %"}, "val": {"clean_acc": 93.0}}, None),
         ({}, None),
     ):
         content = {"model": nn.Linear(3, 2).state_dict(), "config": config, "metrics": checks}
