@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anpgd import AnPgd, Search, Shortest
-from evaluations.repeated_pgd import RESTARTS, clean_logits, repeated_pgd
+from evaluations.repeated_pgd import RESTARTS, clean_logits, repeated_pgd, skip_below_of
 from evaluations.results import wilson
 from losses import logit_margin, soft_logit_margin
 from pgd import GEOMETRY, InnerPgd, pgd
@@ -127,6 +127,7 @@ def robust_accuracy(
             if attack == "autoattack":
                 flags, name = stands(model, x, y, logits, norm=norm, **shared)
             else:
+                shared["skip_below"] = skip_below_of(protocol, logit_margin(logits, y))
                 flags = repeated_pgd(model, x, y, torch.arange(len(x)), restarts=how, **shared).robust
                 name = f"PGD, {protocol} protocol, {steps} steps, {restarts} restarts"
         low, high = wilson(int(flags.sum()), len(flags))

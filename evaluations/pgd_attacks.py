@@ -12,7 +12,15 @@ from errors import UserError
 from evaluations import sanity
 from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import PgdFlags
-from evaluations.repeated_pgd import ODI_STEPS, RESTARTS, AttackState, clean_logits, loss_names, repeated_pgd
+from evaluations.repeated_pgd import (
+    RESTARTS,
+    STRONG,
+    AttackState,
+    clean_logits,
+    loss_names,
+    repeated_pgd,
+    skip_below_of,
+)
 from evaluations.results import (
     Row,
     accuracy_lines,
@@ -83,7 +91,8 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         given = subject.model, x[rows], y[rows], subject.test.numbers[rows]
         more: dict[str, Any] = {"eps": row["eps"], "seed": flags.seed, "batch_size": batch_size}
         try:
-            repeated_pgd(*given, restarts=restarts[: state.restart + 1], **more, state=state)
+            skip_below = skip_below_of(flags.protocol, clean[rows])
+            repeated_pgd(*given, restarts=restarts[: state.restart + 1], **more, state=state, skip_below=skip_below)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
@@ -159,7 +168,7 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
             # Few steps cross the ball too.
             settings["eps_iter"] = step_size or eps / min(of_reference, flags.nb_iter / 2.5)
         else:
-            settings |= {"odi_steps": ODI_STEPS, "eps_iter": step_size or eps / 3}
+            settings |= {**STRONG, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
 
     rows: list[Row] = []

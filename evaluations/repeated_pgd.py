@@ -18,6 +18,11 @@ from pgd import PgdFn, as_rows, class_weights, odi_start, weighted_logits
 from utils import EVALUATE, ODI, eval_mode, row_noise
 
 ODI_STEPS = 10  # of the steps of a restart that starts by ODI
+FULL_RESTARTS = (
+    3  # of the strong protocol; the later ones skip images that hardly gave way: their logit margin is still
+)
+SKIP_ABOVE = 0.6  # more than this share of the clean image's
+STRONG = {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE}  # as rows name it
 Uniform = Callable[[int, Sequence[int]], Tensor]  # stream, shape -> (B, *shape) on [0, 1), a row's own
 Restart = Callable[[nn.Module, Tensor, Tensor, Uniform], Tensor]  # model, x (B, ...), y (B,), draws -> (B, ...)
 
@@ -54,19 +59,24 @@ def repeated_pgd(
     seed: int = 0,
     batch_size: int = 200,
     state: AttackState | None = None,
+    skip_below: Tensor | None = None,
 ) -> AttackState:
     """(N, ...), (N,), (N,): each restart in turn, on the images that still stand.
 
     Judged at the last step of each restart, by `model` itself in eval mode. Batches hold survivors and are padded to full
     size, and a random start is a function of (seed, restart, eps, index), so that no result depends on how the images are
     packed. index: the images' numbers in their data set. eps: the radius of the restarts. state: where to go on, written
-    into; None begins.
+    into; None begins. skip_below: (N,) logit margins; after FULL_RESTARTS restarts an image that is not above
+    its own is left alone.
     """
     if state is None:
         state = AttackState(x.clone(), logit_margin(clean_logits(model, x, batch_size), y))
     bits = int.from_bytes(struct.pack(">d", eps), "big")  # so that each radius has starts of its own
     for number in range(state.restart, len(restarts)):
-        standing = state.robust.nonzero().squeeze(1)
+        attacked = state.robust
+        if skip_below is not None and number >= FULL_RESTARTS:
+            attacked = attacked & (state.margin > skip_below)
+        standing = attacked.nonzero().squeeze(1)
         for rows in standing.split(batch_size) if len(standing) else ():
             padded = _padded(rows, batch_size)
 
@@ -131,6 +141,11 @@ def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_si
 
 
 RESTARTS = {"paper": paper_restarts, "strong": strong_restarts}
+
+
+def skip_below_of(protocol: str, clean: Tensor) -> Tensor | None:
+    """(N,) logit margins of the clean images -> `skip_below` of this protocol."""
+    return SKIP_ABOVE * clean if protocol == "strong" else None
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

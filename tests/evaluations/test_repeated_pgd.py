@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from evaluations.repeated_pgd import AttackState, clean_logits, from_noise, repeated_pgd, strong_restarts
+from evaluations.repeated_pgd import (
+    FULL_RESTARTS,
+    SKIP_ABOVE,
+    AttackState,
+    clean_logits,
+    from_noise,
+    repeated_pgd,
+    skip_below_of,
+    strong_restarts,
+)
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd
@@ -157,3 +166,23 @@ def test_strong_pgd_breaks_what_steps_of_one_size_cannot_reach():
         for restarts in (constant, strong_restarts(pgd, 1, **how))
     ]
     assert left[0] >= 4 and left[1] == 0
+
+
+def test_images_that_hardly_gave_way_are_skipped_by_the_later_restarts():
+    brightness = torch.tensor([0.9, 0.8, 0.7])
+    x = torch.stack([brightness, torch.zeros(3)], 1).view(3, 1, 1, 2)  # its pixels are its logits, and 0 the class
+    attacked, y = [], torch.zeros(3, dtype=torch.long)
+
+    def restart(model, x, y, uniform):
+        """Leaves 0.1, 0.5 and 0.9 of the clean margin."""
+        attacked.append(x[:, 0, 0, 0].unique().tolist())
+        return x * (0.1 + 4 * (0.9 - x[..., :1]))
+
+    how = {"restarts": [restart] * (FULL_RESTARTS + 2), "eps": 0.9, "batch_size": 3}
+    for protocol, later in (("paper", 3), ("strong", 2)):
+        attacked.clear()
+        clean = logit_margin(clean_logits(nn.Flatten(), x, 3), y)
+        found = repeated_pgd(nn.Flatten(), x, y, torch.arange(3), **how, skip_below=skip_below_of(protocol, clean))
+        everyone = brightness.sort().values.tolist()
+        assert attacked == [everyone] * FULL_RESTARTS + [everyone[3 - later :]] * 2
+    assert found.robust.all() and (found.margin / clean > SKIP_ABOVE).tolist() == [False, False, True]
