@@ -9,6 +9,7 @@ anew where margins.npy is at hand.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -43,72 +44,37 @@ def effort_text(row: Row) -> str:
     return ", ".join(said) or "see the JSON"
 
 
-def evaluations(run: Run, sha256: str | None) -> tuple[list[str], list[str]]:
-    """A table, of this very checkpoint: a line for each attack and radius. And what must be said below."""
-    rows = [row for split in SPLITS for row in frame([run], split)["row"]]
-    stale = dict.fromkeys(row["file"] for row in rows if sha256 and row["model_sha256"] != sha256)
-    others = dict.fromkeys(row["file"] for row in rows if function_of(row)[1])
-    rows = [row for row in rows if row["file"] not in stale and not function_of(row)[1]]
-    header = ["attack", "ε", "clean [%]", "robust [%], 95 % interval", "images", "effort"]
-    lines = []
-    for row in rows:
-        radius = NONE
-        if "eps" in row:
-            radius = eps_text(row["eps"], run.images, row["norm"])
-            robust = with_interval(row["robust_acc"], row["ci95"])
-        else:
-            robust = "distances: " + ", ".join(NONE if q is None else f"{q:.3g}" for q in row["quartiles"])
-        attack, images = f"{ATTACKS[row['attack']]}, {NORMS[row['norm']]}", f"{row['n']} {row['split']}"
-        clean = with_interval(row["clean_acc"], row["clean_ci95"])
-        lines.append([attack, radius, clean, robust, images, effort_text(row)])
+def evaluations(run: Run, sha256: str | None) -> tuple[list[Row], list[str]]:
+    """The rows of this very checkpoint, as it is; and what must be said below their table."""
+    every = [row for split in SPLITS for row in frame([run], split)["row"]]
+    stale = dict.fromkeys(row["file"] for row in every if sha256 and row["model_sha256"] != sha256)
+    others = dict.fromkeys(row["file"] for row in every if function_of(row)[1])
+    rows = [row for row in every if row["file"] not in stale and not function_of(row)[1]]
     below = [f"- {file}: {why}" for file in run.evaluations if file not in stale for why in run.doubts(file)]
     if all(row["attack"] != "autoattack" for row in rows):
         attack = f"python evaluate_on_autoattack.py --model {shlex.quote(str(run.shown))}"
         below.append(f"AutoAttack: not evaluated; `{attack}` does.")
     below += [f"`{file}` is of another checkpoint and is left out." for file in stale]
-    below += [
-        f"`{file}` has results with `--standardise`, another function of the weights: left out." for file in others
-    ]
-    return Table(header, lines).markdown() if lines else ["Not evaluated."], below
+    left_out = "has results with `--standardise`, another function of the weights: left out."
+    return rows, below + [f"`{file}` {left_out}" for file in others]
 
 
-def front_matter(run: Run, sha256: str) -> str:
-    """What the Hugging Face Hub reads at the head of a card; its values are JSON, which is YAML. Accuracies in per cent."""
-    rows = [row for row in frame([run])["row"] if "eps" in row and row["model_sha256"] == sha256]
-    rows = [row for row in rows if not function_of(row)[1]]
-    metrics = []
-    if rows:
-        most = max(rows, key=lambda row: row["n"])
-        said = f"clean accuracy, {most['n']} test images, 95 % interval"
-        metrics.append((f"{said} {percent(*most['clean_ci95'])}", most["clean_acc"]))
-    for row in rows:
-        radius = f"{NORMS[row['norm']]} ε {eps_text(row['eps'], run.images, row['norm'])}"
-        said = f"robust accuracy, {ATTACKS[row['attack']]}, {radius}, {row['n']} test images, 95 % interval"
-        metrics.append((f"{said} {percent(*row['ci95'])}", row["robust_acc"]))
-    tags = ["adversarial-robustness", "adversarial-training", "mma-training", str(run.norm).lower()]
-    dataset = {"name": title(run.images), "type": run.config.dataset if run.config else run.images, "split": "test"}
-    lines = [
-        "---",
-        "license: mit",
-        "library_name: pytorch",
-        "pipeline_tag: image-classification",
-        f"tags: {json.dumps(tags)}",
-        *([f"datasets: {json.dumps([dataset['type']])}"] if dataset["type"] in ("mnist", "cifar10") else []),
-        "model-index:",
-        f"- name: {json.dumps(run.name)}",
-        "  results:",
-        '  - task: {"type": "image-classification"}',
-        f"    dataset: {json.dumps(dataset, ensure_ascii=False)}",
-        f"    metrics:{'' if metrics else ' []'}",
-    ]
-    for name, share in metrics:
-        metric = {"type": "accuracy", "name": name, "value": round(100 * share, 2)}
-        lines.append(f"    - {json.dumps(metric, ensure_ascii=False)}")
-    return "\n".join([*lines, "---", "", ""])
+def table_line(run: Run, row: Row) -> list[str]:
+    """Attack, radius, clean and robust accuracy or distances, images, effort."""
+    if "eps" in row:
+        radius, robust = eps_text(row["eps"], run.images, row["norm"]), with_interval(row["robust_acc"], row["ci95"])
+    else:
+        quartiles = (NONE if quartile is None else f"{quartile:.3g}" for quartile in row["quartiles"])
+        radius, robust = NONE, f"distances: {', '.join(quartiles)}"
+    attack, images = f"{ATTACKS[row['attack']]}, {NORMS[row['norm']]}", f"{row['n']} {row['split']}"
+    return [attack, radius, with_interval(row["clean_acc"], row["clean_ci95"]), robust, images, effort_text(row)]
 
 
-def percent(low: float, high: float) -> str:
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+def metric(said: str, share: float, interval: Sequence[float], n: int) -> dict[str, object]:
+    """An accuracy on n test images as the Hugging Face Hub reads it, in per cent."""
+    low, high = (100 * end for end in interval)
+    name = f"{said}, {n} test images, 95 % interval [{low:.1f}, {high:.1f}]"
+    return {"type": "accuracy", "name": name, "value": round(100 * share, 2)}
 
 
 def margins_picture(run: Run) -> str:
@@ -134,16 +100,30 @@ def card(folder: Path, place: Path | None = None) -> str:
     """
     run = read_run(folder)
     file = load_model_file(str(folder)) if (folder / "model_best.pt").exists() else None
-    table, below = evaluations(run, file.sha256 if file else None)
-    words = {"title": title, "methods": METHODS, "norms": NORMS, "best_by": BEST_BY, "in_cell": in_cell}
-    said = {"made": f"{MADE}{shlex.quote(str(run.shown))}`", "command": training_command(run.trained, str(run.shown))}
-    found = {"table": table, "below": below, "margins": margins_picture(run)}
-    parameters = sum(tensor.numel() for tensor in file.weights.values()) if file else 0
-    there = {path.name for path in (place or folder).glob("model.*")}
-    page = render(
-        "model_card.md.jinja", run=run, file=file, parameters=parameters, there=there, **words, **said, **found
+    rows, below = evaluations(run, file.sha256 if file else None)
+    header, metrics = ["attack", "ε", "clean [%]", "robust [%], 95 % interval", "images", "effort"], []
+    if tested := [row for row in rows if "eps" in row and row["split"] == "test"]:
+        most = max(tested, key=lambda row: row["n"])
+        metrics.append(metric("clean accuracy", most["clean_acc"], most["clean_ci95"], most["n"]))
+    for row in tested:
+        at = f"{NORMS[row['norm']]} ε {eps_text(row['eps'], run.images, row['norm'])}"
+        said = f"robust accuracy, {ATTACKS[row['attack']]}, {at}"
+        metrics.append(metric(said, row["robust_acc"], row["ci95"], row["n"]))
+    return render(
+        "model_card.md.jinja",
+        run=run,
+        file=file,
+        metrics=metrics,
+        made=f"{MADE}{shlex.quote(str(run.shown))}`",
+        command=training_command(run.trained, str(run.shown)),
+        table=Table(header, [table_line(run, row) for row in rows]).markdown() if rows else ["Not evaluated."],
+        below=below,
+        margins=margins_picture(run),
+        parameters=sum(tensor.numel() for tensor in file.weights.values()) if file else 0,
+        there={path.name for path in (place or folder).glob("model.*")},
+        json=functools.partial(json.dumps, ensure_ascii=False),
+        **{"title": title, "methods": METHODS, "norms": NORMS, "best_by": BEST_BY, "in_cell": in_cell},
     )
-    return (front_matter(run, file.sha256) if file else "") + page
 
 
 @exits_on_user_error
