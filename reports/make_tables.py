@@ -21,7 +21,6 @@ import numpy as np
 from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import nearest
 from evaluations.flags import SEARCHES
-from evaluations.results import Row
 from flags import Parser, number
 from reports import published
 from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, spread, title
@@ -82,31 +81,22 @@ def place(key: Key) -> str:
 
 def named(run: Run) -> str:
     """`MMA, d_max 0.45, recipe fast, ours`, and its folder."""
-    return f"{run.words_and_settings}, ours, {code(run.name)}"
+    settings = (f"{name} {value}" for name, value in run.settings.items())
+    return ", ".join([run.words, *settings, "ours", code(run.name)])
 
 
-def figure(rows: Rows, attack: str, column: str, decimals: int, missing: str = NOT_RUN) -> str:
-    """The accuracy under an attack, of most images; marked where it is doubted, with their number where it is not all."""
-    seen = rows[rows["attack"] == attack].sort_values("n")
-    if seen.empty:
-        return missing
-    row = seen.iloc[-1]
-    part = "" if row["n"] == TEST_IMAGES[row["images"]] else f" (n {row['n']})"
-    warning = f"{WARNING} " if column == "robust" and row["doubted"] else ""
-    return f"{warning}{row[column]:.{decimals}f}{part}"
-
-
-def over_seeds(rows: Rows, attack: str, eps: float | None) -> str:
-    """The mean over seeds on the first images that all were attacked on, robust at eps or clean; marked where doubted."""
+def accuracy(rows: Rows, attack: str, eps: float | None, decimals: int = 2, missing: str = NOT_RUN) -> str:
+    """The mean over seeds on the first images that all were attacked on, robust at eps or clean, with their number where it
+    is not all; marked where doubted. decimals: of one seed; several have one."""
     seen = rows[(rows["attack"] == attack) & (eps is None or rows["eps"] == round(eps or 0, 6))]
     if seen.empty or seen["run"].nunique() < rows["run"].nunique():
-        return NOT_RUN
+        return missing
     n = seen.groupby("run", sort=False)["n"].max().min()
     each = seen[seen["n"] == n if eps is None else seen["n"] >= n].drop_duplicates("run")
     shares = [row["clean_acc"] if eps is None else row["flags"][:n].count("1") / n for row in each["row"]]
     part = "" if n == TEST_IMAGES[each["images"].iloc[0]] else f" (n {n})"
     warning = f"{WARNING} " if eps is not None and each["doubted"].any() else ""
-    return warning + spread([100 * share for share in shares], 1 + (len(shares) == 1)) + part
+    return warning + spread([100 * share for share in shares], decimals if len(shares) == 1 else 1) + part
 
 
 def released(found: Rows) -> list[Table]:
@@ -122,7 +112,7 @@ def released(found: Rows) -> list[Table]:
         runs = list(rows["run"].unique())
         seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
         figures = [(said.clean, "pgd", None), (pgd, "pgd", eps), (said.autoattack, "autoattack", eps)]
-        cells = [f"{theirs:.2f} / {over_seeds(rows, attack, at)}" for theirs, attack, at in figures]
+        cells = [f"{theirs:.2f} / {accuracy(rows, attack, at)}" for theirs, attack, at in figures]
         cost = cost_cells(runs)
         script = f"`scripts/run_{key[0]}_{'fast' if runs and runs[0].trained.recipe == 'fast' else 'training'}.sh`"
         network = f"{place(key)}: {name or published.name(said, *key)}{seeds}"
@@ -149,8 +139,8 @@ def by_eps(found: Rows) -> list[Table]:
                 used += [(run, rows, "pgd")] if n.get("pgd", 0) > n.get("transfer", 0) else []
             for run, rows, attack in used:
                 label = named(run) + ", white-box only" * (attack == "pgd")
-                figures = [figure(rows[rows["eps"] == round(eps, 6)], attack, "robust", 1, NONE) for eps in radii]
-                lines.append([label, figure(rows, attack, "clean", 1), *figures])
+                figures = [accuracy(rows, attack, eps, 1, NONE) for eps in radii]
+                lines.append([label, accuracy(rows, attack, None, 1), *figures])
             if not used:
                 lines.append([f"{name.partition(' (')[0]}, ours", NOT_RUN, *[NONE] * len(radii)])
         tables += [Table([place(key), "clean", *(eps_text(eps, *key) for eps in radii)], lines)] if lines else []
@@ -158,27 +148,26 @@ def by_eps(found: Rows) -> list[Table]:
 
 
 def distances(found: Rows) -> list[Table]:
-    """Smallest distances, published by Carlini-Wagner and ours, a table for each data set."""
+    """Smallest distances, published by Carlini-Wagner and ours, of each image the nearest that the attacks found; a table for
+    each data set."""
     tables = []
     for key, of_key in published.DISTANCES.items():
         lines = []
         for said in of_key:
             figures = [f"{value:.2f}" for value in (said.mean, *said.quartiles)]
             lines.append([f"{published.name(said, *key)}, published", f"{said.clean:.1f}", *figures])
-            searched = [(run, rows[rows["attack"].isin(SEARCHES)]["row"]) for run, rows in ours(found, key, said)]
-            lines += [_nearest(run, list(rows)) for run, rows in searched if run.norm == key[1] and len(rows)]
+            for run, of_run in ours(found, key, said):
+                rows = list(of_run[of_run["attack"].isin(SEARCHES)]["row"])
+                if not rows or run.norm != key[1]:
+                    continue
+                most = max(rows, key=lambda row: row["n"])
+                best = [min(far, FAR) for far in nearest(rows, most, most["dataset"])]
+                values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
+                names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
+                figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
+                lines.append([f"{named(run)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures])
         tables.append(Table([place(key), "clean", "mean", "25 %", "median", "75 %"], lines))
     return tables
-
-
-def _nearest(run: Run, rows: Sequence[Row]) -> list[str]:
-    """Of each image the nearest that the attacks found."""
-    most = max(rows, key=lambda row: row["n"])
-    best = [min(far, FAR) for far in nearest(rows, most, most["dataset"])]
-    values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
-    names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
-    figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
-    return [f"{named(run)}, {names}", f"{100 * most['clean_acc']:.1f}", *figures]
 
 
 BLOCKS = {"results": released, "by-eps": by_eps, "distances": distances}

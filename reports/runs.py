@@ -35,14 +35,8 @@ from records.reading import is_number, parse_json, read_margins
 from validation import stored_config
 
 # In words, in the order of a table's rows; so are the attacks.
-METHODS = {
-    "std": "standard training",
-    "pgd": "PGD",
-    "pgdls": "PGDLS",
-    "trades": "TRADES",
-    "ddn": "DDN",
-    "omma": "OMMA",
-    "mma": "MMA",
+METHODS = {"std": "standard training"} | {
+    name: name.upper() for name in ("pgd", "pgdls", "trades", "ddn", "omma", "mma")
 }
 STRONGEST = "strongest of white-box and transferred PGD"
 ATTACKS = NAMES | {"pgd": "white-box PGD", "transfer": STRONGEST, "cw": "Carlini-Wagner ℓ2"}
@@ -198,11 +192,6 @@ class Run:
             return self.name
         return method_text(self.config.method, self.radius, self.images, self.config.norm)
 
-    @property
-    def words_and_settings(self) -> str:
-        """`MMA, d_max 0.45, recipe fast, max_steps 4150`."""
-        return ", ".join([self.words, *(f"{name} {value}" for name, value in self.settings.items())])
-
     @cached_property
     def steps(self) -> int:
         """Optimizer steps done."""
@@ -308,9 +297,8 @@ def read_run(folder: Path, checkpoint: str = "") -> Run:
         except (UserError, OSError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             damaged.append(f"`{path}` is left out: {why}")
-    return Run(
-        folder, config, environment, read_log(folder / "metrics.jsonl"), evaluations, damaged, hashes, checkpoint
-    )
+    log = read_log(folder / "metrics.jsonl")
+    return Run(folder, config, environment, log, evaluations, damaged, hashes, checkpoint)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -338,8 +326,7 @@ def _evaluated(folder: Path) -> list[str]:
 
 def checkpoints_in(folder: Path) -> dict[str, str]:
     """SHA-256 of every checkpoint file -> its name."""
-    there = folder.iterdir() if folder.is_dir() else ()
-    files = [path for path in there if path.suffix in CHECKPOINTS and not path.name.startswith("adv_")]
+    files = [path for path in folder.glob("*") if path.suffix in CHECKPOINTS and not path.name.startswith("adv_")]
     return {hashlib.sha256(path.read_bytes()).hexdigest(): path.name for path in files}
 
 
