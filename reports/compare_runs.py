@@ -40,10 +40,9 @@ def rows_at(run: Run, attack: str, eps: float, split: str) -> dict[Images, Row]:
 
     :raises UserError: if it was not attacked so.
     """
-    every = run.evaluations.get(f"eval_{attack}_{run.norm}.json", [])
-    counts = sorted({row["n"] for row in every}, reverse=True)
-    of_all = [row for n in counts for row in quoted([row for row in every if row["n"] == n], split)]
-    found = [row for row in of_all if same_eps(row["eps"], eps)]
+    at_eps = [row for row in run.evaluations.get(f"eval_{attack}_{run.norm}.json", []) if same_eps(row["eps"], eps)]
+    counts = sorted({row["n"] for row in at_eps}, reverse=True)
+    found = [row for n in counts for row in quoted([row for row in at_eps if row["n"] == n], split)]
     if not found:
         why = "; ".join(line for line in run.damaged if attack in line)
         radius = eps_text(eps, run.images, str(run.norm))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -48,7 +48,6 @@ OWNERS = ("std", "pgd", "trades", "mma", "omma", "ddn", "pgdls")  # the methods 
 MARKERS = dict(
     zip("os^DvPX", ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
 )
-T = TypeVar("T")
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 BINS = 40
 NEAR_THE_TOP = 80  # per cent, where several curves are told apart in a panel of its own
@@ -86,10 +85,10 @@ def looks(runs: Sequence[Run]) -> dict[Run, Look]:
     return found
 
 
-def colours(methods: Mapping[T, str | None]) -> dict[T, int]:
+def colours(methods: Mapping[Any, str | None]) -> dict[Any, int]:
     """Of names and their methods, the number of each one's colour: the method's own for the first name that has it, so that
     pictures agree; for others the next that is free."""
-    found: dict[T, int] = {}
+    found: dict[Any, int] = {}
     for name, method in methods.items():
         if method in OWNERS and OWNERS.index(method) not in found.values():
             found[name] = OWNERS.index(method)

@@ -69,9 +69,7 @@ def main() -> int:
     with ProcessPoolExecutor(2, spawn, initializer=torch.set_num_threads, initargs=(1,)) as two:
         try:
             results = list(two.map(train_and_attack, folders, wanted))
-        except (
-            BaseException
-        ):  # a training is stopped and saved, and so is the next one, which a worker may hold already
+        except BaseException:  # a training is stopped and saved, as is the next one, which a worker may hold
             two.shutdown(wait=False, cancel_futures=True)
             while workers := multiprocessing.active_children():
                 for worker in workers:
