@@ -1,4 +1,4 @@
-"""Exact margins by mixed-integer programs, beside the closed form and beside a linear program for every pattern of ReLUs."""
+"""Exact margins by mixed-integer programs, beside a linear program for every pattern of ReLUs."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from benchmarks.exact_margins import affine_layers, exact_margin
 from benchmarks.small_networks import dense, dense_24
 from command_lines import fails
 from errors import UserError
-from linear import boxed_margin, with_corners
+from linear import with_corners
 from support import ROOT
 
 RUN = ROOT / "trained_models" / "digits-Linf-MMA-0.3-sd0"
@@ -37,26 +37,9 @@ def a_network(*sizes, seed=0):
     return model
 
 
-def test_a_linear_network_has_the_margin_of_the_closed_form():
-    model, x = a_network(12, 3, seed=1), with_corners(8, (3, 4))
-    logits, w = model(x).detach(), model[1].weight.detach()
-    y = logits.argmax(1)
-    exact = torch.full((8,), math.inf, dtype=x.dtype)
-    for t in range(3):
-        rise, gradient = logits.amax(1) - logits[:, t], (w[t] - w[y]).reshape(x.shape)
-        reachable = (torch.where(gradient > 0, 1 - x, x) * gradient.abs()).flatten(1).sum(1) > rise
-        exact = torch.where((y != t) & reachable, boxed_margin("Linf", x, gradient, rise).minimum(exact), exact)
-    found = measured(model, x, y)
-    for one, truth in zip(found, exact.tolist(), strict=True):
-        assert one.units == 0 and one.upper == pytest.approx(truth, rel=1e-6) and one.lower == min(one.upper, 1.0)
-    assert exact.isfinite().sum() >= 5
-
-
 def by_patterns(model, x, y):
     """The least distance over every pattern of one hidden layer's units, each a linear program, and every other class."""
-    (w1, b1), (w2, b2) = (
-        (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in (model[1], model[3])
-    )
+    w1, b1, w2, b2 = (parameter.detach().numpy() for parameter in model.parameters())
     pixels, best = x.size, math.inf
     for pattern in itertools.product((0, 1), repeat=len(b1)):
         on = np.array(pattern)
@@ -109,9 +92,8 @@ def test_what_is_not_solved_is_a_bracket():
 
 def test_layers_are_those_of_the_network():
     torch.manual_seed(0)
-    convolution = nn.Sequential(
-        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(), nn.AvgPool2d(2)
-    )
+    first = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+    convolution = nn.Sequential(first, nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(), nn.AvgPool2d(2))
     model = nn.Sequential(convolution, nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU()), nn.Linear(5, 4)).eval()
     x = torch.rand(6, 2, 8, 8)
     first, second, last = affine_layers(model, x.shape[1:])
@@ -181,9 +163,8 @@ def test_a_table_leaves_out_what_is_not_solved():
         str(k): {"lower": 0.1, "upper": upper, "seconds": 1.0, "found": [0.1 + k / 1250, None]}
         for k, upper in enumerate([0.1, 0.1, 0.1, 0.2, None])
     }
-    head, *_, row, nothing, _ = exact_margins.table(
-        [{"kind": "a kind", "seed": 3, "attacks": ["a", "b"], "images": images}]
-    )
+    network = {"kind": "a kind", "seed": 3, "attacks": ["a", "b"], "images": images}
+    head, *_, row, nothing, _ = exact_margins.table([network])
     assert head == "a kind, seeds 3: 3 of 5 images solved, in 1.0 s each; exact mean margin 0.1000"
     assert row.startswith("| a | 0.80 [0.00, 1.60] | 0.80 | 1.52 | 67% | 0 |")
     assert nothing == "| b | – | – | – | – | 3 |"

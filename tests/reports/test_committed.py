@@ -9,6 +9,7 @@ import pytest
 
 from flags import parse_train
 from records.pretrained import COMMITTED
+from report_runs import gives_again
 from reports.runs import frame, read_run
 from support import ROOT
 from validation import stored_config
@@ -22,6 +23,9 @@ def test_a_committed_run(folder):
     config = stored_config(json.loads((folder / "config.json").read_text()))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["kind"] == "eval" and max(row["step"] for row in rows) == config.max_steps
+    if folder.parent.name == "trained_models":
+        words = gives_again(config)
+        assert config.recipe != "fast" or "--keep_directions" not in words, "it implies the rest"
     run = read_run(folder)
     assert not run.damaged and set(run.evaluations) == {path.name for path in folder.glob("eval_*.json")}
     assert len(frame([run])) or len(frame([run], "val")) or not run.evaluations

@@ -1,12 +1,15 @@
 """Run folders with made-up results, for tables, pictures and the page."""
 
 import json
-from dataclasses import asdict, replace
+import shlex
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 
-from config import PRESETS
+from config import PRESETS, Config
 from evaluations.results import accuracy_of, wilson
+from flags import parse_train
+from reports.runs import training_command
 from support import ROOT
 
 ODD = 'odd <img src=x onerror="window.hit=1"> & <b>r|un'
@@ -70,3 +73,16 @@ def make_run(folder, accuracies=None, checks=6, margins=False, dataset="digits",
     if accuracies:
         evaluate(folder, "pgd", rows(accuracies), norm)
     return folder
+
+
+def gives_again(config):
+    """The run's command means every setting but those that do not matter to a result, which it leaves out. Returns its words."""
+    words = shlex.split(training_command(config, "runs/a b"))
+    again, _ = parse_train(words[2:])
+    assert words[:2] == ["python", "train.py"] and again.savepath == "runs/a b"
+    for field in fields(Config):
+        if not field.metadata["of_run"]:
+            assert getattr(again, field.name) == getattr(config, field.name), field.name
+        elif field.name not in ("savepath", "data_root"):
+            assert f"--{field.name}" not in words
+    return words
