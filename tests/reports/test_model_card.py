@@ -59,11 +59,11 @@ def test_figures_stand_with_their_intervals_images_and_effort(folder):
     change(folder, rows=[validation, distances([0.1, 0.2, None], passes=993.6)])
     change(folder, "autoattack", [row(0.2, 0.5, settings={"standard": True})])
     page = card(folder)
-    assert (
-        "| 200 val | 7 steps, 3 restarts |" in page
-        and "| distances: 0.15, 0.2, – | 3 test | 994 passes an image |" in page
-    )
-    assert "| AutoAttack, ℓ∞ | 0.2 |" in page and "| standard |" in page
+    for part in (
+        *("| 200 val | 7 steps, 3 restarts |", "| distances: 0.15, 0.2, – | 3 test | 994 passes an image |"),
+        *("| AutoAttack, ℓ∞ | 0.2 |", "| standard |"),
+    ):
+        assert part in page
 
 
 def test_another_checkpoint_is_left_out_and_a_run_that_is_not_finished_says_so(folder):
@@ -84,15 +84,12 @@ def test_results_of_another_function_and_odd_values_are_left_out(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"environment": "edited"}))
     page = card(folder)
-    assert (
-        "| 0.123 |" not in page
-        and "ε 0.123" not in page
-        and "`eval_pgd_Linf.json` has results with `--standardise`" in page
-    )
+    assert "| 0.123 |" not in page and "ε 0.123" not in page
+    assert "`eval_pgd_Linf.json` has results with `--standardise`" in page
     assert "| machine | not recorded |" in page
 
 
-def test_a_readme_of_the_users_own_is_left_alone(folder, tmp_path, capsys):
+def test_a_readme_of_the_users_own_is_left_alone(folder, capsys):
     path = folder / "README.md"
     path.write_text("Mine.\n")
     before = files(folder)
@@ -100,4 +97,3 @@ def test_a_readme_of_the_users_own_is_left_alone(folder, tmp_path, capsys):
     assert files(folder) == before
     path.unlink()
     assert main([str(folder)]) == main([str(folder)]) == 0, "its own it writes anew"
-    fails(capsys, main, [tmp_path / "none"], "not there")

@@ -9,6 +9,7 @@ from dry_runs import dry_run
 from programs import parses
 from support import ROOT
 
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 # Script -> how many networks it trains, where, and what its runs' names end with beyond what their flags say.
 TRAINS = {
     "run_mnist_training.sh": (8, "trained_models"),
@@ -40,7 +41,7 @@ def shown(call, *flags):
     return (call[0].removeprefix("evaluate_on_").removesuffix(".py"), run, *(value(call, flag) for flag in flags))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_bash_reads_it(path):
     subprocess.run(["bash", "-n", path], check=True)
 
@@ -138,10 +139,8 @@ def test_a_run_that_is_committed_without_its_network_is_not_attacked(tmp_path):
 
 def test_a_step_that_fails_does_not_end_the_check_of_a_gpu_but_is_told(tmp_path):
     calls, said = dry_run("first_gpu_hour.sh", tmp_path, tmp_path / "out", status=1, FAILS="imagefolder", PICTURES="p")
-    assert [Path(call[0]).name for call in calls[1:]] == [
-        "benchmark.py",
-        *["train.py", "evaluate_on_pgd_attacks.py"] * 2,
-    ]
+    programs = [Path(call[0]).name for call in calls[1:]]
+    assert programs == ["benchmark.py", *["train.py", "evaluate_on_pgd_attacks.py"] * 2]
     assert "cifar10.train: status 3" in said and "cifar10.attack: status 0" in said
     assert (tmp_path / "out" / "mnist.train.log").exists()
 
@@ -160,11 +159,10 @@ def test_a_python_that_is_named_and_not_a_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if "common.sh" in path.read_text())
+    "path", [path for path in SCRIPTS if "common.sh" in path.read_text()], ids=lambda path: path.name
 )
-def test_help_of_a_script_is_its_own(script):
+def test_help_of_a_script_is_its_own(path):
     """And nothing is installed or run."""
-    path = ROOT / "scripts" / script
     found = subprocess.run(["bash", str(path), "--help"], capture_output=True, text=True, check=True)
     first = path.read_text().splitlines()[1].removeprefix("# ")
     assert found.stdout.startswith(first) and "usage:" not in found.stdout and not found.stderr
