@@ -52,9 +52,6 @@ Looks = dict[Run, plots.Look]
 DATA_FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
 
-# --- tables --------------------------------------------------------------------------------------------------------
-
-
 def cells(header: Sequence[str], line: Sequence[str]) -> list[dict[str, str]]:
     """A line of a table: of each cell the figure, what goes with it in small type (interval, spread, number of images), and
     what its column is sorted by, a number where there is one."""

@@ -201,9 +201,6 @@ def quantiles(eps: np.ndarray, end: float) -> np.ndarray:
     return found
 
 
-# --- margins -------------------------------------------------------------------------------------------------------
-
-
 def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
     """The margins that MMA and OMMA runs recorded: at the last check, and over training; and what to call the picture.
     A run without margins is left out, and a line says why.
@@ -344,9 +341,6 @@ def length_text(length: float, images: str, norm: str, max_eps: float) -> str:
     if length == inf:
         return f"none up to\n{eps_text(max_eps, images, norm, 3)}"
     return f"{NORMS[norm]} {eps_text(length, images, norm, 3)}"
-
-
-# --- commands ------------------------------------------------------------------------------------------------------
 
 
 @exits_on_user_error

@@ -121,9 +121,6 @@ def training_command(config: Config, savepath: str) -> str:
     return shlex.join(["python", "train.py", *_words(flags_of(config)), *data, "--savepath", savepath])
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
     """A folder that train.py made, or one with evaluations of another program's network: then `config` is None."""

@@ -33,9 +33,7 @@ MAX_EPS = 1.0  # nothing in [0, 1] is farther
 RADII = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 NETWORKS = {  # name in the table -> run folders by seed, flags of train.py
     "standard training": ("digits-Linf-STD-sd{}", "--method std"),
-    "PGD at eps 0.1": ("digits-Linf-PGD-0.1-sd{}", "--method pgd --train_eps 0.1"),
-    "PGD at eps 0.2": ("digits-Linf-PGD-0.2-sd{}", "--method pgd --train_eps 0.2"),
-    "PGD at eps 0.3": ("digits-Linf-PGD-0.3-sd{}", "--method pgd --train_eps 0.3"),
+    **{f"PGD at eps {e}": (f"digits-Linf-PGD-{e}-sd{{}}", f"--method pgd --train_eps {e}") for e in (0.1, 0.2, 0.3)},
     "MMA, d_max 0.3": ("digits-Linf-MMA-0.3-sd{}", "--hinge_maxeps 0.3"),
 }
 SEEDS = (0, 1)
