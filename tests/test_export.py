@@ -171,7 +171,6 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, monkeypatch):
     out = ["--out", str(tmp_path / "net")]
     fails(capsys, main, [RUN, "--to", "robustbench", *out], "--to robustbench", "WRN-28-4")
     fails(capsys, main, ["nobody", "--to", "onnx", *out], "nobody", RUN)
-    fails(capsys, main, [RUN, "--to", "onnxx", *out], "onnxx")
     fails(capsys, main, [RUN, "--to", "safetensors", "--out", "/proc/no/net"], "/proc/no: No such file")
     assert not list(tmp_path.iterdir())
 

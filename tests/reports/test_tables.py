@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from command_lines import fails
-from report_runs import ODD, distances, evaluate, make_run, row, rows
+from report_runs import ODD, cells, distances, evaluate, make_run, row, rows
 from reports import make_tables, published
 from reports.make_tables import filled, make_page
 from reports.runs import STRONGEST, read_runs
@@ -20,12 +20,11 @@ def tables(*folders, eps=()):
     """(rows, page): of each row the cells by column, under (method without its mark, attack)."""
     page = make_page(read_runs([Path(folder) for folder in folders]), eps)
     found, header = {}, None
-    for line in page.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| method"):
-            header = cells
-        elif line.startswith("|") and not line.startswith("| ---"):
-            line = dict(zip(header, cells, strict=True))
+    for line in cells(page):
+        if line[0] == "method":
+            header = line
+        elif line[0] != "---":
+            line = dict(zip(header, line, strict=True))
             found[line["method"].rsplit(" [", 1)[0], line["attack"]] = line
     return found, page
 
@@ -41,8 +40,8 @@ def test_averages_and_intervals_by_hand(tmp_path):
     evaluate(folder, "pgd", rows({0.1: 0.8, 0.2: 0.6, 0.3: 0.1}, clean=0.9, n=1000))
     found, page = tables(folder, few)
     line, short = found["MMA, d_max 0.3", PGD], found["MMA, d_max 0.2", PGD]
-    cells = [line[c] for c in ("clean", "ε = 0.1", "ε = 0.2", "ε = 0.3", "AvgAcc", "AvgRobAcc")]
-    assert [figure(cell) for cell in cells] == ["90.0", "80.0", "60.0", "10.0", "60.0", "50.0"]
+    columns = ("clean", "ε = 0.1", "ε = 0.2", "ε = 0.3", "AvgAcc", "AvgRobAcc")
+    assert [figure(line[column]) for column in columns] == ["90.0", "80.0", "60.0", "10.0", "60.0", "50.0"]
     assert line["ε = 0.1"] == "80.0 [77.4, 82.4]" and line["clean"] == "90.0 [88.0, 91.7]"
     assert (line["passes [M]"], line["minutes"]) == ("≤ 0.17", "0.2")  # 144 steps of 50, 23 passes; 10 steps a second
     assert f"`{folder}`" in page and "## Digits, ℓ∞" in page
@@ -69,10 +68,6 @@ def test_the_published_value_stands_beside_ours(tmp_path):
     reported = found["MMA, d_max 0.45, published", published.PGD]
     assert (reported["clean"], reported["ε = 0.3"], reported["AutoAttack"]) == ("98.95", "92.59", "91.40 at 0.3")
     assert published.DISCUSSION in page and published.LEADERBOARDS in page
-    for name, more in (("jpeg", {"data_root": "x/cifar10jpeg"}), ("folder", {"data_root": "x/cifar10"})):
-        pictures = make_run(tmp_path / name, {8 / 255: 0.4}, dataset="imagefolder", hinge_maxeps=32 / 255, **more)
-        found, page = tables(pictures)
-        assert len(found) == 1 and ", published" not in page and "CIFAR-10, " not in page
 
 
 STANDARD, FEWER = {"standard": True}, {"standard": False}
@@ -117,7 +112,6 @@ def test_distances_with_the_published_ones(tmp_path):
     assert [found["MMA, d_max 2", "Carlini-Wagner ℓ2"][c] for c in columns] == ["98.0", "–", "1.750", "2.500", "–", "1"]
     theirs = found["MMA, d_max 2, published", "Carlini-Wagner ℓ2"]
     assert [theirs[c] for c in columns] == ["99.3", "2.15", "1.81", "2.22", "2.58", "–"]
-    assert not any("AN-PGD" in attack for _, attack in found), "an older row's column held the ends of searches"
 
 
 def test_smallest_distances_say_who_stands_at_any_radius(tmp_path, capsys):
@@ -198,7 +192,7 @@ def blocks(name, *folders, old=""):
     """The cells of each line of the marked table."""
     page = filled(f"before\n<!-- {name}:begin -->\n{old}<!-- {name}:end -->\nafter", read_runs(folders))
     assert page.startswith("before\n") and page.endswith("\nafter")
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:-2]]
+    return cells(page)
 
 
 def test_published_beside_ours(tmp_path):

@@ -36,9 +36,8 @@ def distances(values, **more):
     figures = [np.mean(known), *np.quantile(known, (0.25, 0.5, 0.75))]
     mean, *quartiles = (float(value) if value < 1e20 else None for value in figures)
     found = {"n": len(values), "split": "test", "images": "i", "seed": 0, "clean_acc": 0.98, "settings": {"steps": 100}}
-    found |= {"clean_ci95": [0.9, 1.0], "anpgd": {"mean": 0.3, "quartiles": [0.2, 0.3, 0.4], "search_end": 0.5}}
-    found |= {"mean": mean, "quartiles": quartiles, "distances": values, "not_found": values.count(None)}
-    return found | more
+    found |= {"clean_ci95": [0.9, 1.0], "mean": mean, "quartiles": quartiles, "distances": values}
+    return found | {"not_found": values.count(None)} | more
 
 
 def rows(accuracies, **more):
@@ -73,6 +72,11 @@ def make_run(folder, accuracies=None, checks=6, margins=False, dataset="digits",
     if accuracies:
         evaluate(folder, "pgd", rows(accuracies), norm)
     return folder
+
+
+def cells(page):
+    """Of each line of the Markdown tables in it."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
 
 
 def gives_again(config):
