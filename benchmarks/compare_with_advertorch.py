@@ -95,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for eps, random_start in itertools.product(flags.eps, (False, True)):
             found = {label: robust(label, model, x, y, random_start, eps) for label in ATTACKS}
             shares = "".join(f"{standing.double().mean():>12.2%}" for standing in found.values())
-            theirs = {label: standing for label, standing in found.items() if label != "ours"}
-            differ = ", ".join(f"{label} {int((one != found['ours']).sum())}" for label, one in theirs.items())
+            differ = ", ".join(f"{label} {int((found[label] != found['ours']).sum())}" for label in ATTACKS[1:])
             start = "random" if random_start else "image"
             print(f"{name:12}{eps:>6g}{start:>8}{clean:>9.2%}{shares}   {differ}")
     return 0

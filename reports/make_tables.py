@@ -30,6 +30,7 @@ from reports.tables import (
     WARNING,
     Table,
     accuracy_table,
+    by_method,
     code,
     cost_cells,
     distance_table,
@@ -107,16 +108,12 @@ def released(found: Rows) -> list[Table]:
             continue
         ((eps, pgd),) = said.robust.items()
         mine = [row for _, rows in ours(found, key, said) for row in rows.index]
-        by_label = found.loc[mine].groupby("label", sort=False)
-        name, rows = max(by_label, key=lambda one: one[1]["run"].nunique(), default=("", found[:0]))
-        runs = list(rows["run"].unique())
-        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        none = published.name(said, *key), [], found[:0]
+        name, runs, rows = max(by_method(found.loc[mine]), key=lambda one: len(one[1]), default=none)
         figures = [(said.clean, "pgd", None), (pgd, "pgd", eps), (said.autoattack, "autoattack", eps)]
         cells = [f"{theirs:.2f} / {accuracy(rows, attack, at)}" for theirs, attack, at in figures]
-        cost = cost_cells(runs)
         script = f"`scripts/run_{key[0]}_{'fast' if runs and runs[0].trained.recipe == 'fast' else 'training'}.sh`"
-        network = f"{place(key)}: {name or published.name(said, *key)}{seeds}"
-        lines.append([network, eps_text(eps, *key), *cells, cost["passes [M]"], cost["minutes"], script])
+        lines.append([f"{place(key)}: {name}", eps_text(eps, *key), *cells, *cost_cells(runs).values(), script])
     header = ["network", "ε", "clean", "PGD", "AutoAttack", "million passes", "minutes of one core", "our command"]
     return [Table(header, lines)]
 

@@ -40,6 +40,7 @@ from evaluations.repeated_pgd import clean_logits
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
+from reports.tables import by_method
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
@@ -160,14 +161,13 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
             raise UserError(f"{run.folder / file}: {why}: run evaluate_on_pgd_attacks.py --model {run.folder}")
     images, norm = common(zip(found["run"], found["images"], found["norm"], strict=True))
     scale, unit = radius_axis(images, norm)
-    methods = list(found.groupby("label", sort=False))
+    methods = list(by_method(found))
     high_up = found[(found["eps"] > 0) & (found["robust"] >= NEAR_THE_TOP)]["label"].nunique() > 1
     figure, panels = plt.subplots(1, 1 + high_up, figsize=(7 + 4 * high_up, 4.6), layout="constrained", squeeze=False)
-    numbers = colours({name: rows["run"].iloc[0].method for name, rows in methods})
-    for place, (name, rows) in enumerate(methods):
+    numbers = colours({name: seeds[0].method for name, seeds, _ in methods})
+    for place, (name, seeds, rows) in enumerate(methods):
         of_runs = list(rows.groupby("run", sort=False))
-        seeds = f", {len(of_runs)} seeds" if len(of_runs) > 1 else ""
-        label = f"{name}{seeds} (n {', '.join(map(str, sorted(set(rows['n']))))})"
+        label = f"{name} (n {', '.join(map(str, sorted(set(rows['n']))))})"
         doubts = [doubt for run, of_run in of_runs for doubt in run.doubts(of_run["row"].iloc[0]["file"])]
         for doubt in dict.fromkeys(doubts):
             label += "\n" + textwrap.fill(f"⚠ {doubt}", 48)
@@ -175,7 +175,7 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
         shared = reduce(np.intersect1d, [one[0] for one in curves])
         eps, accuracy, low, high = np.stack([one[:, np.isin(one[0], shared)] for one in curves], 1)
         middle = accuracy.mean(0)
-        bars = [accuracy.std(0, ddof=1)] * 2 if seeds else np.maximum([middle - low[0], high[0] - middle], 0)
+        bars = [accuracy.std(0, ddof=1)] * 2 if len(seeds) > 1 else np.maximum([middle - low[0], high[0] - middle], 0)
         # Sideways by up to a hundredth of the axis, so that no bar hides another.
         aside = 0.02 * found["eps"].max() * (place - (len(methods) - 1) / 2) / len(methods)
         style = Look(label, numbers[name], 0).style | {"capsize": 3, "elinewidth": 1, "linewidth": 1.6, "markersize": 5}

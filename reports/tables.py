@@ -82,7 +82,7 @@ def show_or_write(text: str, out: str | None) -> int:
 # --- accuracies ----------------------------------------------------------------------------------------------------
 
 
-def _methods(found: Rows) -> Iterator[tuple[str, list[Run], Rows]]:
+def by_method(found: Rows) -> Iterator[tuple[str, list[Run], Rows]]:
     """Of each method its name, its runs, which differ in their seed alone, and its rows."""
     for label, group in found.groupby("label", sort=False):
         runs = list(group["run"].unique())
@@ -97,7 +97,7 @@ def accuracy_table(found: Rows, notes: list[str], asked: Sequence[float] = ()) -
     images, norm = kind_of(found)
     lines: list[Line] = []
     radii = {*found["eps"].dropna(), *asked}
-    for name, runs, every in _methods(found):
+    for name, runs, every in by_method(found):
         by_attack = dict(list(every[every["eps"].notna()].groupby("attack", sort=False)))
         first, cost = {"method": f"{name} {mark(sources(runs, norm), notes)}"}, cost_cells(runs)
         for attack, rows in by_attack.items():
@@ -241,7 +241,7 @@ def distance_table(found: Rows, notes: list[str]) -> Table:
     """Mean and quartiles of the smallest distance found, of the rows of one data set and norm."""
     images, norm = kind_of(found)
     lines: list[list[str]] = []
-    for name, runs, group in _methods(found[found["eps"].isna()]):
+    for name, runs, group in by_method(found[found["eps"].isna()]):
         name = f"{name} {mark(sources(runs, norm), notes)}"
         for attack, rows in group.groupby("attack", sort=False):
             warning, mine = f"{WARNING} " if rows["doubted"].any() else "", list(rows["row"])
@@ -295,7 +295,7 @@ def short(value: object) -> str:
 def remarks(found: Rows) -> list[str]:
     """Below the tables of one data set and norm, a line each: why a figure is not to be trusted, and what other attacks on a network say of its PGD figure."""
     loud, others = [], []
-    for name, runs, group in _methods(found):
+    for name, runs, group in by_method(found):
         for run in runs:
             for file in dict.fromkeys(row["file"] for row in group[group["run"] == run]["row"]):
                 loud += [f"{WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
