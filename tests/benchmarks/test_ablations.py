@@ -36,9 +36,10 @@ def test_tables_and_their_paired_differences_follow_from_the_rows(name):
         eps, _, whole = re.search(r"PGD at ([\d./]+)", text)[1].partition("/")
         radius = float(eps) / float(whole or 1)
         seeds = {}
-        for row in quoted_at(content["rows"], radius):
-            run = content["runs"][row["run"]]
-            seeds.setdefault(row["run"].replace(f"-sd{run['seed']}", ""), {})[run["seed"]] = row
+        for name_of_run, run in content["runs"].items():
+            for row in quoted([row for row in content["rows"] if row["run"] == name_of_run], "val"):
+                if math.isclose(row["eps"], radius, rel_tol=1e-6):
+                    seeds.setdefault(name_of_run.replace(f"-sd{run['seed']}", ""), {})[run["seed"]] = row
         lines = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| \w+-L", line)]
         for run, _, _, _, _, robust, against in lines:
             found += 1
@@ -49,9 +50,3 @@ def test_tables_and_their_paired_differences_follow_from_the_rows(name):
                 *ends, _ = paired(seeds[run], seeds[lines[0][0]])
                 assert written == pytest.approx([100 * end for end in ends], abs=0.051)
     assert found == {"mnist_ablation": 22, "cifar10_ablation": 16}[name]
-
-
-def quoted_at(rows, radius):
-    names = dict.fromkeys(row["run"] for row in rows)
-    every = [quoted([row for row in rows if row["run"] == name], "val") for name in names]
-    return [row for found in every for row in found if math.isclose(row["eps"], radius, rel_tol=1e-6)]
