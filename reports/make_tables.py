@@ -108,8 +108,8 @@ def released(found: Rows) -> list[Table]:
             continue
         ((eps, pgd),) = said.robust.items()
         mine = [row for _, rows in ours(found, key, said) for row in rows.index]
-        none = published.name(said, *key), [], found[:0]
-        name, runs, rows = max(by_method(found.loc[mine]), key=lambda one: len(one[1]), default=none)
+        alike = by_method(found.loc[mine])
+        name, runs, rows = max(alike, key=lambda one: len(one[1]), default=(published.name(said, *key), [], found[:0]))
         figures = [(said.clean, "pgd", None), (pgd, "pgd", eps), (said.autoattack, "autoattack", eps)]
         cells = [f"{theirs:.2f} / {accuracy(rows, attack, at)}" for theirs, attack, at in figures]
         script = f"`scripts/run_{key[0]}_{'fast' if runs and runs[0].trained.recipe == 'fast' else 'training'}.sh`"

@@ -237,8 +237,7 @@ def draw_margins(runs: Sequence[Run]) -> tuple[Figure, str]:
         none, end = np.isinf(last).mean(), scale * run.trained.search_maxeps
         median = f"above {end:.3g}" if none >= 0.5 else f"{np.median(last):.3g}"
         beyond = f"; {none:.1%} none up to {end:.3g}" if none else ""
-        text = f"{look.name}: {len(last)} images, median {median}{beyond}"
-        panel.set_title(text, fontsize="small", loc="left")
+        panel.set_title(f"{look.name}: {len(last)} images, median {median}{beyond}", fontsize="small", loc="left")
         panel.set_ylabel("images [%]", fontsize="small")
         low, middle, high = scale * quantiles(eps, run.trained.search_maxeps)
         training.axhline(end, color="0.4", linestyle=(0, (1, 3)), linewidth=1)
