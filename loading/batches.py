@@ -87,12 +87,6 @@ class Split:
             return self
         return replace(self, images=self.images[torch.arange(len(self))].to(self.labels.device))
 
-    def read_by(self, num_workers: int) -> Split:
-        """The same, of images on disk, with this many threads that read ahead."""
-        if not isinstance(self.images, ImagesOnDisk):
-            return self
-        return replace(self, images=replace(self.images, num_workers=num_workers))
-
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

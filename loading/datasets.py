@@ -76,8 +76,10 @@ def load_dataset(
 
     :raises UserError: if a file is missing, damaged or does not fit, or there are too few images.
     """
-    read, val_rows, train_rows = _training_rows(name, root, seed, val_size, train_size, image_size)
-    test, test_rows = _test_rows(name, root, test_size, image_size)
+    read = _read(name, root, "train", image_size, num_workers)
+    val_rows, train_rows = _training_rows(name, read, seed, val_size, train_size)
+    test = _read(name, root, "test", image_size, num_workers)
+    test_rows = _first(name, test, test.split.numbers, test_size, "test_size", "test images")
     if (test.shape, test.num_classes) != (read.shape, read.num_classes):
         here, there = ("x".join(map(str, part.shape)) for part in (read, test))
         raise UserError(
@@ -92,7 +94,7 @@ def load_dataset(
     if read.folder is not None and streaming is None and size > free_memory(device) / 2:
         about.append(f"{size / 2**30:.3g} GiB, more than half of the memory free on {device}: they stay on disk")
         stays = True
-    train, val, test_split = (split.read_by(num_workers) if stays else split.in_memory() for split in splits)
+    train, val, test_split = (split if stays else split.in_memory() for split in splits)
     found = _found(root, read, test)
     if found and found["training_files"] == found["test_files"]:
         about.append("warning: the test images are the training images: an accuracy on them says nothing of others")
@@ -121,7 +123,8 @@ def load_test(
 
     :raises UserError: as `load_dataset`.
     """
-    read, rows = _test_rows(name, root, test_size, image_size)
+    read = _read(name, root, "test", image_size)
+    rows = _first(name, read, read.split.numbers, test_size, "test_size", "test images")
     return read._replace(split=read.split.part(rows, device).in_memory())
 
 
@@ -142,19 +145,14 @@ def load_own(
 
     :raises UserError: as `load_dataset`.
     """
-    read, val, train = _training_rows(name, root, seed, val_size, train_size, image_size)
-    rows = val if split == "val" else train
-    rows = _first(name, read, rows, size, "test_size", f"images in --split {split}")
+    read = _read(name, root, "train", image_size)
+    val, train = _training_rows(name, read, seed, val_size, train_size)
+    rows = _first(name, read, val if split == "val" else train, size, "test_size", f"images in --split {split}")
     return read._replace(split=read.split.part(rows, device).in_memory())
 
 
-def _test_rows(name: str, root: str, test_size: int | None, image_size: int | None) -> tuple[Part, Tensor]:
-    """The test images, those of a folder still on disk, and the rows of them that are asked for."""
-    read = _read(name, root, "test", image_size)
-    return read, _first(name, read, torch.arange(len(read.split)), test_size, "test_size", "test images")
-
-
-def _read(name: str, root: str, part: str, image_size: int | None) -> Part:
+def _read(name: str, root: str, part: str, image_size: int | None, num_workers: int = 0) -> Part:
+    """All training or test images; those of a folder are still on disk."""
     try:
         folder = Path(root).expanduser()
     except RuntimeError as error:  # ~somebody
@@ -162,7 +160,7 @@ def _read(name: str, root: str, part: str, image_size: int | None) -> Part:
     if name == "imagefolder":
         paths, shape, counts, about = list_folder(folder, part, image_size)
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(counts.values())))
-        images = ImagesOnDisk(paths, shape, image_size=image_size)
+        images = ImagesOnDisk(paths, shape, num_workers, image_size)
         split = Split(images, labels, torch.arange(len(labels)))
         return Part(split, len(counts), about, tuple(counts), images)
     if image_size:
@@ -171,11 +169,9 @@ def _read(name: str, root: str, part: str, image_size: int | None) -> Part:
 
 
 def _training_rows(
-    name: str, root: str, seed: int, val_size: int | None, train_size: int | None, image_size: int | None
-) -> tuple[Part, Tensor, Tensor]:
-    """The training images, those of a folder still on disk; the rows that are kept for validation, a tenth by default;
-    and the rows to train on."""
-    read = _read(name, root, "train", image_size)
+    name: str, read: Part, seed: int, val_size: int | None, train_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """The rows that are kept for validation, a tenth by default, and the rows to train on."""
     count = len(read.split)
     size = round(count / 10) if val_size is None else val_size
     if size >= count:
@@ -185,7 +181,7 @@ def _training_rows(
     else:
         asked = f"--val_size {size}" if val_size else f"--val_size is not given and a tenth of the images is {size}"
         val, rest = _stratified(read.split.labels, size, asked, 0 if name == "digits" else mixed_seed(seed, SPLIT))
-    return read, val, _first(name, read, rest, train_size, "train_size", "training images beside validation")
+    return val, _first(name, read, rest, train_size, "train_size", "training images beside validation")
 
 
 def _first(name: str, read: Part, rows: Tensor, size: int | None, flag: str, images: str) -> Tensor:

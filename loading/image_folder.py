@@ -52,11 +52,9 @@ def list_folder(
     if len(classes) < 2 or everywhere != parts[part]:
         odd = (sorted(everywhere - parts[part]) or classes or ["<class>"])[0]
         alike = [name for name in everywhere if name != odd and normalize("NFC", name) == normalize("NFC", odd)]
-        names = (
-            f"{odd!a} is not in both, {alike[0]!a} looks alike: rename"
-            if alike
-            else f"{odd!r} is not in both: add or remove"
-        )
+        names = f"{odd!r} is not in both: add or remove"
+        if alike:
+            names = f"{odd!a} is not in both, {alike[0]!a} looks alike: rename"
         raise UserError(
             f"image folder {folder.absolute()}: train and test need the same two or more classes, and {names} that folder"
         )

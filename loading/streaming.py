@@ -45,19 +45,16 @@ class ImagesOnDisk:
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
-    def listing(self) -> str:
-        """A digest of the files' names in order, below the folder that holds them all, wherever that lies."""
-        top = os.path.commonpath(self.paths)
-        names = "\0".join(os.path.relpath(path, top) for path in self.paths)
-        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-
-    @property
     def content(self) -> str:
-        """A digest of the files' names and lengths, and of what stands in some of them, spread evenly.
+        """A digest of the files' names below the folder that holds them all, wherever that lies, of their lengths, and of
+        what stands in some of them, spread evenly.
 
         :raises UserError: naming an image that cannot be read.
         """
-        found = hashlib.sha256(self.listing.encode())
+        top = os.path.commonpath(self.paths)
+        names = "\0".join(os.path.relpath(path, top) for path in self.paths)
+        listing = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+        found = hashlib.sha256(listing.encode())
         every = -(-len(self.paths) // READ_WHOLE)
         for number, path in enumerate(map(Path, self.paths)):
             try:

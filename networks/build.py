@@ -38,11 +38,7 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         if not isinstance(model, nn.Module):
             raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, channels, height, width))
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"it gives a {type(logits).__name__} instead of logits")
-        if (found := tuple(logits.shape)) != (2, num_classes):
-            raise ValueError(f"it gives {found} for 2 images instead of (2, {num_classes}) logits")
+            _logits(model.eval(), torch.zeros(2, channels, height, width), num_classes)
     except (Exception, SystemExit) as error:  # anyone's own code
         called = f"it is called with {', '.join(map(str, shape))} (channels, height, width, classes)"
         cure = f"{called}: mend it, or write a function of these that returns the network" if own else "choose another"
@@ -60,26 +56,31 @@ def try_out(network: str, model: nn.Module, x: Tensor, classes: int, to_train: b
     :raises UserError: if anyone's own code raises in it or gives no logits, with the line of theirs that did.
     """
     copied = copy.deepcopy(model)
-    for mode in ("eval", "train") if to_train else ("eval",):
-        for images in (x, x[:1]) if mode == "eval" else (x,):
-            try:
-                pixels = images.clone().requires_grad_()
-                with torch.enable_grad():
-                    logits = copied.train(mode == "train")(pixels)
-                    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
-                        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                        raise ValueError(f"it gives {found} instead of {(len(images), classes)} logits")
-                    if to_train and logits.isnan().any():
-                        raise ValueError("its logits are not a number")
-                    if logits.requires_grad:
-                        logits.float().logsumexp(1).sum().backward()
-                    if to_train and pixels.grad is None:
-                        raise ValueError("no gradient reaches the images")
-            except (Exception, SystemExit) as error:  # anyone's own code
-                raise UserError(
-                    f"--network {network}: does not work in {mode} mode on {len(images)} images that ask for a gradient "
-                    f"({cause(error)}): mend it"
-                ) from error
+    for mode, images in (("eval", x), ("eval", x[:1]), *([("train", x)] if to_train else [])):
+        try:
+            pixels = images.clone().requires_grad_()
+            with torch.enable_grad():
+                logits = _logits(copied.train(mode == "train"), pixels, classes)
+                if to_train and logits.isnan().any():
+                    raise ValueError("its logits are not a number")
+                if logits.requires_grad:
+                    logits.float().logsumexp(1).sum().backward()
+                if to_train and pixels.grad is None:
+                    raise ValueError("no gradient reaches the images")
+        except (Exception, SystemExit) as error:  # anyone's own code
+            raise UserError(
+                f"--network {network}: does not work in {mode} mode on {len(images)} images that ask for a gradient "
+                f"({cause(error)}): mend it"
+            ) from error
+
+
+def _logits(model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """(B, C, H, W) -> (B, classes), which anyone's own code may not give."""
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.shape != (len(x), classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"it gives {found} instead of {(len(x), classes)} logits")
+    return logits
 
 
 def built_in(network: str, channels: int, height: int, width: int, num_classes: int) -> nn.Module:

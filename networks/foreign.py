@@ -92,7 +92,6 @@ def shape_of(weights: dict[str, Tensor]) -> tuple[int, int, int, int]:
         blocks = linears[0].shape[1] // convolutions[-1].shape[0]
         side = math.isqrt(blocks)
         height, width = (4 * side, 4 * side) if side**2 == blocks else (4 * blocks, 4)
-    colours = min(kernel.shape[1] for kernel in convolutions) // (
-        4 if any(key.endswith("stem.weight") for key in weights) else 1
-    )
-    return colours, height, width, linears[-1].shape[0]
+    channels = min(kernel.shape[1] for kernel in convolutions)
+    block = 4 if any(key.endswith("stem.weight") for key in weights) else 1
+    return channels // block, height, width, linears[-1].shape[0]

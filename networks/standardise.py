@@ -86,11 +86,7 @@ def behind_standardisation(
     own = isinstance(model, nn.Sequential) and isinstance(model[0], PerImageStandardize)
     said = said_by(found, channels)
     if asked is None and (said is None or (foreign and said == "none")):
-        where = (
-            f"in {', '.join(found.normalisation)} in a form not known here"
-            if found.normalisation
-            else "not in the file"
-        )
+        where = "not in the file" if said else f"in {', '.join(found.normalisation)} in a form not known here"
         raise ValueError(
             f"weights of another program: what it does to images before the first layer is {where}: add --standardise none "
             f"(right for most of RobustBench), or {form(channels)}"
@@ -98,7 +94,5 @@ def behind_standardisation(
     how = str(said) if asked is None else asked.strip().lower()
     if not foreign and how == ("image" if own and asked else "none"):
         return model, ""
-    first = standardisation(how, channels)
-    if own and isinstance(model, nn.Sequential):
-        return nn.Sequential(first, *model[1:]), how
-    return nn.Sequential(first, model), how
+    behind = list(model.children())[1:] if own else [model]
+    return nn.Sequential(standardisation(how, channels), *behind), how

@@ -23,9 +23,7 @@ from errors import some
 SAFE: list[Any] = [np.dtype, np.float64(0).__reduce__()[0], Namespace]  # the second makes a scalar
 SAFE += [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params")
-ACCURACY = re.compile(
-    r"(best|clean|test|val|valid|nat|natural|standard|std|eval)?_?(acc|accuracy|acc1|top1|prec1)", re.I
-)
+ACCURACY = re.compile(r"(best|clean|test|val(id)?|nat(ural)?|standard|std|eval)?_?(acc(uracy|1)?|top1|prec1)", re.I)
 
 
 def weights_in(content: Mapping[str, Any], file: str) -> dict[str, Tensor]:
@@ -34,10 +32,8 @@ def weights_in(content: Mapping[str, Any], file: str) -> dict[str, Tensor]:
     :raises ValueError: if there is none, naming the keys that are there.
     """
     for weights in (*(content[name] for name in WEIGHTS if name in content), content):
-        if _is_state_dict(weights):
-            return {
-                key: tensor for key, tensor in weights.items() if key != "n_averaged"
-            }  # torch's AveragedModel counts
+        if _is_state_dict(weights):  # less what torch's AveragedModel counts
+            return {key: tensor for key, tensor in weights.items() if key != "n_averaged"}
     bare = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     beside = [value for value in content.values() if not isinstance(value, Tensor)]
     if _is_state_dict(bare) and all(isinstance(value, int | float | str | np.number | None) for value in beside):
