@@ -138,12 +138,8 @@ def in_both(change):
             lambda f: Image.fromarray(np.full((12, 12), 700, np.uint16)).save(f / "train/bee/004.png"),
             r"004\.png.*8 bits",
         ),
-        (lambda f: images(1, 12)[0].convert("F").save(f / "train/bee/4.tiff"), r"4\.tiff.*8 bits"),
         (lambda f: scan(f / "train/bee/scan.tiff"), r"scan\.tiff: cannot be read \(3 pages or frames in one file"),
-        (lambda f: scan(f / "train/bee/scan.webp"), r"scan\.webp: cannot be read \(3 pages or frames in one file"),
-        (lambda f: (f / "train/ant/back").symlink_to(f / "train"), "is a link to a folder of this data set"),
         (lambda f: (f / "train/ant/more").symlink_to(f / "train" / "bee"), "is a link to a folder of this data set"),
-        (lambda f: (f / "train/ant/more").symlink_to(f / "test" / "ant"), "is a link to a folder of this data set"),
         (in_both(lambda part: (part / "dog").symlink_to(part / "ant")), "dog: is the same folder as 'ant'"),
         (lambda f: sixteen_bits(f / "train/bee/deep.png"), r"deep\.png.*8 bits"),
         (  # as a Mac and a Linux machine write the same é
@@ -158,12 +154,6 @@ def test_damaged_image_folders_are_named(folder, damage, named):
     damage(folder)
     with pytest.raises(UserError, match=named):
         load("imagefolder", folder)
-
-
-@pytest.mark.parametrize("mode", ["LA", "1", "P", "RGBA"])
-def test_every_mode_of_8_bits_or_less_is_grey_or_rgb(folder, mode):
-    images(1, 12)[0].convert(mode).save(folder / "train" / "bee" / "004.png")
-    assert load("imagefolder", folder).train.shape == (3, 12, 12)
 
 
 def test_pictures_stand_upright_as_the_camera_says(folder):
@@ -200,13 +190,13 @@ def test_what_a_folder_holds_is_said(folder):
 
 def test_what_is_lost_or_made_up_of_a_picture_is_said(tmp_path):
     pictures(tmp_path, 10, 4, size=16)
-    for name, mode in (("a.png", "RGBA"), ("b.png", "L"), ("c.png", "LA"), ("d.jpg", "CMYK")):
+    for name, mode in (("a.png", "RGBA"), ("b.png", "L"), ("c.png", "LA"), ("d.jpg", "CMYK"), ("e.png", "1")):
         Image.new(mode, (16, 16)).save(tmp_path / "train" / "ant" / name)
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     about = load("imagefolder", tmp_path).about
     assert "; 1 not used, no image in a class folder: .ipynb_checkpoints; " in about
     assert (
-        "; 2 grey, repeated in three channels; 2 with transparency, which is dropped; 1 converted from CMYK; test: "
+        "; 3 grey, repeated in three channels; 2 with transparency, which is dropped; 1 converted from CMYK; test: "
         in about
     )
     shutil.rmtree(tmp_path / "test")
@@ -307,43 +297,31 @@ def refused(name, root, path, *parts):
 
 
 @pytest.mark.parametrize("number", [0, -1])
-@pytest.mark.parametrize("how", ["cut", "flipped", "page", "swapped"])
-def test_a_changed_data_file_is_named_with_both_sums(whole, how, number):
+def test_a_changed_data_file_is_named_with_both_sums(whole, number):
     name, root, paths = whole
-    paths = list(paths.values())
-    path, raw = paths[number], paths[number].read_bytes()
-    changed = {
-        "cut": raw[: len(raw) // 2],
-        "flipped": raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:],
-        "page": b"<html>404</html>",
-        "swapped": paths[2].read_bytes(),
-    }[how]
+    path = list(paths.values())[number]
+    raw = path.read_bytes()
+    changed = raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:]
     path.write_bytes(changed)
     refused(name, root, path, *(hashlib.md5(content).hexdigest() for content in (raw, changed)), "delete it")
 
 
-@pytest.mark.parametrize("how", ["missing", "a link that leads nowhere"])
-def test_a_missing_data_file_is_named(whole, how):
+def test_a_missing_data_file_is_named(whole):
     """The download is tried, and fails as it does without a network."""
     name, root, paths = whole
     path = list(paths.values())[1]
     path.unlink()
-    if how != "missing":
-        path.symlink_to(root / "moved")
+    path.symlink_to(root / "moved")  # a link that leads nowhere is no file either
     refused(name, root, path.name, str(path.parent), "the download failed")
     assert not path.exists()
 
 
-@pytest.mark.parametrize("how", ["directory", "Permission denied"])
-def test_a_data_file_that_cannot_be_read_is_named(whole, how, file_modes_count):
+def test_a_data_file_that_cannot_be_read_is_named(whole):
     name, root, paths = whole
     path = next(iter(paths.values()))
-    if how == "directory":
-        path.unlink()
-        path.mkdir()
-    else:
-        path.chmod(0)
-    refused(name, root, path, "cannot be read", how)
+    path.unlink()
+    path.mkdir()
+    refused(name, root, path, "cannot be read", "directory")
 
 
 def test_real_mnist(mnist_root):

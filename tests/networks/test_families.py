@@ -128,8 +128,6 @@ def test_what_a_network_needs_is_found_without_a_trace(model, needs):
         ("wrn_27_4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
         ("WRN-27-4", ["10, 16, 22, 28", "did you mean wrn_28_4?"]),
         ("wrn_28_0", ["no such width"]),
-        ("wrn-34-10", ["did you mean wrn_34_10?"]),
-        ("resnet_small", ["did you mean small_resnet?"]),
         ("WideResNet-28-10", ["did you mean wrn_28_10?"]),
         ("resnet18", ["did you mean preact_resnet18?"]),
         ("quite_other", ["lenet5, wrn28_4", "wrn_D_W", "path/to/file.py:callable"]),
@@ -179,14 +177,12 @@ def plain(channels, height, width, classes):
 @pytest.mark.parametrize(
     ("network", "theirs", "asked", "said"),
     [
-        ("wrn_16_4", lambda: TheirWideResNet(16, 4), "none", "none"),
         ("wrn_10_1", lambda: TheirWideResNet(10, 1), "none", "none"),
         ("wrn28_4", TheirStandardised, "image", "image"),
         ("wrn_10_1", lambda: Behind(TheirWideResNet(10, 1)), NUMBERS, NUMBERS),
         ("wrn_10_1", lambda: Behind(TheirWideResNet(10, 1), "mu", "sigma"), None, NUMBERS),
         ("wrn_10_1", lambda: nn.DataParallel(Behind(TheirWideResNet(10, 1), "mean", "std")), None, NUMBERS),
         ("preact_resnet18", TheirPreAct18, "none", "none"),
-        ("preact_resnet18", lambda: Behind(TheirPreAct18()), NUMBERS, NUMBERS),
         ("preact_resnet18", lambda: Behind(TheirPreAct18(), "new_mean", "new_std"), None, NUMBERS),
         (f"{__name__}:plain", lambda: Behind(plain(*CIFAR), "mu", "std"), None, NUMBERS),
         (f"{__name__}:plain", lambda: Behind(plain(*CIFAR)), NUMBERS, NUMBERS),
@@ -231,19 +227,14 @@ def test_prefixes_are_taken_off_where_the_network_asked_for_lacks_them(prefixes)
     assert list(our_keys(deeper, wrapped).weights) == list(wrapped)
 
 
-def foreign_files():
+def test_state_dicts_of_others_in_wrappers():
     """Of TRADES, which many of RobustBench's are; of an old torch; of the robustness package, with its network twice."""
     theirs = trained(TheirWideResNet(10, 1)).state_dict()
     sub = {key.replace("block1.", "sub_block1."): value for key, value in theirs.items() if key.startswith("block1.")}
     old = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     twice = {f"module.{side}model.{key}": value for side in ("", "attacker.") for key, value in theirs.items()}
-    return theirs, ({f"model.{key}": value for key, value in (theirs | sub).items()}, old, twice)
-
-
-def test_state_dicts_of_others_in_wrappers():
-    theirs, files = foreign_files()
     ours = build_model("wrn_10_1", *CIFAR)
-    for file in files:
+    for file in ({f"model.{key}": value for key, value in (theirs | sub).items()}, old, twice):
         found = our_keys(file, ours.state_dict())
         ours.load_state_dict(found.weights)
         assert found.renamed
@@ -268,15 +259,10 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     attack = [*ATTACK, "--model", str(file), *digits]
     fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named], "--standardise none")
     for how, wrong in (
-        ("bytes", "give image, none"),
+        ("", "--standardise '': give image, none"),
+        ("0.3;0.4", "as 0.13,0.31"),
         ("0.5,0.5,0.5", "3 numbers for images of 1 channel"),
         ("127,64", "255"),
-        ("", "--standardise '': give image, none"),
-        (
-            "0.3",
-            "--standardise '0.3': 1 numbers for images of 1 channel: give image, none, or the means of all channels and then ",
-        ),
-        ("0.3;0.4", "as 0.13,0.31"),
     ):
         fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named, "--standardise", how], wrong)
     plain = ["--standardise", "NONE"]

@@ -69,20 +69,14 @@ class Net(torch.nn.Module):
     ("line", "said"),
     [
         ("x -= 0.5", "line 8: RuntimeError: a leaf Variable"),
-        ("x = torch.tensor(x.numpy())", "line 8: RuntimeError: Can't call numpy"),
         ("return self.linear(x.flatten(1)).squeeze()", "in eval mode on 1 images"),
-        ("assert not x.requires_grad", "line 8: AssertionError"),
-        (
-            "if self.training: return x, x",
-            "in train mode on 2 images that ask for a gradient (ValueError: it gives tuple",
-        ),
         ("if self.training: raise OSError('gone')", "line 8: OSError: gone"),
         ("x = x.detach()", "no gradient reaches the images"),
         (
             "if self.training: x = x / 0 * 0",
             "in train mode on 2 images that ask for a gradient (ValueError: its logits are not a number",
         ),
-        ("return self.linear(x.flatten(1)), x", "TypeError: it gives a tuple instead of logits"),
+        ("return self.linear(x.flatten(1)), x", "it gives a tuple instead of (2, 10) logits"),
     ],
 )
 def test_code_that_raises_in_a_step_is_one_line_before_the_first(tmp_path, monkeypatch, capsys, line, said):
@@ -214,7 +208,6 @@ def test_installed_packages_and_our_own_folder(theirs, monkeypatch):
         ({"a.py": "\nx = ("}, "a:x", ["a.py, line 2: SyntaxError"]),
         ({"a.py": "import b", "b.py": "\n\n1 / 0"}, "a.py:x", ["b.py, line 3: ZeroDivisionError"]),
         ({"a.py": "import sys\nsys.exit(3)"}, "a:x", ["a.py, line 2: SystemExit: 3"]),
-        ({"a.py": "def net(*_):\n    import b", "b.py": "None.x"}, "a:net", ["b.py, line 1: AttributeError"]),
         ({"a.py": "def net(*_):\n    raise KeyError('no\\nlines')"}, "a.py:net", ["a.py, line 2: KeyError"]),
         ({"a.py": "def net(*_): return 3"}, "a.py:net", ["gave a int"]),
         ({"a.py": b"\xff\xfe\x00".decode("latin1")}, "a.py:net", ["source code string cannot contain null bytes"]),
@@ -228,17 +221,6 @@ def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
         for part in [f"--network {network}: ", *parts]:
             assert part in str(error.value), str(error.value)
         assert "_own_network_" not in str(error.value)
-
-
-def test_parameters_named_as_a_wrappers(theirs):
-    """Trained, gone on with, taken as a start and attacked: nothing is taken off names that are the network's own."""
-    wrapped = NET.replace("self.linear", "self.module").replace("Tiny", "Wrapped")
-    write(theirs, {"wrapped.py": wrapped})
-    network = ["--network", "wrapped.py:Wrapped"]
-    run = [*SMALL, *network, "--savepath", "run", "--max_steps"]
-    assert train.main([*run, "1"]) == 0 and train.main([*run, "2", "--resume"]) == 0
-    assert train.main([*SMALL, *network, "--pretrained", "run", "--savepath", "again", "--max_steps", "1"]) == 0
-    assert evaluate_on_pgd_attacks.main([*ATTACK, *network, "--model", "run"]) == 0
 
 
 def test_resume_says_that_the_code_has_changed(theirs, capsys):

@@ -160,18 +160,11 @@ def test_other_files_are_refused_and_not_said_to_run_code(tmp_path, content):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("shape", ["reference", "bare", "prefixed"])
-def test_the_references_files(tmp_path, shape, legacy):
-    """`{"epoch", "model"}` as torch 1.0 wrote it, a bare state dict, DataParallel's keys; a folder or a file."""
-    model = LeNet5Madry()
-    state = model.state_dict()
-    content = {
-        "reference": {"epoch": 3, "model": state},
-        "bare": state,
-        "prefixed": {"model": {f"module.{k}": v for k, v in state.items()}},
-    }
-    path = tmp_path / "model_best.pt"
-    torch.save(content[shape], path, _use_new_zipfile_serialization=not legacy)
+def test_the_references_files(tmp_path, legacy):
+    """`{"epoch", "model"}` as torch 1.0 wrote it, with DataParallel's keys; a folder or a file."""
+    model, path = LeNet5Madry(), tmp_path / "model_best.pt"
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "model": state}, path, _use_new_zipfile_serialization=not legacy)
     for name in (path, tmp_path):
         file = checkpoint.load_model_file(str(name))
         assert file.config is None and file.path == path

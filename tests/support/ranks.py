@@ -109,15 +109,12 @@ def _alone(writer, function, args, environment):
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     torch.set_num_threads(1)
-    os._exit(_status(function, args))
-
-
-def _status(function, args):
     try:
-        return function(*args) or 0
+        status = function(*args) or 0
     except BaseException:
         traceback.print_exc()
-        return 1
+        status = 1
+    os._exit(status)
 
 
 def program(name, argv):

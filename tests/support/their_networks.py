@@ -1,5 +1,7 @@
 """Networks written here from the papers, with the names that other programs give their parameters."""
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -28,14 +30,10 @@ class TheirBlock(nn.Module):
         return hidden + (self.shortcut(x) if hasattr(self, "shortcut") else x)
 
 
-class TheirGroup(nn.Module):
-    def __init__(self, blocks, inside, outside, stride):
-        super().__init__()
-        rest = [TheirBlock(outside, outside, 1, wide=True) for _ in range(blocks - 1)]
-        self.layer = nn.Sequential(TheirBlock(inside, outside, stride, wide=True), *rest)
-
-    def forward(self, x):
-        return self.layer(x)
+def their_group(blocks, inside, outside, stride):
+    rest = [TheirBlock(outside, outside, 1, wide=True) for _ in range(blocks - 1)]
+    layer = nn.Sequential(TheirBlock(inside, outside, stride, wide=True), *rest)
+    return nn.Sequential(OrderedDict(layer=layer))
 
 
 class TheirWideResNet(nn.Module):
@@ -45,9 +43,9 @@ class TheirWideResNet(nn.Module):
         super().__init__()
         n = (depth - 4) // 6
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        self.block1 = TheirGroup(n, 16, 16 * k, 1)
-        self.block2 = TheirGroup(n, 16 * k, 32 * k, 2)
-        self.block3 = TheirGroup(n, 32 * k, 64 * k, 2)
+        self.block1 = their_group(n, 16, 16 * k, 1)
+        self.block2 = their_group(n, 16 * k, 32 * k, 2)
+        self.block3 = their_group(n, 32 * k, 64 * k, 2)
         self.bn1, self.fc = nn.BatchNorm2d(64 * k), nn.Linear(64 * k, 10)
 
     def forward(self, x):
