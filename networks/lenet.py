@@ -28,8 +28,7 @@ class LeNet5Madry(nn.Module):
         """Images (B, C, H, W) in [0, 1] -> logits (B, classes)."""
         x = F.relu(F.max_pool2d(self.conv1(x), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        logits: Tensor = self.linear2(F.relu(self.linear1(x.flatten(1))))
-        return logits
+        return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
 class ImageConv2d(nn.Conv2d):
@@ -45,8 +44,7 @@ class ImageConv2d(nn.Conv2d):
         frozen = not any(p.requires_grad for p in self.parameters())
         in_blocks = x.shape[-2] % BLOCK == x.shape[-1] % BLOCK == 0
         if x.device.type == "cpu" and x.requires_grad and frozen and in_blocks:
-            out: Tensor = _FrozenConv.apply(x, self.weight, self.bias, self.padding)
-            return out
+            return _FrozenConv.apply(x, self.weight, self.bias, self.padding)
         return super().forward(x)
 
 

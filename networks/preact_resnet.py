@@ -24,8 +24,7 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
         hidden = self.conv1(F.relu(self.bn1(x)))
-        out: Tensor = self.conv2(F.relu(self.bn2(hidden))) + self.shortcut(x)
-        return out
+        return self.conv2(F.relu(self.bn2(hidden))) + self.shortcut(x)
 
 
 class PreActResNet18(nn.Module):
@@ -48,5 +47,4 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W) -> logits (B, classes)."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
-        logits: Tensor = self.linear(F.relu(self.bn(x)).mean(dim=(2, 3)))
-        return logits
+        return self.linear(F.relu(self.bn(x)).mean(dim=(2, 3)))

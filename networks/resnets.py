@@ -43,8 +43,7 @@ class ConvGroupBlock(nn.Module):
         """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
         activated = F.relu(self.bn1(x))
         shortcut = self.conv_shortcut(activated) if hasattr(self, "conv_shortcut") else x
-        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated)))) + shortcut
-        return out
+        return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + shortcut
 
 
 def conv_group(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -71,8 +70,7 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardised images (B, C, H, W) -> logits (B, classes)."""
         x = self.convgroup3(self.convgroup2(self.convgroup1(self.conv1(x))))
-        logits: Tensor = self.fc(F.relu(self.bn1(x)).mean(dim=(2, 3)))
-        return logits
+        return self.fc(F.relu(self.bn1(x)).mean(dim=(2, 3)))
 
 
 class SmallResNet(nn.Module):
@@ -99,8 +97,7 @@ class SmallResNet(nn.Module):
         # takes batches of one size alone.
         blocks = x.reshape(count, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
         x = blocks.reshape(count, 4 * channels, height // 2, width // 2)
-        logits: Tensor = self.fc(F.relu(self.bn1(self.blocks(self.stem(x)))).mean(dim=(2, 3)))
-        return logits
+        return self.fc(F.relu(self.bn1(self.blocks(self.stem(x)))).mean(dim=(2, 3)))
 
 
 def _initialise(model: nn.Module) -> None:

@@ -25,8 +25,7 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        total: Tensor = SumOverProcesses.apply(gradient)
-        return total
+        return SumOverProcesses.apply(gradient)
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -68,8 +67,7 @@ class GlobalBatchNorm(_BatchNorm):
 def with_global_statistics(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with each BatchNorm over all processes, SyncBatchNorm on GPUs; the same state-dict keys. Changes `model`."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return converted
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for batchnorm in batchnorms(model):
         # As torch's lazy layers do: it has the same attributes, and another forward.
         batchnorm.__class__ = GlobalBatchNorm

@@ -55,8 +55,7 @@ class Replica:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, C): a pass whose backward, outside of `unsent`, leaves the gradient of the global batch."""
-        logits: Tensor = self.hooked(x)
-        return logits
+        return self.hooked(x)
 
     def unsent(self) -> AbstractContextManager[None]:
         """Inside, a pass and its backward keep their gradient here, to be sent with the next one's."""

@@ -50,12 +50,8 @@ def read_margins(path: Path) -> np.ndarray:
     return margins
 
 
-NO_SETTING = {
-    "environment",
-    "max_minutes",
-    *GONE,
-    *(f.name for f in dataclasses.fields(Config) if f.metadata["of_run"]),
-}
+NO_SETTING = {"environment", "max_minutes", *GONE}
+NO_SETTING |= {f.name for f in dataclasses.fields(Config) if f.metadata["of_run"]}
 NEWER_THAN_SOME_RUNS = {"step_decay": False, "odi_steps": 0}  # and part of a recipe that some of them name
 
 

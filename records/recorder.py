@@ -79,9 +79,8 @@ class RunRecorder:
 
     def __enter__(self) -> None:
         self.bar = self.teller.bar(self.config.max_steps, "step", done=self.began)
-        self.bar.bar_format = (
-            "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # time left: `_forecast`
-        )
+        # Without the time left, which `_forecast` says.
+        self.bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
