@@ -82,21 +82,17 @@ def test_no_flipped_byte_and_no_truncation_goes_unnoticed(tmp_path):
     assert refused >= 120
 
 
-def hold(model):
-    """What people save beside their weights, and under which name."""
-    state, one = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
-    found = {name: {name: state, **one} for name in ("state_dict", "model_state_dict", "net", "network")}
-    bare = {**state, "epoch": 3, "acc": 93.5, "n_averaged": torch.tensor(2)}
-    return found | {"bare": bare}
-
-
 @pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "net", "network", "bare", "safetensors"])
 def test_usual_containers(tmp_path, name):
+    """With what people save beside their weights."""
     model, file = nn.Linear(3, 2), tmp_path / "theirs"
+    state, beside = model.state_dict(), {"args": Namespace(lr=0.1), "acc": np.float64(93.5), "epoch": np.int64(3)}
     if name == "safetensors":
-        safetensors.torch.save_file(model.state_dict(), file, {"config": "not JSON"})
+        safetensors.torch.save_file(state, file, {"config": "not JSON"})
+    elif name == "bare":
+        torch.save({**state, "epoch": 3, "acc": 93.5, "n_averaged": torch.tensor(2)}, file)
     else:
-        torch.save(hold(model)[name], file)
+        torch.save({name: state, **beside}, file)
     found = checkpoint.load_model_file(str(file))
     assert torch.equal(found.weights["weight"], model.weight) and found.config is None
     assert found.accuracy == (None if name == "safetensors" else pytest.approx(0.935))
