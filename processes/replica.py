@@ -15,11 +15,8 @@ from processes.global_batchnorm import GlobalBatchNorm
 from utils import eval_mode
 
 # Newer releases of torch call the flag by another name, and warn of the old one.
-BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel).parameters
-)
+NEWER = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+BUFFERS = "forward_sync_buffers" if NEWER else "broadcast_buffers"
 
 
 class Replica:

@@ -236,7 +236,6 @@ def idx(array):
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
 
 
-@pytest.fixture
 def small_mnist(tmp_path, monkeypatch):
     """MNIST of 40 + 20 images in whole files, whose sums are taken for the right ones: {name: path}."""
     folder, draw, sums = tmp_path / "MNIST" / "raw", np.random.default_rng(0), {}
@@ -251,7 +250,6 @@ def small_mnist(tmp_path, monkeypatch):
     return {name: folder / name for name in sums}
 
 
-@pytest.fixture
 def small_cifar10(tmp_path, monkeypatch):
     """CIFAR-10 of 5 x 20 + 20 images, likewise."""
     kind = torchvision.datasets.CIFAR10
@@ -281,7 +279,7 @@ def whole(request, tmp_path, monkeypatch):
     def no_network(*_, **__):
         raise urllib.error.URLError("no network in this test")
 
-    files = request.getfixturevalue(f"small_{request.param}")
+    files = {"mnist": small_mnist, "cifar10": small_cifar10}[request.param](tmp_path, monkeypatch)
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     return request.param, tmp_path, files
 

@@ -340,7 +340,6 @@ def reading_network(channels, height, width, num_classes):
     ("images", "batch_size", "processes", "network", "local_bn", "said"),
     [
         (1283, 128, 4, vector_network, True, "slice"),  # the last batch is of 3 images
-        (1280, 128, 4, vector_network, True, ""),
         (1285, 128, 4, vector_network, True, "slice"),  # 2, 1, 1, 1
         (1288, 128, 4, vector_network, True, ""),
         (1280, 6, 4, vector_network, True, "slice"),
@@ -351,7 +350,6 @@ def reading_network(channels, height, width, num_classes):
         (1280, 128, 2, reading_network, False, "--local_bn"),  # all may be wrong in a process's slice
         (1280, 128, 2, reading_network, True, ""),
         (1281, 128, 2, reading_network, True, "choose another --batch_size"),
-        (1280, 126, 4, reading_network, True, ""),  # slices of 32, 32, 31, 31, at last 5
     ],
 )
 def test_batches_whose_slices_the_network_cannot_work_on_are_refused(

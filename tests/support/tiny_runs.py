@@ -82,9 +82,9 @@ def tiny_trainer(max_steps=10, model=None, **changes):
     return Trainer(replace(config, **changes), model, tiny_data())
 
 
-def step(model, x, y, eps, noise, config, search_single_row=True, every_row=False, odi_weights=None):
+def step(model, x, y, eps, noise, config, every_row=False, odi_weights=None):
     """One step of the config's objective: its gradient is left in the parameters."""
-    objective = objective_of(config, search_single_row=search_single_row, every_row=every_row)
+    objective = objective_of(config, search_single_row=True, every_row=every_row)
     return objective(Replica(model), x, y, AttackStart(eps, noise, odi_weights=odi_weights), len(x))
 
 
