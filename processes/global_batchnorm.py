@@ -31,9 +31,6 @@ class SumOverProcesses(torch.autograd.Function):
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm of any rank; in train mode every process must call it, in the same order."""
 
-    def _check_input_dim(self, x: Tensor) -> None:
-        pass
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...).
 

@@ -172,9 +172,7 @@ def test_the_references_files(tmp_path, legacy):
 def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(UserError, match=r"linear2\.weight is 7x1024 there, 10x1024"):
         checkpoint.load_weights(LeNet5Madry(), LeNet5Madry(num_classes=7).state_dict(), tmp_path)
-    with pytest.raises(
-        UserError, match=r"other\.weight is a number, whole there, absent|conv1\.weight is absent there"
-    ):
+    with pytest.raises(UserError, match=r"other\.weight is a number, whole there, absent in"):
         checkpoint.load_weights(LeNet5Madry(), {"other.weight": torch.tensor(1)}, tmp_path)
 
 
