@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import shutil
 import struct
@@ -45,10 +44,14 @@ def _feed(sha: hashlib._Hash, value: object) -> None:
         sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
         if value.numel():
             sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, dict | list | tuple):
-        kind, items = ("dict", itertools.chain(*value.items())) if isinstance(value, dict) else ("sequence", value)
-        sha.update(f"{kind} {len(value)} ".encode())
-        for item in items:
+    elif isinstance(value, dict):
+        sha.update(f"dict {len(value)} ".encode())
+        for key, item in value.items():
+            _feed(sha, key)
+            _feed(sha, item)
+    elif isinstance(value, list | tuple):
+        sha.update(f"sequence {len(value)} ".encode())
+        for item in value:
             _feed(sha, item)
     elif isinstance(value, float):
         sha.update(b"float " + struct.pack("<d", value))

@@ -23,7 +23,8 @@ from errors import some
 SAFE: list[Any] = [np.dtype, np.float64(0).__reduce__()[0], Namespace]  # the second makes a scalar
 SAFE += [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params")
-ACCURACY = re.compile(r"(best|clean|test|val(id)?|nat(ural)?|standard|std|eval)?_?(acc(uracy|1)?|top1|prec1)", re.I)
+_SPLITS, _ACCURACIES = "best|clean|test|val|valid|nat|natural|standard|std|eval", "acc|accuracy|acc1|top1|prec1"
+ACCURACY = re.compile(f"({_SPLITS})?_?({_ACCURACIES})", re.I)
 
 
 def weights_in(content: Mapping[str, Any], file: str) -> dict[str, Tensor]:
