@@ -223,6 +223,17 @@ def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
         assert "_own_network_" not in str(error.value)
 
 
+def test_parameters_named_as_a_wrappers(theirs):
+    """Trained, gone on with, taken as a start and attacked: nothing is taken off names that are the network's own."""
+    wrapped = NET.replace("self.linear", "self.module").replace("Tiny", "Wrapped")
+    write(theirs, {"wrapped.py": wrapped})
+    network = ["--network", "wrapped.py:Wrapped"]
+    run = [*SMALL, *network, "--savepath", "run", "--max_steps"]
+    assert train.main([*run, "1"]) == 0 and train.main([*run, "2", "--resume"]) == 0
+    assert train.main([*SMALL, *network, "--pretrained", "run", "--savepath", "again", "--max_steps", "1"]) == 0
+    assert evaluate_on_pgd_attacks.main([*ATTACK, *network, "--model", "run"]) == 0
+
+
 def test_resume_says_that_the_code_has_changed(theirs, capsys):
     write(theirs, {"mine.py": "from part import Tiny\n", "part.py": NET})
     run = [*SMALL, "--network", "mine.py:Tiny", "--savepath", "run", "--resume", "--max_steps"]
