@@ -40,12 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: AutoAttackFlags, subject: Subject, teller: Teller, world: World) -> None:
     """The ensemble at one radius."""
     (eps,), notes = world.together(lambda: subject.radii([flags.eps] if flags.eps else None))
-    _, height, width = subject.test.shape
     with torch.no_grad():
         classes = subject.model(torch.zeros(1, *subject.test.shape, device=subject.device)).shape[1]
-    settings, more = world.together(lambda: choose_ensemble(subject.norm, height, width, classes, flags.attacks))
-    for note in (*notes, *more):
-        teller.note(note)
+    settings, more = world.together(lambda: choose_ensemble(subject.norm, subject.test.shape, classes, flags.attacks))
+    teller.note(*notes, *more)
 
     def attack(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, list[str]]:
         return run_ensemble(subject.model, x, y, settings, norm=subject.norm, eps=eps, seed=seed)

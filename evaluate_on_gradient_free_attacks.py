@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(flags: GradientFreeFlags, subject: Subject, teller: Teller, world: World) -> None:
     """Each attack of `--attacks`, or all that exist for this norm."""
     (eps,), notes = world.together(lambda: subject.radii([flags.eps] if flags.eps else None))
-    for note in notes:
-        teller.note(note)
+    teller.note(*notes)
     for name in world.together(lambda: attacks_asked(flags, subject)):
         size = flags.batch_size or IMAGES_A_SHARD[name]
         attack = attack_of(name, flags, subject, eps, min(size, len(subject.test)))

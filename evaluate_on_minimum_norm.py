@@ -101,8 +101,7 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
         search(subject, rows, logits, batch_size, teller, world)
     if flags.curve and world.is_first:
         teller.say(f"written: {write_curve(subject)}")
-    for line in overestimates(subject):
-        teller.say(line)
+    teller.say(*overestimates(subject))
 
 
 def search(
@@ -135,8 +134,7 @@ def search(
                 distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
                 row["local_optimality"] = {"value": minimum_norm.local_optimality(distances, best), "best_of": names}
                 subject.add_rows(attack, [row])
-            for line in minimum_norm.table(subject, rows, best, names):
-                teller.say(line)
+            teller.say(*minimum_norm.table(subject, rows, best, names))
     teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # as `python -I` does not
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from evaluations.flags import PgdFlags, SharedFlags, checked_flags
 from evaluations.results import Row, effort, require_writable, same_eps, stored_row
 from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
+from processes.distributed import launched_size
 from records.commands import command
 from records.progress import Teller
 from utils import radius_text, use_device
@@ -44,13 +44,12 @@ class TransferFlags(SharedFlags):
 def main(argv: Sequence[str] | None = None) -> int:
     """Replay, print and write a JSON beside each network. Returns the exit status."""
     runs, flags = parse(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_size() > 1:
         raise UserError("evaluate_on_transfer.py: works on one process: start it with python instead of torchrun")
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
     subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
-    for note in dict.fromkeys(note for subject in subjects for note in subject.notes):
-        teller.note(note)
+    teller.note(*dict.fromkeys(note for subject in subjects for note in subject.notes))
     radii = shared_radii(flags, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
@@ -90,8 +89,7 @@ def shared_radii(flags: TransferFlags, subjects: Sequence[Subject], teller: Tell
     """
     first = subjects[0]
     radii, notes = first.radii(flags.eps)
-    for note in notes:
-        teller.note(note)
+    teller.note(*notes)
     for subject in subjects[1:]:
         for name in ("dataset", "norm"):
             if (own := getattr(subject, name)) != (shared := getattr(first, name)):
@@ -132,8 +130,8 @@ def compare(flags: TransferFlags, subjects: Sequence[Subject], radii: Sequence[f
             teller.note(f"{folder}: of its saved adversarial images --nb_iter and --nb_restart change nothing")
         if missing:
             teller.note(f"{folder}: its adversarial images at {_listed(missing)} are made first")
-            how = {name: best["settings"].get(name, getattr(PgdFlags, name)) for name in ("nb_iter", "nb_restart")}
-            how |= {name: value for name in how if (value := getattr(flags, name)) is not None}
+            unsaid = [name for name in ("nb_iter", "nb_restart") if getattr(flags, name) is None]
+            how = {name: best["settings"][name] for name in unsaid if name in best["settings"]}
             attack = pgd_flags(flags, str(subject.path), **how, eps=tuple(missing), seed=seeds[-1], save_adv=True)
             pgd_attacks.evaluate(attack, subject, teller)
     saved = [transfer.saved_images(subject, radii) for subject in subjects]

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 
 # `import torch.autograd.gradcheck as module` would give the *function* gradcheck.
-_gradcheck = importlib.import_module("torch.autograd.gradcheck")
-_gradcheck.zero_gradients = None  # type: ignore[attr-defined]  # it was there once
+importlib.import_module("torch.autograd.gradcheck").zero_gradients = None  # type: ignore[attr-defined]
 
 import advertorch  # noqa: E402
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -25,10 +25,10 @@ MOST_TARGETS = 9
 
 
 def choose_ensemble(
-    norm: str, height: int, width: int, classes: int, attacks: str | None = None
+    norm: str, shape: Sequence[int], classes: int, attacks: str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The standard ensemble less what cannot run on such a network, or a list of attacks: settings for the JSON, which say
-    all, and what the user should be told.
+    """The standard ensemble less what cannot run on such a network of (C, H, W) images, or a list of attacks: settings for
+    the JSON, which say all, and what the user should be told.
 
     :raises UserError: if an attack of that list cannot run.
     """
@@ -37,8 +37,8 @@ def choose_ensemble(
         for name, least in CLASSES.items()
         if classes < least
     }
-    if not square_starts(norm, height, width):
-        reasons["square"] = f"square cannot start on {height}x{width} images under L2"
+    if not square_starts(norm, *shape[1:]):
+        reasons["square"] = f"square cannot start on {shape[1]}x{shape[2]} images under L2"
     names = choose(attacks, list(CLASSES)) if attacks else [name for name in STANDARD if name not in reasons]
     if wrong := [name for name in names if name in reasons]:
         raise UserError(f"--attacks {attacks}: {reasons[wrong[0]]}: leave it out")
@@ -78,22 +78,19 @@ def run_ensemble(
 @contextmanager
 def package_log() -> Iterator[dict[str, str]]:
     """Silence the package's logger; give its warnings, of those that differ in numbers only the first."""
-    logger = logging.getLogger("auto-attack")
-    before = logger.handlers, logger.level, logger.propagate
-    warnings: dict[str, str] = {}
+    logger, warnings = logging.getLogger("auto-attack"), dict[str, str]()
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
             text = record.getMessage().replace(" See flags_doc.md for details.", "")
             warnings.setdefault(re.sub(r"[\d.]+", "#", text), f"pyautoattack on one shard: {text}")
+        return False
 
-    logger.handlers, logger.propagate = [Listener()], False
-    logger.setLevel(logging.WARNING)
+    logger.addFilter(keep)
     try:
         yield warnings
     finally:
-        logger.handlers, logger.propagate = before[0], before[2]
-        logger.setLevel(before[1])
+        logger.removeFilter(keep)
 
 
 def stands(
@@ -105,7 +102,7 @@ def stands(
     """
     if x.dim() != 4:
         raise ValueError(f"images: {tuple(x.shape)}: AutoAttack needs them as (N, channels, height, width)")
-    settings, notes = choose_ensemble(norm, x.shape[2], x.shape[3], logits.shape[1])
+    settings, notes = choose_ensemble(norm, x.shape[1:], logits.shape[1])
     robust = logit_margin(logits, y) < 0
     right = robust.nonzero().squeeze(1)
     for number, rows in enumerate(right.split(batch_size) if len(right) else ()):

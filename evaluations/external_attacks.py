@@ -75,12 +75,12 @@ def evaluate(
         # AutoAttack should be as strong as plain PGD, the others need not be.
         checks = sanity.battery(subject, eps, batch_size, robust.to(x.device) if name == "autoattack" else None)
         said = f"{invalid} too long or outside [0, 1]" + (", which count as not broken" if invalid else "")
-        checks["perturbations within eps"] = sanity.Finding(invalid == 0, said)
+        checks["perturbations within eps"] = sanity.finding(invalid == 0, said)
         where = {"device": str(subject.device), "batch_size": batch_size}
         new = finished(row, right, robust, sum(part["seconds"] for part in found), **where) | {
             "invalid": invalid,
             "warnings": list(dict.fromkeys(warning for part in found for warning in part["warnings"])),
-            "sanity": sanity.as_json(checks),
+            "sanity": checks,
         }
         (row,) = subject.add_rows(name, [new])
         title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]

@@ -161,8 +161,7 @@ def _examined(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterat
         raise ValueError(f"images: {x.dtype}, the network is in {', '.join(map(str, types))}: give images of its type")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels: {y.dtype} {tuple(y.shape)}: give {len(x)} whole numbers, one an image")
-    plain = torch.inference_mode(False), torch.autocast(x.device.type, enabled=False)
-    with plain[0], plain[1], untouched(model, x.device):
+    with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False), untouched(model, x.device):
         x, y = x.clone(), y.long()
         with torch.no_grad():
             answer = model(x[:1])

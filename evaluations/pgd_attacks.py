@@ -21,16 +21,7 @@ from evaluations.repeated_pgd import (
     repeated_pgd,
     skip_below_of,
 )
-from evaluations.results import (
-    Row,
-    accuracy_lines,
-    accuracy_of,
-    average_accuracies,
-    finished,
-    same_eps,
-    same_kind,
-    stored_row,
-)
+from evaluations.results import Row, accuracy_lines, average_accuracies, finished, settled, stored_row
 from evaluations.shards import Part, run_shards
 from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
@@ -45,7 +36,6 @@ from validation import radius
 
 ATTACKS = {"paper": "pgd", "strong": "strong"}  # how a protocol's JSON is named
 SHARD = 2000  # images at most
-OF_THE_RADIUS = ("eps_iter",)  # the setting in which results at several radii differ
 
 
 def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = ALONE) -> None:
@@ -61,8 +51,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         raise UserError("--save_adv: saves the images of --protocol paper, which transfer replays: leave one out")
     stored = world.from_first(lambda: subject.rows(name))
     asked, notes = world.together(lambda: rows_asked(flags, subject, stored))
-    for note in [*notes, *filter(None, [remark(subject.device, flags.precision)])]:
-        teller.note(note)
+    teller.note(*notes, *filter(None, [remark(subject.device, flags.precision)]))
     new = [row for row in asked if flags.overwrite or stored_row(stored, row) is None]
     radii = [row["eps"] for row in asked]
     saved = world.from_first(lambda: list(saved_images(subject, radii)) if flags.save_adv else radii)
@@ -121,12 +110,11 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         if rows:
             at = min(rows, key=lambda row: abs(row["eps"] - subject.training.test_eps))  # where other attacks run
             settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, states[at["eps"]]
-            at["sanity"] = sanity.as_json(sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state))
+            at["sanity"] = sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state)
             subject.add_rows(name, rows, lambda rows: settled(rows, new[0]))
             written = [*sanity.lines(at["sanity"]), f"written: {subject.result_file(name)}"]
         done = [row for row in (stored_row(subject.rows(name), like) for like in asked) if row is not None]
-        for line in [*_lines(subject, name, done, world.size), *written, *overestimates(subject)]:
-            teller.say(line)
+        teller.say(*_lines(subject, name, done, world.size), *written, *overestimates(subject))
         if flags.save_adv:
             path = save_images(subject, {eps: state.x_adv for eps, state in states.items()}, batch_size)
             teller.say(f"written: {path}")
@@ -171,24 +159,7 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
             settings |= {**STRONG, "eps_iter": step_size or eps / 3}
         return subject.row(flags.seed, settings, eps)
 
-    rows: list[Row] = []
-    for eps in radii:
-        same = stored_row(stored, row(eps))
-        rows.append(row(eps if same is None else same["eps"]))
-    return rows, notes
-
-
-def settled(rows: list[Row], like: Row) -> list[Row]:
-    """What fell at a smaller radius is fallen in the rows of the protocol of `like` at larger ones, whichever came first."""
-    alike = [row for row in rows if same_kind(row, like, apart_from=OF_THE_RADIUS)]
-    agreed = []
-    for row in rows:
-        if row in alike:
-            smaller = [one for one in alike if one["eps"] < row["eps"] and not same_eps(one["eps"], row["eps"])]
-            flags = "".join(map(min, row["flags"], *(one["flags"] for one in smaller)))
-            row = row if flags == row["flags"] else {**row, **accuracy_of(flags)}
-        agreed.append(row)
-    return agreed
+    return [row((stored_row(stored, like) or like)["eps"]) for like in map(row, radii)], notes
 
 
 # --- what is written and said --------------------------------------------------------------------------------------

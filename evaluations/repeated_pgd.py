@@ -18,10 +18,9 @@ from pgd import PgdFn, as_rows, class_weights, odi_start, weighted_logits
 from utils import EVALUATE, ODI, eval_mode, row_noise
 
 ODI_STEPS = 10  # of the steps of a restart that starts by ODI
-FULL_RESTARTS = (
-    3  # of the strong protocol; the later ones skip images that hardly gave way: their logit margin is still
-)
-SKIP_ABOVE = 0.6  # more than this share of the clean image's
+# The later restarts of the strong protocol skip images that hardly gave way: whose logit margin is still above a share of the
+# clean image's.
+FULL_RESTARTS, SKIP_ABOVE = 3, 0.6
 STRONG = {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE}  # as rows name it
 Uniform = Callable[[int, Sequence[int]], Tensor]  # stream, shape -> (B, *shape) on [0, 1), a row's own
 Restart = Callable[[nn.Module, Tensor, Tensor, Uniform], Tensor]  # model, x (B, ...), y (B,), draws -> (B, ...)

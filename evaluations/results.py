@@ -130,6 +130,17 @@ def stored_row(rows: Iterable[Row], like: Row) -> Row | None:
     return next((row for row in rows if same_eps(row.get("eps"), like.get("eps")) and same_kind(row, like)), None)
 
 
+def settled(rows: list[Row], like: Row) -> list[Row]:
+    """The rows, changed in place: of the way of attacking of `like` what fell at a smaller radius is fallen at larger ones."""
+    alike = [row for row in rows if same_kind(row, like, apart_from=["eps_iter"])]
+    for row in alike:
+        smaller = [one for one in alike if one["eps"] < row["eps"] and not same_eps(one["eps"], row["eps"])]
+        flags = "".join(map(min, row["flags"], *(one["flags"] for one in smaller)))
+        if flags != row["flags"]:
+            row |= accuracy_of(flags)
+    return rows
+
+
 def merged(warnings: Iterable[str]) -> list[str]:
     """Warnings that differ in their numbers only as one: each number from the least to the largest, and how many they were."""
     alike: dict[tuple[str, ...], list[list[str]]] = {}

@@ -8,7 +8,7 @@ same starts, with the same steps. N images, ... any image shape; images in [0, 1
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -31,30 +31,24 @@ NO_GRADIENT = "no gradient reaches the images"
 NOT_STRONGER = ("square", "spsa", "transfer")  # whose success where PGD fails means that gradients mislead it
 
 
-class Finding(NamedTuple):
-    """What one check found: ok None is "not run"; `value` says what was seen."""
-
-    ok: bool | None
-    value: str
-
-
+Finding = dict[str, Any]  # `ok`: None is "not run"; `value`: what was seen; as the JSON holds it
 Findings = dict[str, Finding]  # by the check's name
 
 
-def lines(found: dict[str, dict[str, Any]]) -> list[str]:
+def finding(ok: bool | None, value: str) -> Finding:
+    """What one check found."""
+    return {"ok": ok, "value": value}
+
+
+def lines(found: Findings) -> list[str]:
     """What to print of a row's `sanity`: one line if all is well, and a warning for each failed check."""
-    failed = [name for name, finding in found.items() if finding["ok"] is False]
-    absent = [name for name, finding in found.items() if finding["ok"] is None]
+    failed = [name for name, check in found.items() if check["ok"] is False]
+    absent = [name for name, check in found.items() if check["ok"] is None]
     passed = len(found) - len(failed) - len(absent)
     return [
         f"sanity: {passed} checks passed, {len(failed)} failed" + (f"; not run: {', '.join(absent)}" if absent else ""),
         *(f"WARNING: sanity check failed: {name}: {found[name]['value']}" for name in failed),
     ]
-
-
-def as_json(found: Findings) -> dict[str, dict[str, Any]]:
-    """What a row of results holds under `sanity`."""
-    return {name: finding._asdict() for name, finding in found.items()}
 
 
 # --- of any attack -------------------------------------------------------------------------------------------------
@@ -76,10 +70,10 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     found = {
         "inputs in [0, 1]": _in_range(everything.x),
         "network": _network(model, logits, again),
-        "an image's logits are its own": Finding(not apart > 1e-3, seen),
+        "an image's logits are its own": finding(not apart > 1e-3, seen),
         "gradients": _gradients(model, x, y, batch_size),
     }
-    if found["gradients"].value == NO_GRADIENT:
+    if found["gradients"]["value"] == NO_GRADIENT:
         return found
     wrong = ~(logit_margin(logits, y) < 0)
 
@@ -101,8 +95,8 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     if not none_left and len(classes) == 1 < len(x):
         seen += f"; it says class {subject.class_name(classes)} of every image"
     found |= {
-        "eps 0 gives clean accuracy": Finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
-        "a huge eps leaves about none": Finding(none_left, seen),
+        "eps 0 gives clean accuracy": finding(torch.equal(nothing, wrong), f"{_left(nothing)} and {_left(wrong)}"),
+        "a huge eps leaves about none": finding(none_left, seen),
         "falls with eps": _falls(half, whole, f"eps {radius_text(eps / 2)}", radius_text(eps)),
         "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
@@ -114,19 +108,17 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
 def _clean_accuracy(right: Tensor, classes: int, said: float | None) -> Findings:
     """right (N,) bool: better than a guess among the classes; not below what the file says, if it says one, by more than
     chance and five points."""
-    count, accuracy = int(right.sum()), float(right.float().mean())
-    guess = Finding(None, f"{len(right)} images are too few to tell")
+    count, accuracy, chance = int(right.sum()), float(right.float().mean()), 1 / classes
+    guess = finding(None, f"{len(right)} images are too few to tell")
     if len(right) >= FEW:
-        by_luck = binomtest(count, len(right), 1 / classes, alternative="greater").pvalue
-        seen = (
-            f"{accuracy:.1%}, by guessing {1 / classes:.1%}: see --standardise, --dataset and the order of the classes"
-        )
-        guess = Finding(bool(by_luck < 0.05), seen)
-    stored = Finding(None, "the file says none")
+        by_luck = binomtest(count, len(right), chance, alternative="greater").pvalue
+        seen = f"{accuracy:.1%}, by guessing {chance:.1%}: see --standardise, --dataset and the order of the classes"
+        guess = finding(bool(by_luck < 0.05), seen)
+    stored = finding(None, "the file says none")
     if said is not None:
         lower_by_luck = binomtest(count, len(right), said, alternative="less").pvalue
         seen = f"{accuracy:.1%} here, {said:.1%} in the file: see --standardise"
-        stored = Finding(bool(accuracy > said - 0.05 or lower_by_luck > CHANCE), seen)
+        stored = finding(bool(accuracy > said - 0.05 or lower_by_luck > CHANCE), seen)
     return {"clean accuracy above chance": guess, "clean accuracy as the file says": stored}
 
 
@@ -158,12 +150,12 @@ def _left(broken: Tensor) -> str:
 def _falls(before: Tensor, after: Tensor, less: str, more: str) -> Finding:
     rise = float(before.float().mean() - after.float().mean())
     ok = rise <= max(TOLERANCE, 1 / len(before)) + 1e-9
-    return Finding(ok, f"{_left(before)} at {less}, {_left(after)} at {more}")
+    return finding(ok, f"{_left(before)} at {less}, {_left(after)} at {more}")
 
 
 def _in_range(*images: Tensor) -> Finding:
     low, high = (float(f(torch.stack([f(i) for i in images]))) for f in (torch.min, torch.max))
-    return Finding(low >= -1e-6 and high <= 1 + 1e-6, f"{low:.4g} to {high:.4g}")
+    return finding(low >= -1e-6 and high <= 1 + 1e-6, f"{low:.4g} to {high:.4g}")
 
 
 def _network(model: nn.Module, first: Tensor, second: Tensor) -> Finding:
@@ -180,7 +172,7 @@ def _network(model: nn.Module, first: Tensor, second: Tensor) -> Finding:
         "outputs are log-probabilities, not logits": torch.allclose(first.exp().sum(1).float(), ones, atol=1e-3),
     }
     wrong = [what for what, is_so in seen.items() if is_so]
-    return Finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
+    return finding(not wrong, ", ".join(wrong) or "logits, deterministic, eval mode")
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Finding:
@@ -191,11 +183,11 @@ def _gradients(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Findi
             images = images.detach().requires_grad_()
             loss = cross_entropy(model(images), labels).sum()
             if not loss.requires_grad:
-                return Finding(False, NO_GRADIENT)
+                return finding(False, NO_GRADIENT)
             found.append(row_norms(torch.autograd.grad(loss, images)[0]))
     norms = torch.cat(found)
     without = int((~torch.isfinite(norms) | (norms == 0)).sum())
-    return Finding(20 * without < len(norms), f"{without / len(norms):.1%} zero or not finite")
+    return finding(20 * without < len(norms), f"{without / len(norms):.1%} zero or not finite")
 
 
 def _no_more(broken: Tensor, other: Tensor, names: tuple[str, str]) -> Finding:
@@ -206,7 +198,7 @@ def _no_more(broken: Tensor, other: Tensor, names: tuple[str, str]) -> Finding:
     alone, differ = int((other & ~broken).sum()), int((other ^ broken).sum())
     chance = binomtest(alone, differ, 0.5, alternative="greater").pvalue if differ else 1.0
     first, second = (f"{name} leaves {_left(flags)}" for name, flags in zip(names, (broken, other), strict=True))
-    return Finding(bool(chance > CHANCE), f"{first}, {second} of the same {len(broken)} images")
+    return finding(bool(chance > CHANCE), f"{first}, {second} of the same {len(broken)} images")
 
 
 # --- of repeated PGD -----------------------------------------------------------------------------------------------
@@ -222,15 +214,15 @@ def pgd_battery(
     """
     x = subject.test.everything().x
     found = battery(subject, how["eps"], batch_size, state.robust)
-    weaker = found.get("plain PGD breaks no more", Finding(None, ""))
-    if weaker.ok is False and how["steps"] * how["step_size"] < 2 * how["eps"]:
+    weaker = found.get("plain PGD breaks no more", finding(None, ""))
+    if weaker["ok"] is False and how["steps"] * how["step_size"] < 2 * how["eps"]:
         few = f"{how['steps']} steps of {how['step_size']:.3g} cannot cross the ball: leave --eps_iter out, or raise it"
-        found["plain PGD breaks no more"] = weaker._replace(value=f"{weaker.value}; {few}")
+        weaker["value"] += f"; {few}"
     length = float(GEOMETRY[how["norm"]].length(state.x_adv - x).max())
     within = length <= how["eps"] * (1 + 1e-4) + 1e-6
-    found["perturbations within eps"] = Finding(within, f"largest {length:.6g} of {how['eps']:.6g}")
+    found["perturbations within eps"] = finding(within, f"largest {length:.6g} of {how['eps']:.6g}")
     found["inputs in [0, 1]"] = _in_range(x, state.x_adv)
-    if found["gradients"].value != NO_GRADIENT and how["eps"] > 0:
+    if found["gradients"]["value"] != NO_GRADIENT and how["eps"] > 0:
         found |= _attack_checks(subject, attack, how, seed, batch_size, state)
     return found | {
         f"{name} not stronger": not_stronger(subject, name, how["eps"], state.robust) for name in NOT_STRONGER
@@ -242,8 +234,8 @@ def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> F
     row = {"eps": eps, "n": len(robust), "split": "test", "settings": {}, "flags": as_flags(robust)}
     other_rows = rows_by(subject, attack) if subject.split == "test" else []
     for gap in gaps(attack, subject.dataset, [row], other_rows):
-        return Finding(not gap.beyond_chance, f"{gap.other:.1%}, PGD {gap.pgd:.1%}, on {gap.n} images")
-    return Finding(None, "not run on these images, at this eps, on this checkpoint")
+        return finding(not gap.beyond_chance, f"{gap.other:.1%}, PGD {gap.pgd:.1%}, on {gap.n} images")
+    return finding(None, "not run on these images, at this eps, on this checkpoint")
 
 
 def _attack_checks(
@@ -263,7 +255,7 @@ def _attack_checks(
     def as_many(ours: Tensor, theirs: Tensor, verb: str) -> Finding:
         """(N,) bool both: at least half as many images as plain PGD."""
         count, count_of_plain = int(ours.sum()), int(theirs.sum())
-        return Finding(count >= count_of_plain / 2, f"{count} of {len(x)} images {verb}, by plain PGD {count_of_plain}")
+        return finding(count >= count_of_plain / 2, f"{count} of {len(x)} images {verb}, by plain PGD {count_of_plain}")
 
     def moved(away_from: Tensor, least: float) -> Finding:
         ours, theirs = (geometry.length(x_adv - away_from) > least * how["eps"] for x_adv in (made, plain))
@@ -278,13 +270,13 @@ def _attack_checks(
     return {
         "the attack moves the images": moved(x, 0.01),
         "the attack leaves its start": moved(start, 1e-4),
-        "the attack takes whole steps": Finding(
+        "the attack takes whole steps": finding(
             way >= plain_way / 2, f"{way:.3g} from its start in the mean, plain PGD {plain_way:.3g} (Euclidean)"
         ),
         "the attack raises its loss": as_many(loss > start_loss, plain_loss > start_loss, "raised"),
-        "the attack answers for its own batch": Finding(not wrong, f"{wrong} later batches got the first one's answer")
+        "the attack answers for its own batch": finding(not wrong, f"{wrong} later batches got the first one's answer")
         if len(answers) > 1
-        else Finding(None, "one image only"),
+        else finding(None, "one image only"),
         "the attack breaks what plain PGD breaks": _no_more(broken, by_plain, ("it", "plain PGD")),
         "judged on the perturbed images": _no_more(
             ~state.robust[:COUNT], again | broken, ("the evaluation", "its attack, judged again,")

@@ -50,8 +50,7 @@ def run_evaluation(
     with device_of(flags.device, flags.deterministic) as (world, device):
         teller = Teller(world.is_first, flags.quiet)
         subject = world.one_a_machine_first(load)
-        for note in (*subject.notes, *(f"--{name}: {what}" for name, what in subject.overrides.items())):
-            teller.note(note)
+        teller.note(*subject.notes, *(f"--{name}: {what}" for name, what in subject.overrides.items()))
         evaluate(flags, subject, teller, world)
         # The attack whose figure should stand beside is run next, else the page of all figures.
         names = "dataset", "norm", "network", "standardise", "data_root", "image_size"

@@ -173,11 +173,10 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         try_out(network, model, images.split.everything().x[:2].cpu(), images.num_classes, to_train=False)
     model = model.to(device).eval().requires_grad_(False)
     lay_out(model, is_built_in(network), layout_for(device, precision, flags.deterministic))
-    overrides = {
-        name: f"{value} instead of the checkpoint's {getattr(stored, name)}"
-        for name, value in (("dataset", dataset), ("norm", norm))
-        if stored and getattr(stored, name) != value
-    }
+    overrides: dict[str, str] = {}
+    for name, value in named.items():
+        if stored and getattr(stored, name) != value:
+            overrides[name] = f"{value} instead of the checkpoint's {getattr(stored, name)}"
     if is_own(network):
         code, before = code_of(network), stored.network if stored else "none"
         overrides["network"] = network + (f", sha256 {code}" if code else "")
@@ -239,14 +238,13 @@ def _images(
     if names is None:
         also = "" if images.folder is None else f", and the images in {root} are taken for its own"
         notes.append(f"--model: {flags.model} does not name its classes: they go by position{also}")
-    if own is None or images.folder is None or own.test_files is None:
+    kept = own and (own.test_files if flags.split == "test" else own.training_files)
+    if own is None or images.folder is None or own.test_files is None or images.folder.content == kept:
         return images, flags.split, notes
-    if flags.split != "test" and own.training_files != images.folder.content:
-        raise UserError(
-            f"--split {flags.split}: in {root} training images were added, removed or changed after {flags.model} was "
-            f"trained, so nobody knows which were its {SPLITS[flags.split]} images: restore them, or leave --split out"
-        )
-    if flags.split == "test" and own.test_files != images.folder.content:
+    if flags.split == "test":
         notes.append(f"--data_root {root}: not the test images of its training; results on them stand apart")
         return images, OTHER, notes
-    return images, flags.split, notes
+    raise UserError(
+        f"--split {flags.split}: in {root} training images were added, removed or changed after {flags.model} was "
+        f"trained, so nobody knows which were its {SPLITS[flags.split]} images: restore them, or leave --split out"
+    )

@@ -29,15 +29,15 @@ class Teller:
     def __init__(self, speaks: bool = True, quiet: bool = False) -> None:
         self.speaks, self.quiet = speaks, quiet
 
-    def say(self, text: str) -> None:
+    def say(self, *texts: str) -> None:
         """Warnings and closing lines."""
-        if self.speaks:
+        for text in texts if self.speaks else ():
             tell(text)
 
-    def note(self, text: str) -> None:
+    def note(self, *texts: str) -> None:
         """What one may want to know while it works."""
         if not self.quiet:
-            self.say(text)
+            self.say(*texts)
 
     def bar(self, total: int, unit: str, done: int = 0) -> Bar:
         """A bar over `total` pieces of work, of which so many are done already."""

@@ -16,7 +16,7 @@ from evaluations import pgd_attacks
 from evaluations.compare_attacks import overestimates
 from evaluations.repeated_pgd import AttackState, from_noise, repeated_pgd
 from evaluations.results import accuracy_of
-from evaluations.sanity import as_json, lines, not_stronger, pgd_battery
+from evaluations.sanity import lines, not_stronger, pgd_battery
 from evaluations.subject import Subject
 from hardware.fast_pgd import FastPgd
 from linear import problem
@@ -54,7 +54,7 @@ def evaluated(s, attack=pgd, eps=EPS, steps=20):
 
 
 def failed(found):
-    return {name for name, finding in found.items() if finding.ok is False}
+    return {name for name, finding in found.items() if finding["ok"] is False}
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -62,12 +62,12 @@ def test_an_honest_network_passes(norm, tmp_path):
     s = subject(tmp_path, norm=norm)
     found = pgd_battery(s, *evaluated(s))
     assert failed(found) == set()
-    assert [name for name, finding in found.items() if finding.ok is None] == [
+    assert [name for name, finding in found.items() if finding["ok"] is None] == [
         "clean accuracy as the file says",
         *(f"{name} not stronger" for name in ("square", "spsa", "transfer")),
     ]
-    assert len(lines(as_json(found))) == 1 and "0 failed; not run: clean accuracy as" in lines(as_json(found))[0]
-    json.dumps(as_json(found))
+    assert len(lines(found)) == 1 and "0 failed; not run: clean accuracy as" in lines(found)[0]
+    json.dumps(found)
 
 
 def test_a_network_that_only_guesses_is_told(tmp_path):
@@ -76,8 +76,8 @@ def test_a_network_that_only_guesses_is_told(tmp_path):
         s = subject(tmp_path, count=count)
         s = replace(s, test=replace(s.test, labels=torch.arange(count) % 2))
         found = pgd_battery(s, *evaluated(s))
-        assert found["clean accuracy above chance"].ok is ok
-    assert "too few" in found["clean accuracy above chance"].value
+        assert found["clean accuracy above chance"]["ok"] is ok
+    assert "too few" in found["clean accuracy above chance"]["value"]
 
 
 # --- attacks that are broken ---------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_each_broken_attack_is_caught_by_name(name, norm, tmp_path):
     judged_wrong = name == "judged on the perturbed images"
     found = pgd_battery(s, *(judged_on_the_clean_images(s, keep=broken) if judged_wrong else evaluated(s, broken)))
     assert name in failed(found)
-    assert any(line.startswith(f"WARNING: sanity check failed: {name}: ") for line in lines(as_json(found)))
+    assert any(line.startswith(f"WARNING: sanity check failed: {name}: ") for line in lines(found))
     if name in ("the attack moves the images", "judged on the perturbed images"):  # others break a few by luck
         assert "plain PGD breaks no more" in failed(found)
 
@@ -138,7 +138,7 @@ HONEST = [  # far smaller and larger balls than its own, and a network at its in
 def test_honest_attacks_raise_no_warning(trained, norm, eps, precision, tmp_path):
     s = digits(tmp_path, norm, trained)
     found = pgd_battery(s, *evaluated(s, FastPgd(s.model, precision), eps, steps=10))
-    assert failed(found) == set(), {name: found[name].value for name in failed(found)}
+    assert failed(found) == set(), {name: found[name]["value"] for name in failed(found)}
 
 
 def digits(tmp_path, norm, trained):
@@ -155,7 +155,7 @@ def digits(tmp_path, norm, trained):
 def test_no_radius_and_one_image(tmp_path):
     s = subject(tmp_path, count=1)
     found = pgd_battery(s, *evaluated(s))
-    assert failed(found) == set() and found["the attack answers for its own batch"].ok is None
+    assert failed(found) == set() and found["the attack answers for its own batch"]["ok"] is None
     found = pgd_battery(s, *evaluated(s, eps=0.0))
     assert failed(found) == set() and "the attack moves the images" not in found
 
@@ -191,11 +191,11 @@ def test_networks_that_fool_an_attack(name, tmp_path):
     change, names = FOOLING[name]
     found = pgd_battery(subject(tmp_path, partial(Wrapped, change)), *evaluated(subject(tmp_path)))
     assert names <= failed(found) and (name != "no gradient" or failed(found) == names)
-    assert sum(line.startswith("WARNING: sanity check failed") for line in lines(as_json(found))) == len(failed(found))
+    assert sum(line.startswith("WARNING: sanity check failed") for line in lines(found)) == len(failed(found))
     if name == "a class that cannot be":
-        assert "large negative logit" in found["network"].value
+        assert "large negative logit" in found["network"]["value"]
     if name == "one class":
-        assert found["a huge eps leaves about none"].value.endswith("; it says class 1 of every image")
+        assert found["a huge eps leaves about none"]["value"].endswith("; it says class 1 of every image")
 
 
 def test_train_mode_and_images_out_of_bounds(tmp_path):
@@ -226,17 +226,17 @@ def test_another_attack_beside_the_model_that_is_stronger(theirs, ok, tmp_path):
     s.result_file("spsa").write_text("{")
     write(s, "transfer", "0" * 40, model_sha256="other")
     found = pgd_battery(s, *made, state)
-    assert found["square not stronger"].ok is ok
-    assert found["spsa not stronger"].ok is None and found["transfer not stronger"].ok is None
+    assert found["square not stronger"]["ok"] is ok
+    assert found["spsa not stronger"]["ok"] is None and found["transfer not stronger"]["ok"] is None
     assert "autoattack not stronger" not in found  # it is meant to be
 
 
 def test_a_selection_of_an_image_folder_is_not_compared(tmp_path):
     s = replace(subject(tmp_path, count=40), dataset="imagefolder")
     write(s, "square", "0" * 20)
-    assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool)).ok is None
+    assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool))["ok"] is None
     write(s, "square", "0" * 40)
-    assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool)).ok is False
+    assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool))["ok"] is False
 
 
 @pytest.mark.parametrize("order", [("pgd", "autoattack"), ("autoattack", "pgd")])
