@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     radii = shared_radii(flags, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
+        require_writable(subject.path.parent)
     compare(flags, subjects, radii, teller)
     folders = (str(subject.path.parent) for subject in subjects)
     teller.say(f"look at it with: {command('reports/make_report.py', *folders)}")
@@ -117,8 +118,6 @@ def _listed(radii: Sequence[float]) -> str:
 
 def compare(flags: TransferFlags, subjects: Sequence[Subject], radii: Sequence[float], teller: Teller) -> None:
     """Make the images that are missing, replay all, write and print."""
-    for subject in subjects:
-        require_writable(subject.path.parent)
     seeds = []
     for subject in subjects:
         same = (row for row in subject.rows("pgd") if (row["n"], row["split"]) == (len(subject.test), subject.split))

@@ -212,22 +212,15 @@ def confirmed(subject: Subject, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
 # --- figures of distances ------------------------------------------------------------------------------------------
 
 
-def summary(values: Sequence[float]) -> Row:
-    """Mean and quartiles (linear between neighbours); None, that is, not found, where they are infinite or of nothing."""
-    ordered = sorted(values) or [math.inf]
-    places = np.array([0.25, 0.5, 0.75]) * (len(ordered) - 1)
-    found = fmean(ordered), *np.interp(places, range(len(ordered)), ordered).tolist()
-    mean, *quartiles = (value if math.isfinite(value) else None for value in found)
-    return {"mean": mean, "quartiles": quartiles}
-
-
 def figures_of(distances: Tensor) -> Row:
-    """The part of a row that follows from the distances, (N,)."""
-    broken = distances[distances.isfinite()].tolist()
+    """The part of a row that follows from the distances, (N,). Quartiles: linear between neighbours; None: infinite."""
+    ordered, broken = sorted(distances.tolist()), distances[distances.isfinite()].tolist()
+    quartiles = np.interp(np.array([0.25, 0.5, 0.75]) * (len(ordered) - 1), range(len(ordered)), ordered)
     return {
-        **summary(distances.tolist()),
-        "not_found": len(distances) - len(broken),
-        "mean_of_found": summary(broken)["mean"],
+        "mean": fmean(broken) if len(broken) == len(ordered) else None,
+        "quartiles": [d if math.isfinite(d) else None for d in quartiles.tolist()],
+        "not_found": len(ordered) - len(broken),
+        "mean_of_found": fmean(broken) if broken else None,
         "distances": [d if math.isfinite(d) else None for d in distances.tolist()],
     }
 

@@ -124,12 +124,6 @@ def test_package_log():
     assert list(warnings.values()) == ["pyautoattack on one shard: there are 3 points with zero gradient!"]
 
 
-def test_an_unknown_attack(network, capsys):
-    argv = arguments(network, attacks="apgd-ce,apgd")
-    fails(capsys, main, argv, "--attacks apgd-ce,apgd", "'apgd'", "apgd-t")
-    assert {path.name for path in network.parent.iterdir()} == {"net.pt"}
-
-
 # --- without gradients ---------------------------------------------------------------------------------------------
 
 
@@ -144,11 +138,12 @@ def test_both_by_default_on_100_images(network, capsys):
     assert [row["settings"]["nb_iter"] for row in result(network, "spsa")["results"]] == [1, 2]
 
 
-def test_under_l2_square_only(network, capsys):
+def test_under_l2_square_only_and_what_is_refused(network, capsys):
     assert gradient_free.main(arguments(network, "L2", test_size=20, **FEW)) == 0
     assert [path.name for path in network.parent.glob("*.json")] == ["eval_square_L2.json"]
     fails(capsys, gradient_free.main, arguments(network, "L2", attacks="square,spsa"), "SPSA is for Linf only")
     fails(capsys, gradient_free.main, arguments(network, attacks="cube"), "no attack 'cube'")
+    fails(capsys, main, arguments(network, attacks="apgd-ce,apgd"), "--attacks apgd-ce,apgd", "'apgd'", "apgd-t")
 
 
 def test_another_seed_gives_other_draws():

@@ -1,6 +1,5 @@
 """Adversarial images replayed: a network on its own, on another's, and what cannot be compared."""
 
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
-from command_lines import fails, files
+from command_lines import fails, files, found_in
 from linear import Linear, save_run
 from linear import elsewhere as elsewhere  # a fixture
 from records import checkpoint
@@ -33,20 +32,15 @@ def here(place, elsewhere):
     return shutil.copytree(place, elsewhere, dirs_exist_ok=True)
 
 
-def result(folder, attack="transfer", norm="Linf"):
-    return json.loads((folder / f"eval_{attack}_{norm}.json").read_text())
-
-
 def test_the_strongest_is_each_image_over_every_source(here, capsys):
     assert transfer.main(["a", "b", *SMALL, "--eps", "0.05", "0.1"]) == 0
     out = capsys.readouterr().out
     for own, name in enumerate("ab"):
-        found = result(here / name)
         model = Linear(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(here / name / "model_best.pt")["model"])
-        for row, white in zip(found["results"], result(here / name, "pgd")["results"], strict=True):
+        for row, white in zip(found_in(here / name, "transfer"), found_in(here / name), strict=True):
             assert [source["run"] for source in row["sources"]] == ["a", "b"] and row["n"] == 80
-            assert found["model_sha256"] == row["sources"][own]["model_sha256"]
+            assert row["sources"][own]["model_sha256"] == checkpoint.load_model_file(name).sha256
             assert row["clean_acc"] == white["clean_acc"] and f"{100 * row['robust_acc']:.2f}" in out
             right = []
             for source in "ab":
@@ -73,18 +67,17 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
     assert attack(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
     plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
     assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
-    kept = result(here / "a", "pgd")
-    made_by = [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in kept["results"]]
+    made_by = [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in found_in(here / "a")]
     assert made_by == [(0.03, 5, 1), (0.1, 5, 1)]
-    assert result(here / "a")["results"][0]["seed"] == 5
-    assert result(here / "b", "pgd")["results"][0]["settings"]["nb_restart"] == 10
+    assert found_in(here / "a", "transfer")[0]["seed"] == 5
+    assert found_in(here / "b")[0]["settings"]["nb_restart"] == 10
     before = (here / "a" / "eval_transfer_Linf.json").read_text()
     assert transfer.main(["a", "b", *SMALL]) == 0 and made == ["a", "b"]
     assert (here / "a" / "eval_transfer_Linf.json").read_text() == before, "already done"
     assert transfer.main(["a", "b", *SMALL, "--eps", "0.05"]) == 0 and made == ["a", "b"] * 2
-    rows = result(here / "a", "pgd")["results"]
+    rows = found_in(here / "a")
     assert [(row["eps"], row["settings"]["nb_restart"]) for row in rows] == [(0.03, 1), (0.05, 2), (0.1, 1)]
-    assert [row["eps"] for row in result(here / "a")["results"]] == [0.05, 0.1]
+    assert [row["eps"] for row in found_in(here / "a", "transfer")] == [0.05, 0.1]
     images = here / "b" / "adv_pgd_Linf.pt"
     assert set(checkpoint.load(images)["x_adv"]) == {0.05, 0.1}, "images of every radius are kept"
     images.write_bytes(images.read_bytes()[:5000])
@@ -98,13 +91,13 @@ def test_a_weak_attack_takes_no_images_from_a_strong_one(here, capsys):
     """The saved images stay those that break the network; what was asked for and changes nothing is said."""
     attack = evaluate_on_pgd_attacks.main
     assert attack(["--model", "a", *SMALL, "--eps", "0.1", "--save_adv"]) == 0
-    strong = result(here / "a", "pgd")["results"][0]["robust_acc"]
+    strong = found_in(here / "a")[0]["robust_acc"]
     weak = ["--nb_iter", "1", "--nb_restart", "1", "--eps_iter", "0.001"]
     assert attack(["--model", "a", *SMALL, *weak, "--eps", "0.1", "--save_adv", "--overwrite"]) == 0
-    figures = {row["settings"]["nb_iter"]: row["robust_acc"] for row in result(here / "a", "pgd")["results"]}
+    figures = {row["settings"]["nb_iter"]: row["robust_acc"] for row in found_in(here / "a")}
     assert figures[5] == strong < figures[1]
     assert transfer.main(["a", "b", *SMALL]) == 0
-    assert result(here / "a")["results"][0]["whitebox_acc"] == strong
+    assert found_in(here / "a", "transfer")[0]["whitebox_acc"] == strong
     said = capsys.readouterr().out
     assert "a: of its saved adversarial images --nb_iter and --nb_restart change nothing" in said
 
@@ -114,7 +107,7 @@ def test_images_of_other_sizes_and_splits_are_kept(here):
         assert transfer.main(["a", "b", *SMALL, *more]) == 0
     names = {"adv_pgd_Linf.pt", "adv_pgd_Linf_test50.pt", "adv_pgd_Linf_val40.pt"}
     assert {path.name for path in (here / "a").glob("adv_*")} == names
-    rows = result(here / "a")["results"]
+    rows = found_in(here / "a", "transfer")
     assert [(row["split"], row["n"]) for row in rows] == [("test", 80), ("test", 50), ("val", 40)]
 
 
@@ -155,4 +148,4 @@ def test_what_cannot_be_compared(here, capsys):
     assert not list(here.glob("*/eval_*"))
     assert transfer.main(["a", "wider", *SMALL, "--eps", "0.1"]) == 0
     assert transfer.main(["a", "l2", *SMALL, "--eps", "0.1", "--norm", "L2"]) == 0
-    assert "norm" in result(here / "a", norm="L2")["results"][0]["settings"]["overrides"]
+    assert "norm" in found_in(here / "a", "transfer", "L2")[0]["settings"]["overrides"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hubconf
-from linear import Linear, save_zeros_against_ones, worst_margins
+from linear import Function, Linear, save_zeros_against_ones, worst_margins
 from linear import digits as digits  # a fixture
 from losses import logit_margin
 from support import ROOT
@@ -118,15 +118,6 @@ def test_robust_accuracy_of_a_line_equals_the_closed_form(zeros_and_ones, norm, 
     assert found.attack.startswith("AutoAttack" if settings.get("attack") else "PGD")
 
 
-class Answers(nn.Module):
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, x):
-        return self.answer(x)
-
-
 X, Y, TEN = torch.full((4, 1, 8, 8), 0.5), torch.tensor([0, 1, 2, 3]), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 BAD_CALLS = [
     ("images: torch.float32, from -0.1 to 0.5", TEN, X - torch.eye(8) * 0.6, Y),
@@ -144,8 +135,8 @@ BAD_CALLS = [
     ("labels: of type list", TEN, X, Y.tolist()),
     ("the network: of type function", lambda x: TEN(x), X, Y),
     ("the network: in torch.bfloat16, too coarse", copy.deepcopy(TEN).bfloat16(), X.bfloat16(), Y),
-    ("the network: gives a tuple, not logits", Answers(lambda x: (TEN(x), x)), X, Y),
-    ("the network: no gradient reaches the images", Answers(lambda x: TEN(x).detach()), X, TEN(X).argmax(1)),
+    ("the network: gives a tuple, not logits", Function(lambda x: (TEN(x), x)), X, Y),
+    ("the network: no gradient reaches the images", Function(lambda x: TEN(x).detach()), X, TEN(X).argmax(1)),
 ]
 
 

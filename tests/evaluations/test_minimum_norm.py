@@ -17,7 +17,7 @@ from config import PRESETS
 from errors import UserError
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
-from evaluations.minimum_norm import ATTACKS, best_known, local_optimality, settings_of, shortest_distances, summary
+from evaluations.minimum_norm import ATTACKS, best_known, figures_of, local_optimality, settings_of, shortest_distances
 from evaluations.results import accuracy_of, wilson
 from evaluations.subject import load_subject
 from linear import CPU, Linear
@@ -212,11 +212,9 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert torch.equal(best_known(subject, {"ddn": farther})[0], best)
 
 
-def test_summary():
-    assert summary([4.0, 1.0, 2.0, 3.0, 5.0]) == {"mean": 3.0, "quartiles": [2.0, 3.0, 4.0]}
-    assert summary([0.0, 1.0, math.inf, math.inf]) == {"mean": None, "quartiles": [0.75, None, None]}
-    assert summary([0.0, 1.0, 2.0, 3.0, math.inf])["quartiles"] == [1.0, 2.0, 3.0]
-    assert summary([]) == {"mean": None, "quartiles": [None] * 3}
+def test_quartiles_beside_what_was_not_found():
+    assert figures_of(torch.tensor([math.inf, 1.0, 0.0, math.inf]))["quartiles"] == [0.75, None, None]
+    assert figures_of(torch.tensor([0.0, 1.0, 2.0, 3.0, math.inf]))["quartiles"] == [1.0, 2.0, 3.0]
 
 
 def test_mistakes(here, capsys):
@@ -245,5 +243,3 @@ def test_how_many_images_by_default(here, capsys, monkeypatch):
         assert evaluate(here / "L2", "--attacks", attacks, "--steps", 15) == 0
         assert f"--test_size not given: {count} images" in capsys.readouterr().out
         assert result(here / "L2", attacks.split(",")[-1], "L2")["n"] == count
-    assert evaluate(here / "Linf", "--steps", 160, "--test_size", 12) == 0
-    assert result(here / "Linf", "fmn", "Linf")["n"] == 12

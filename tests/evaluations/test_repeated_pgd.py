@@ -16,14 +16,12 @@ from evaluations.repeated_pgd import (
     skip_below_of,
     strong_restarts,
 )
+from linear import Function
 from losses import cross_entropy, logit_margin, soft_logit_margin
 from networks.lenet import LeNet5Madry
 from pgd import GEOMETRY, pgd
+from tiny_runs import rand
 from utils import EVALUATE
-
-
-def rand(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def attack(model, x, y, eps=0.1, restarts=1, index=None, steps=10, run=pgd, **more):
@@ -36,7 +34,7 @@ def attack(model, x, y, eps=0.1, restarts=1, index=None, steps=10, run=pgd, **mo
 
 def half_robust(n=40):
     torch.manual_seed(0)
-    model, x = LeNet5Madry(1, 8, 8), rand(n, 1, 8, 8, seed=4)
+    model, x = LeNet5Madry(1, 8, 8), rand(n, 1, 8, 8, seed=4, dtype=torch.float32)
     y = model(x).argmax(1)
     y[::5] = (y[::5] + 1) % 10  # some are misclassified from the start
     return model, x, y
@@ -72,12 +70,9 @@ def test_survivors_keep_their_strongest_perturbation():
 
 
 def test_constant_model_gives_back_the_clean_input():
-    class Constant(nn.Module):
-        def forward(self, x):
-            return 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0])
-
+    constant = Function(lambda x: 0 * x.flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0]))
     x = rand(5, 1, 8, 8)
-    result = attack(Constant(), x, torch.tensor([0, 0, 0, 1, 2]), restarts=2)
+    result = attack(constant, x, torch.tensor([0, 0, 0, 1, 2]), restarts=2)
     assert torch.equal(result.x_adv, x)
     assert result.robust.tolist() == [True, True, True, False, False]
 
@@ -95,13 +90,12 @@ def test_result_does_not_depend_on_packing():
 
 
 def test_an_output_that_is_not_a_number_is_not_robust():
-    class Fragile(nn.Module):
-        def forward(self, x):
-            logits = torch.stack([1 + 0 * x.flatten(1)[:, 0], x.flatten(1)[:, 0] - 0.5], dim=1)
-            return torch.where(x.flatten(1).amax(1, keepdim=True) > 0.55, logits * float("nan"), logits)
+    def fragile(x):
+        logits = torch.stack([1 + 0 * x.flatten(1)[:, 0], x.flatten(1)[:, 0] - 0.5], dim=1)
+        return torch.where(x.flatten(1).amax(1, keepdim=True) > 0.55, logits * float("nan"), logits)
 
     x = torch.full((4, 1, 8, 8), 0.5)
-    assert not attack(Fragile(), x, torch.zeros(4, dtype=torch.long), eps=0.2).robust.any()
+    assert not attack(Function(fragile), x, torch.zeros(4, dtype=torch.long), eps=0.2).robust.any()
 
 
 def test_starts_differ_by_seed_restart_and_radius_and_not_by_batch():
@@ -153,16 +147,15 @@ def test_strong_restarts_fall_in_size_climb_every_second_time_and_turn_to_each_c
 def test_strong_pgd_breaks_what_steps_of_one_size_cannot_reach():
     """A valley narrower than a step: it falls only where the steps become small."""
 
-    class Valley(nn.Module):
-        def forward(self, x):
-            far = (x.flatten(1)[:, 0] - 0.613).abs()
-            return torch.stack([torch.zeros_like(far), 0.01 - far], dim=1)
+    def valley(x):
+        far = (x.flatten(1)[:, 0] - 0.613).abs()
+        return torch.stack([torch.zeros_like(far), 0.01 - far], dim=1)
 
     x, y = torch.full((8, 1, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
     how = {"norm": "Linf", "eps": 0.3, "step_size": 0.1, "steps": 40}
     constant = [from_noise(pgd, loss_fn=logit_margin, **how)]
     left = [
-        repeated_pgd(Valley(), x, y, torch.arange(8), restarts=restarts, eps=0.3).robust.sum()
+        repeated_pgd(Function(valley), x, y, torch.arange(8), restarts=restarts, eps=0.3).robust.sum()
         for restarts in (constant, strong_restarts(pgd, 1, **how))
     ]
     assert left[0] >= 4 and left[1] == 0

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 import evaluate_on_pgd_attacks
+import hubconf
 from config import PRESETS
 from evaluations import pgd_attacks
 from evaluations.compare_attacks import overestimates
@@ -19,13 +19,12 @@ from evaluations.results import accuracy_of
 from evaluations.sanity import lines, not_stronger, pgd_battery
 from evaluations.subject import Subject
 from hardware.fast_pgd import FastPgd
-from linear import problem
+from linear import CPU, Function, problem
 from loading.batches import Split
 from loading.datasets import load_test
 from losses import cross_entropy, logit_margin
-from networks.build import build_model
+from networks.lenet import LeNet5Madry
 from pgd import pgd
-from records.checkpoint import load_model_file, load_weights
 from support import ROOT
 
 EPS = 0.05
@@ -39,7 +38,7 @@ def subject(tmp_path, wrap=lambda model: model, norm="Linf", count=120):
     model, x, _ = problem((1, 8, 8), count, norm)
     images = (x * 255).round().to(torch.uint8)
     x = images.float() / 255
-    model = model.float().eval()
+    model = model.float().requires_grad_(False)
     test = Split(images, model(x).argmax(1), torch.arange(count))
     return subject_of(wrap(model), tmp_path, test, norm=norm)
 
@@ -143,13 +142,10 @@ def test_honest_attacks_raise_no_warning(trained, norm, eps, precision, tmp_path
 
 def digits(tmp_path, norm, trained):
     """The first 150 test images before the network in trained_models/, or before one that is not trained."""
-    test = load_test("digits", "none", test_size=150, device=torch.device("cpu")).split
+    test = load_test("digits", "none", test_size=150, device=CPU).split
     torch.manual_seed(0)
-    model = build_model("lenet5", 1, 8, 8, 10).eval().requires_grad_(False)
-    if trained:
-        file = load_model_file(str(ROOT / "trained_models" / "digits-Linf-MMA-0.3-sd0"))
-        load_weights(model, file.weights, file.path)
-    return subject_of(model, tmp_path, test, "digits", norm)
+    model = hubconf.mma("digits-Linf-MMA-0.3-sd0") if trained else LeNet5Madry(1, 8, 8)
+    return subject_of(model.requires_grad_(False), tmp_path, test, "digits", norm)
 
 
 def test_no_radius_and_one_image(tmp_path):
@@ -161,17 +157,6 @@ def test_no_radius_and_one_image(tmp_path):
 
 
 # --- networks that fool an attack ----------------------------------------------------------------------------------
-
-
-class Wrapped(nn.Module):
-    """`change` of the network and of the images."""
-
-    def __init__(self, change, model):
-        super().__init__()
-        self.change, self.model = change, model
-
-    def forward(self, x):
-        return self.change(self.model, x)
 
 
 FOOLING = {
@@ -189,7 +174,8 @@ FOOLING = {
 @pytest.mark.parametrize("name", FOOLING)
 def test_networks_that_fool_an_attack(name, tmp_path):
     change, names = FOOLING[name]
-    found = pgd_battery(subject(tmp_path, partial(Wrapped, change)), *evaluated(subject(tmp_path)))
+    fooled = subject(tmp_path, lambda model: Function(partial(change, model)))
+    found = pgd_battery(fooled, *evaluated(subject(tmp_path)))
     assert names <= failed(found) and (name != "no gradient" or failed(found) == names)
     assert sum(line.startswith("WARNING: sanity check failed") for line in lines(found)) == len(failed(found))
     if name == "a class that cannot be":

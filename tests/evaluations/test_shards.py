@@ -199,8 +199,7 @@ def test_two_evaluations_at_once_on_one_folder(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", meanwhile)
     assert attack(run, "--eps", 0.1, "--save_adv") == 0
-    ours, theirs = (json.loads((folder / "eval_pgd_Linf.json").read_text())["results"] for folder in (run, alone))
-    assert [row["flags"] for row in ours] == [row["flags"] for row in theirs]
+    assert results(run) == results(alone)
     assert set(torch.load(run / "adv_pgd_Linf.pt", weights_only=True)["x_adv"]) == {0.08, 0.1}
 
 
