@@ -84,16 +84,15 @@ def evaluate(
         }
         (row,) = subject.add_rows(name, [new])
         title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]
-        for line in [
+        teller.say(
             f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
             f"on {subject.device}",
             *accuracy_lines([row]),
-            *[f"WARNING: {warning}" for warning in merged(row["warnings"])],
+            *(f"WARNING: {warning}" for warning in merged(row["warnings"])),
             *sanity.lines(row["sanity"]),
             f"written: {subject.result_file(name)}",
             *overestimates(subject),
-        ]:
-            teller.say(line)
+        )
 
 
 def verified(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Minimum-norm attacks on networks whose distances are known: linear ones, and ones that no attack can break."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import evaluate_on_minimum_norm
-from command_lines import fails
+from command_lines import fails, found_in
 from config import PRESETS
 from errors import UserError
 from evaluate_on_minimum_norm import MinimumNormFlags
@@ -87,11 +86,6 @@ def evaluate(folder, *flags, **more):
     return evaluate_on_minimum_norm.main(argv_of(folder, *flags, **more))
 
 
-def result(folder, attack, norm):
-    """The row that was written last, of most steps."""
-    return json.loads((folder / f"eval_{attack}_{norm}.json").read_text())["results"][-1]
-
-
 def closed_form(folder, norm):
     """(N,): the smallest over the other classes of the logits' difference over the dual norm of the weights'."""
     split = load_test("imagefolder", "pictures", test_size=None, device=CPU).split
@@ -118,7 +112,7 @@ CLOSE = [  # steps, and how far above the closed form a distance may lie
 @pytest.mark.parametrize(("norm", "attack", "steps", "above"), CLOSE)
 def test_distances_equal_the_closed_form(here, norm, attack, steps, above, capsys):
     assert evaluate(here / norm, "--attacks", attack, "--steps", steps) == 0
-    out, found, exact = capsys.readouterr().out, result(here / norm, attack, norm), closed_form(here / norm, norm)
+    out, found, exact = capsys.readouterr().out, found_in(here / norm, attack, norm)[-1], closed_form(here / norm, norm)
     distances = torch.tensor(found["distances"], dtype=torch.float64)
     assert found["n"] == 24 and found["not_found"] == 0 and (exact == 0).sum() == 3
     assert torch.equal(distances == 0, exact == 0), "misclassified, and only these: distance 0"
@@ -167,7 +161,7 @@ def test_the_curve_is_a_count(here, capsys):
     assert evaluate(here / "L2", "--attacks", "anpgd", "--steps", 60, "--curve") == 0
     assert "curve_L2.csv" in capsys.readouterr().out
     subject = load_subject(parse_flags(MinimumNormFlags, argv_of("L2")), CPU)
-    distances = result(here / "L2", "anpgd", "L2")["distances"]
+    distances = found_in(here / "L2", "anpgd", "L2")[-1]["distances"]
     figures = {"clean_acc": 1, "clean_ci95": [0.8, 1], **accuracy_of("1" * 12 + "0" * 12)}
     subject.add_rows("pgd", [subject.row(0, {}, eps=0.1, **figures)])
     nearer = distances[:12] + [min(d, 0.1) for d in distances[12:]]
@@ -191,7 +185,7 @@ def test_what_no_attack_breaks_is_counted_and_has_no_distance(here, capsys):
         assert evaluate(folder, "--steps", 160, "--attacks", others, network="AllButBlack") == 0
         zeros = load_test("imagefolder", "pictures", test_size=None, device=CPU).split.labels == 0
         for attack in ATTACKS[norm]:
-            found = result(folder, attack, norm)
+            found = found_in(folder, attack, norm)[-1]
             assert found["distances"] == [None if zero else 0.0 for zero in zeros]
             assert found["not_found"] == zeros.sum() and found["mean"] is None and found["mean_of_found"] == 0
             assert found["quartiles"][0] == 0 and found["quartiles"][2] is None
@@ -202,7 +196,7 @@ def test_what_no_attack_breaks_is_counted_and_has_no_distance(here, capsys):
 def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 60) == 0
     assert evaluate(here / "L2", "--attacks", "fmn", "--steps", 15) == 0
-    fmn, ddn = (result(here / "L2", attack, "L2") for attack in ("fmn", "ddn"))
+    fmn, ddn = (found_in(here / "L2", attack, "L2")[-1] for attack in ("fmn", "ddn"))
     assert fmn["local_optimality"]["best_of"] == ["ddn", "fmn"] and fmn["local_optimality"]["value"] < 1
     subject = load_subject(parse_flags(MinimumNormFlags, argv_of("L2")), CPU)
     nearest = [math.inf if a is None else min(a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)]
@@ -242,4 +236,4 @@ def test_how_many_images_by_default(here, capsys, monkeypatch):
     for attacks, count in (("cw,ddn", 6), ("fmn", 9)):
         assert evaluate(here / "L2", "--attacks", attacks, "--steps", 15) == 0
         assert f"--test_size not given: {count} images" in capsys.readouterr().out
-        assert result(here / "L2", attacks.split(",")[-1], "L2")["n"] == count
+        assert found_in(here / "L2", attacks.split(",")[-1], "L2")[-1]["n"] == count

@@ -121,15 +121,12 @@ def test_another_code_of_the_network_is_another_network(run, capsys):
     assert "instead of the checkpoint's linear:Linear" in out and "done" not in out
     (second,) = subject_of(run, *named).rows("pgd")
     assert first in found_in(run) and second["clean_acc"] < 0.5 < first["clean_acc"]
-    Path("helper.py").write_text("FACTOR = 1\n")
     with Path("net.py").open("a") as file:
         file.write("from helper import FACTOR\n")
-    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" not in capsys.readouterr().out
-    Path("helper.py").write_text("FACTOR = -1\n")
-    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" not in capsys.readouterr().out, (
-        "nor of what it imports"
-    )
-    assert attack(run, "--eps", 0.05, *named) == 0 and "already done" in capsys.readouterr().out
+    for factor in (1, -1):  # nor with another code of what it imports
+        Path("helper.py").write_text(f"FACTOR = {factor}\n")
+        for done in (False, True):
+            assert attack(run, "--eps", 0.05, *named) == 0 and ("already done" in capsys.readouterr().out) is done
     evaluated("Linear", 0.06)
     assert list(checkpoint.load(run / "adv_pgd_Linf.pt")["x_adv"]) == [0.06], "the other's images are not added to"
     assert attack(run, "--eps", 0.07, *named, "--standardise", "image", "--save_adv") == 0
