@@ -33,7 +33,7 @@ from utils import radius_text, use_device
 
 @dataclass(frozen=True)
 class TransferFlags(SharedFlags):
-    """The flags, which are passed on where adversarial images have to be made."""
+    """Replay every network's adversarial images on every other."""
 
     eps: Radii | None = opt(None, "one or more radii, or grid (default: the test radius of the runs' training)")
     nb_iter: int | None = opt(None, "PGD steps, where images must be made (default: as in their JSON, else 100)")
@@ -66,9 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
     :raises UserError: for a wrong flag or value.
     """
     needed = "RUN RUN ...", "runs/first runs/second --eps 0.2"
-    parser = build_parser(
-        TransferFlags, "Replay every network's adversarial images on every other.", "default: ", needed
-    )
+    parser = build_parser(TransferFlags, str(TransferFlags.__doc__), "default: ", needed)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folder or checkpoint file", default=[])
     given = parser.parse_with_file(argv)
     runs = given.pop("runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,7 @@ from errors import UserError
 from evaluations import sanity
 from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import PgdFlags
-from evaluations.repeated_pgd import (
-    RESTARTS,
-    STRONG,
-    AttackState,
-    clean_logits,
-    loss_names,
-    repeated_pgd,
-    skip_below_of,
-)
+from evaluations.repeated_pgd import RESTARTS, AttackState, clean_logits, repeated_pgd, settings_of, skip_below_of
 from evaluations.results import Row, accuracy_lines, average_accuracies, finished, settled, stored_row
 from evaluations.shards import Part, run_shards
 from evaluations.subject import Subject
@@ -150,14 +141,11 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
 
     def row(eps: float) -> Row:
         settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
-        if flags.protocol == "paper":
-            settings["losses"] = dict(Counter(loss_names(flags.nb_restart)))
-            of_reference = 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else 4
-            # Few steps cross the ball too.
-            settings["eps_iter"] = step_size or eps / min(of_reference, flags.nb_iter / 2.5)
-        else:
-            settings |= {**STRONG, "eps_iter": step_size or eps / 3}
-        return subject.row(flags.seed, settings, eps)
+        settings |= settings_of(flags.protocol, flags.nb_restart)
+        of_reference = 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else 4
+        # Few steps cross the ball too.
+        share = 3 if flags.protocol == "strong" else min(of_reference, flags.nb_iter / 2.5)
+        return subject.row(flags.seed, {**settings, "eps_iter": step_size or eps / share}, eps)
 
     return [row((stored_row(stored, like) or like)["eps"]) for like in map(row, radii)], notes
 

@@ -6,6 +6,7 @@ N images, B batch, ... any image shape, C classes. Images in [0, 1]; eps is a ra
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ ODI_STEPS = 10  # of the steps of a restart that starts by ODI
 # The later restarts of the strong protocol skip images that hardly gave way: whose logit margin is still above a share of the
 # clean image's.
 FULL_RESTARTS, SKIP_ABOVE = 3, 0.6
-STRONG = {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE}  # as rows name it
 Uniform = Callable[[int, Sequence[int]], Tensor]  # stream, shape -> (B, *shape) on [0, 1), a row's own
 Restart = Callable[[nn.Module, Tensor, Tensor, Uniform], Tensor]  # model, x (B, ...), y (B,), draws -> (B, ...)
 
@@ -140,6 +140,13 @@ def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_si
 
 
 RESTARTS = {"paper": paper_restarts, "strong": strong_restarts}
+
+
+def settings_of(protocol: str, restarts: int) -> dict[str, Any]:
+    """What a row says of how this protocol attacks, beside steps, their size and restarts."""
+    if protocol == "paper":
+        return {"losses": dict(Counter(loss_names(restarts)))}
+    return {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE}
 
 
 def skip_below_of(protocol: str, clean: Tensor) -> Tensor | None:

@@ -227,8 +227,7 @@ def _images(
         if all_of_them:  # in the order in which the check after an epoch takes them, which sees `check_size` of them
             images = images._replace(split=first_images(images.split, flags.test_size or training.check_size))
     names, notes = stored.class_names if stored else None, [f"{root}: {images.about}"] if images.about else []
-    kind, here = Kind(names, own.image_shape if own else None), Kind(images.classes, images.shape)
-    what = kind.unlike(here)
+    what = Kind(names, own.image_shape if own else None).unlike(Kind(images.classes, images.shape))
     if what and own:
         resized = names == images.classes and own.image_shape and own.image_shape[0] == images.shape[0]
         cure = "give --image_size, or name another folder" if resized else "name a folder of such images"

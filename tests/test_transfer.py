@@ -1,20 +1,16 @@
 """Adversarial images replayed: a network on its own, on another's, and what cannot be compared."""
 
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-import evaluate_on_pgd_attacks
 import evaluate_on_transfer as transfer
 from command_lines import fails, files, found_in
-from linear import Linear, save_run
+from linear import SMALL, Linear, attack, save_run
 from linear import elsewhere as elsewhere  # a fixture
 from records import checkpoint
 from support import ROOT
-
-SMALL = shlex.split("--device cpu --network linear:Linear --test_size 80 --nb_iter 5 --nb_restart 2")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +35,7 @@ def test_the_strongest_is_each_image_over_every_source(here, capsys):
         model = Linear(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(here / name / "model_best.pt")["model"])
         for row, white in zip(found_in(here / name, "transfer"), found_in(here / name), strict=True):
-            assert [source["run"] for source in row["sources"]] == ["a", "b"] and row["n"] == 80
+            assert [source["run"] for source in row["sources"]] == ["a", "b"] and row["n"] == 40
             assert row["sources"][own]["model_sha256"] == checkpoint.load_model_file(name).sha256
             assert row["clean_acc"] == white["clean_acc"] and f"{100 * row['robust_acc']:.2f}" in out
             right = []
@@ -48,7 +44,7 @@ def test_the_strongest_is_each_image_over_every_source(here, capsys):
                 right.append(model(saved["x_adv"][row["eps"]]).argmax(1) == saved["labels"])
             assert row["source_accs"] == [pytest.approx(r.double().mean().item()) for r in right]
             assert row["flags"] == "".join("1" if flag else "0" for flag in right[0] & right[1])
-            assert row["robust_acc"] == row["flags"].count("1") / 80 <= row["whitebox_acc"] == white["robust_acc"]
+            assert row["robust_acc"] == row["flags"].count("1") / 40 <= row["whitebox_acc"] == white["robust_acc"]
             assert row["robust_acc"] <= row["transferred_acc"] == row["source_accs"][1 - own]
             assert all(ours <= theirs for ours, theirs in zip(row["flags"], white["flags"], strict=True))
             assert row["transferred_acc"] > row["whitebox_acc"], "transferred images are weaker"
@@ -63,8 +59,7 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
         return make(flags, *rest, **more)
 
     monkeypatch.setattr(transfer.pgd_attacks, "evaluate", counted)
-    attack = evaluate_on_pgd_attacks.main
-    assert attack(["--model", "a", *SMALL, "--eps", "0.03", "--seed", "5", "--nb_restart", "1"]) == 0
+    assert attack("a", "--eps", 0.03, "--seed", 5, "--nb_restart", 1) == 0
     plain = [word for word in SMALL if word not in ("--nb_restart", "2")]
     assert transfer.main(["a", "b", *plain]) == 0 and made == ["a", "b"]
     made_by = [(row["eps"], row["seed"], row["settings"]["nb_restart"]) for row in found_in(here / "a")]
@@ -89,11 +84,10 @@ def test_images_are_made_only_where_none_fit(here, monkeypatch):
 
 def test_a_weak_attack_takes_no_images_from_a_strong_one(here, capsys):
     """The saved images stay those that break the network; what was asked for and changes nothing is said."""
-    attack = evaluate_on_pgd_attacks.main
-    assert attack(["--model", "a", *SMALL, "--eps", "0.1", "--save_adv"]) == 0
+    assert attack("a", "--eps", 0.1, "--save_adv") == 0
     strong = found_in(here / "a")[0]["robust_acc"]
-    weak = ["--nb_iter", "1", "--nb_restart", "1", "--eps_iter", "0.001"]
-    assert attack(["--model", "a", *SMALL, *weak, "--eps", "0.1", "--save_adv", "--overwrite"]) == 0
+    weak = ["--nb_iter", 1, "--nb_restart", 1, "--eps_iter", 0.001]
+    assert attack("a", *weak, "--eps", 0.1, "--save_adv", "--overwrite") == 0
     figures = {row["settings"]["nb_iter"]: row["robust_acc"] for row in found_in(here / "a")}
     assert figures[5] == strong < figures[1]
     assert transfer.main(["a", "b", *SMALL]) == 0
@@ -108,7 +102,7 @@ def test_images_of_other_sizes_and_splits_are_kept(here):
     names = {"adv_pgd_Linf.pt", "adv_pgd_Linf_test50.pt", "adv_pgd_Linf_val40.pt"}
     assert {path.name for path in (here / "a").glob("adv_*")} == names
     rows = found_in(here / "a", "transfer")
-    assert [(row["split"], row["n"]) for row in rows] == [("test", 80), ("test", 50), ("val", 40)]
+    assert [(row["split"], row["n"]) for row in rows] == [("test", 50), ("test", 40), ("val", 40)]
 
 
 def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):

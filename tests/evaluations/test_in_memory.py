@@ -132,7 +132,6 @@ BAD_CALLS = [
     ("the network: gives (4, 1)", nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), X, Y * 0),
     ("images: torch.float64, the network is in torch.float32", TEN, X.double(), Y),
     ("images: of type ndarray: give a torch.Tensor", TEN, X.numpy(), Y),
-    ("labels: of type list", TEN, X, Y.tolist()),
     ("the network: of type function", lambda x: TEN(x), X, Y),
     ("the network: in torch.bfloat16, too coarse", copy.deepcopy(TEN).bfloat16(), X.bfloat16(), Y),
     ("the network: gives a tuple, not logits", Function(lambda x: (TEN(x), x)), X, Y),
