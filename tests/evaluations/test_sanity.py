@@ -96,31 +96,24 @@ def judged_on_the_clean_images(s, keep):
     return *made, AttackState(state.x_adv if keep else x, logit_margin(s.model(x), y))
 
 
-def wrong_sign(model, x, y, *, loss_fn, **how):
-    return pgd(model, x, y, loss_fn=lambda logits, y: -loss_fn(logits, y), **how)
-
-
-BROKEN = {
-    "the attack moves the images": lambda model, x, y, **how: x.clone(),
-    "the attack leaves its start": lambda *given, **how: pgd(*given, **{**how, "steps": 0}),
-    "the attack raises its loss": wrong_sign,
-    "the attack takes whole steps": lambda *given, **how: pgd(*given, **{**how, "step_size": how["step_size"] / 100}),
-    "the attack answers for its own batch": stale_graph,
-    "judged on the perturbed images": False,  # whose images are written
-    "judged on the perturbed images ": True,
-}
+BROKEN = [
+    ("the attack moves the images", lambda model, x, y, **how: x.clone()),
+    ("the attack leaves its start", lambda *given, **how: pgd(*given, **{**how, "steps": 0})),
+    ("the attack raises its loss", lambda *a, loss_fn, **how: pgd(*a, **how, loss_fn=lambda z, y: -loss_fn(z, y))),
+    ("the attack takes whole steps", lambda *a, step_size, **how: pgd(*a, **how, step_size=step_size / 100)),
+    ("the attack answers for its own batch", stale_graph),
+]
+JUDGED = "judged on the perturbed images"
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("name", BROKEN)
-def test_each_broken_attack_is_caught_by_name(name, norm, tmp_path):
+@pytest.mark.parametrize(("name", "broken"), [*BROKEN, (JUDGED, False), (JUDGED, True)])
+def test_each_broken_attack_is_caught_by_name(name, broken, norm, tmp_path):
     s = subject(tmp_path, norm=norm)
-    broken, name = BROKEN[name], name.strip()
-    judged_wrong = name == "judged on the perturbed images"
-    found = pgd_battery(s, *(judged_on_the_clean_images(s, keep=broken) if judged_wrong else evaluated(s, broken)))
+    found = pgd_battery(s, *(judged_on_the_clean_images(s, keep=broken) if name == JUDGED else evaluated(s, broken)))
     assert name in failed(found)
     assert any(line.startswith(f"WARNING: sanity check failed: {name}: ") for line in lines(found))
-    if name in ("the attack moves the images", "judged on the perturbed images"):  # others break a few by luck
+    if name in ("the attack moves the images", JUDGED):  # others break a few by luck
         assert "plain PGD breaks no more" in failed(found)
 
 

@@ -158,12 +158,11 @@ def test_several_shards_at_several_radii(run, tmp_path, monkeypatch):
     assert all(torch.equal(images[0][eps], images[1][eps]) for eps in (0.05, 0.1))
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"[]", lambda raw: b""])
-def test_damaged_pieces_are_attacked_again(run, tmp_path, monkeypatch, damage):
+def test_damaged_pieces_are_attacked_again(run, tmp_path, monkeypatch):
     whole = shutil.copytree(run, tmp_path / "whole")
     assert attack(whole, "--eps", 0.1) == 0
     (path,) = stopped(run, monkeypatch, "--eps", 0.1)
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(path.read_bytes()[:-9])
     assert attack(run, "--eps", 0.1) == 0 and results(run) == results(whole)
 
 
