@@ -29,7 +29,7 @@ def saved_images(subject: Subject, radii: Sequence[float]) -> dict[float, Tensor
     """(N, ...) float32 by radius, on the CPU: those of `radii` at hand, of this checkpoint and these images."""
     found: dict[float, Tensor] = {}
     for path in sorted(subject.path.parent.glob(f"adv_pgd_{subject.norm}*.pt")):
-        for own, x_adv in _stored(path, subject)[0].items():
+        for own, x_adv in (_stored(path, subject) or {}).items():
             found |= {eps: x_adv for eps in radii if same_eps(own, eps)}
     return found
 
@@ -44,42 +44,38 @@ def save_images(subject: Subject, images: Mapping[float, Tensor], batch_size: in
     """
     path = subject.path.parent / f"adv_pgd_{subject.norm}.pt"
     with alone_in(path.parent):
-        stored, of_other_images = _stored(path, subject)
-        if of_other_images:
+        if (stored := _stored(path, subject)) is None:
             path = path.with_name(f"adv_pgd_{subject.norm}_{subject.split}{len(subject.test)}.pt")
-            stored, _ = _stored(path, subject)
+            stored = _stored(path, subject) or {}
         new = {eps: x_adv.cpu().contiguous() for eps, x_adv in images.items()}
         for eps, strong in saved_images(subject, list(new)).items():
             better = right_on(subject, new[eps], batch_size) & ~right_on(subject, strong, batch_size)
             new[eps] = torch.where(per_row(better, strong), strong, new[eps])
         remaining = {eps: x_adv for eps, x_adv in stored.items() if not any(same_eps(eps, other) for other in new)}
         test = {"labels": subject.test.labels.cpu(), "numbers": subject.test.numbers.cpu()}
-        checkpoint.save(path, {"x_adv": remaining | new, **test, **_of_network(subject), **_of_images(subject)})
+        checkpoint.save(path, {"x_adv": remaining | new, **test, **_about(subject)})
     return path
 
 
-def _of_network(subject: Subject) -> dict[str, str | None]:
-    """What the images were made against: of one checkpoint, flags make different functions (`results.function_of`)."""
-    return {
-        "model_sha256": subject.sha256,
-        **{name: subject.overrides.get(name) for name in ("network", "standardise")},
-    }
+def _about(subject: Subject) -> dict[str, str | None]:
+    """Of which images, and against what they were made: of one checkpoint, flags make different functions
+    (`results.function_of`)."""
+    network, standardise = (subject.overrides.get(name) for name in ("network", "standardise"))
+    of_network = {"model_sha256": subject.sha256, "network": network, "standardise": standardise}
+    return {**of_network, "split": subject.split, "images": subject.images}
 
 
-def _of_images(subject: Subject) -> dict[str, str]:
-    return {"split": subject.split, "images": subject.images}
-
-
-def _stored(path: Path, subject: Subject) -> tuple[dict[float, Tensor], bool]:
-    """The file's (N, ...) images by radius, and whether it holds other images of this checkpoint; none if it is missing,
-    damaged or of another checkpoint, network code or standardisation."""
+def _stored(path: Path, subject: Subject) -> dict[float, Tensor] | None:
+    """The file's (N, ...) images by radius; none if it is missing, damaged or of another checkpoint, network code or
+    standardisation; None if it holds other images of this one."""
     try:
         saved = checkpoint.load(path, needed={"x_adv": dict})
     except UserError:
-        return {}, False
-    if not _of_network(subject).items() <= saved.items():
-        return {}, False
-    return (saved["x_adv"], False) if _of_images(subject).items() <= saved.items() else ({}, True)
+        return {}
+    other = {name for name, value in _about(subject).items() if saved.get(name, False) != value}
+    if not other:
+        return dict(saved["x_adv"])
+    return None if other <= {"split", "images"} else {}
 
 
 # --- replayed ------------------------------------------------------------------------------------------------------
