@@ -71,11 +71,12 @@ def test_second_derivatives_functions_and_threads():
     """Of a network with frozen parameters, whose first convolution has a gradient of its own."""
     with ThreadPoolExecutor(4) as pool:
         network, *alike = pool.map(hubconf.mma, [RUN] * 4)
-    plain = copy.deepcopy(network)  # its parameters ask for gradients: torch's own convolution
-    network.requires_grad_(False)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for one in alike:
         assert torch.equal(one(x), network(x))
+    x, network = x.double(), network.double()
+    plain = copy.deepcopy(network)  # its parameters ask for gradients: torch's own convolution
+    network.requires_grad_(False)
     want, found = (torch.autograd.functional.hvp(lambda z, m=m: m(z).square().sum(), x, x)[1] for m in (plain, network))
     torch.testing.assert_close(found, want)
 
