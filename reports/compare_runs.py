@@ -40,14 +40,17 @@ def rows_at(run: Run, attack: str, eps: float, split: str) -> dict[Images, Row]:
 
     :raises UserError: if it was not attacked so.
     """
-    at_eps = [row for row in run.evaluations.get(f"eval_{attack}_{run.norm}.json", []) if same_eps(row["eps"], eps)]
+    every = [row for row in run.evaluations.get(f"eval_{attack}_{run.norm}.json", []) if row["split"] == split]
+    at_eps = [row for row in every if same_eps(row["eps"], eps)]
     counts = sorted({row["n"] for row in at_eps}, reverse=True)
     found = [row for n in counts for row in quoted([row for row in at_eps if row["n"] == n], split)]
     if not found:
         why = "; ".join(line for line in run.damaged if attack in line)
         radius = eps_text(eps, run.images, str(run.norm))
         command = f"{EVALUATORS[attack]} --model {run.folder} --eps {radius} --split {split}"
-        raise UserError(why or f"{run.folder}: not attacked at {radius} on {split} images: run {command}")
+        there = ", ".join(eps_text(other, run.images, str(run.norm)) for other in sorted({row["eps"] for row in every}))
+        instead = f" (but at {there}: --eps)" if there else ""
+        raise UserError(why or f"{run.folder}: not attacked at {radius} on {split} images{instead}: run {command}")
     return {(row.get("images"), row["n"]): row for row in found}
 
 

@@ -313,7 +313,7 @@ def draw_examples(given: dict[str, Any]) -> tuple[Figure, str]:
         shown = (found.x[column], delta[column] / (2 * largest) + 0.5, found.x_adv[column])
         names = (subject.class_name(one[column]) for one in (found.labels, found.predicted))
         # So that they fit above a picture, with no sign that matplotlib would take for mathematics.
-        label, predicted = ((name if len(name) <= 16 else name[:15] + "…").replace("$", r"\$") for name in names)
+        label, predicted = (name if len(name) <= 16 else name[:15] + "…" for name in names)
         captions = (f"label {label}", length, f"predicted\n{predicted}")
         for panel, image, caption in zip(panels[:, column], shown, captions, strict=True):
             # (C, H, W) -> (H, W, C), of which matplotlib takes one channel as grey; values outside [0, 1] are cut off.

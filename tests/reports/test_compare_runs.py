@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_refused(attacked, tmp_path, capsys):
         ([run, other, *val], "not attacked on the same images"),
         ([run, test, *val], f"evaluate_on_pgd_attacks.py --model {test} --eps 0.2 --split val"),
         ([run, seed, *val], "no seed in common"),
-        ([run, *val, "--eps", "0.1"], f"evaluate_on_pgd_attacks.py --model {run} --eps 0.1 --split val"),
+        ([run, *val, "--eps", "0.1"], f"but at 0.2: --eps): run evaluate_on_pgd_attacks.py --model {run} --eps 0.1"),
         ([run, colour, *val], "another data set"),
         ([run, *val, "--out", tmp_path], f"{tmp_path}: Is a directory"),
     ):
