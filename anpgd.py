@@ -17,7 +17,6 @@ from pgd import GEOMETRY, InnerPgd, LossFn, as_rows, class_weights, linearised, 
 from utils import eval_mode, frozen, has_batchnorm, per_row
 
 LossAt = Callable[[Tensor], Tensor]  # (B,) radii along the direction -> (B,) losses there
-SEARCHES = ("bisection", "secant")
 
 
 class Crossing(NamedTuple):

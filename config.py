@@ -22,10 +22,7 @@ OTHER = "other"  # in results: test images, but not those of the run's own data
 LOSS_NAMES = ("xent", "cw", "lm", "slm")
 METHODS = ("mma", "omma", "std", "pgd", "pgdls", "trades", "ddn")
 ALPHA = {"mma": 1 / 3, "omma": 0.0, "std": 1.0}  # weight of the clean loss, by method
-SEARCH_LOSS_NAMES = ("slm", "lm")  # the losses whose zero is the decision boundary
 PRECISIONS = ("fp32", "tf32", "bf16", "bf16_all")
-SEARCHES = ("bisection", "secant")
-SEARCH_MODES = ("train", "eval")
 BEST_BY = {
     "mean_margin": "mean margin",
     "robust_acc": "robust accuracy",
@@ -35,9 +32,6 @@ GONE = {"activation": "relu", "average_decay": None}  # settings of older runs, 
 
 LARGEST = 1e30  # float32 ends at 3e38, and what is made of a number must fit too
 MOST_DIGITS = 15  # of a whole number
-MOST_SEARCH_STEPS = 100  # float32 has no smaller bracket
-SMALLEST_RADIUS = 1e-7  # float32 around 1 has no finer steps
-LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
 
 Schedule = tuple[tuple[int, float], ...]
 
@@ -106,12 +100,12 @@ class Config:
     clean_loss_fn: str = opt("xent", "loss on clean images, also on the wrong ones of the mixed batch", LOSS_NAMES)
     margin_loss_fn: str = opt("xent", "loss at the boundary, on the right examples", LOSS_NAMES)
     attack_loss_fn: str = opt("slm", "loss that PGD maximises", LOSS_NAMES)
-    search_loss_fn: str = opt("slm", "loss whose zero the bisection finds; < 0 also means right", SEARCH_LOSS_NAMES)
+    search_loss_fn: str = opt("slm", "loss whose zero the bisection finds; < 0 also means right", ("slm", "lm"))
     nb_iter: int = opt(40, "PGD steps N in training and in the per-epoch check")
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
-    search: str = opt("bisection", "how the zero along the direction is found", SEARCHES)
+    search: str = opt("bisection", "how the zero along the direction is found", ("bisection", "secant"))
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
-    search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", SEARCH_MODES)
+    search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", ("train", "eval"))
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
     keep_directions: bool = opt(
         False, "warm start: PGD begins along the image's last perturbation instead of at random"

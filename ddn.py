@@ -49,10 +49,8 @@ class Ddn:
                 (gradient,) = torch.autograd.grad(self.loss_fn(logits, y).sum(), x_adv)
                 wrong, length = logit_margin(logits.detach(), y) >= 0, geometry.length(delta)
                 nearer = wrong & (length < distance)
-                nearest, distance = (
-                    torch.where(per_row(nearer, x), delta, nearest),
-                    torch.where(nearer, length, distance),
-                )
+                nearest = torch.where(per_row(nearer, x), delta, nearest)
+                distance = torch.where(nearer, length, distance)
                 radius = radius * torch.where(wrong, 1 - GAMMA, 1 + GAMMA)
                 size = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
                 delta = delta + size * geometry.ascent(gradient).nan_to_num(nan=0.0)

@@ -43,7 +43,7 @@ class StepResult(NamedTuple):
     passes: Tensor  # () float64: how often an image went through the network once, forward or forward and backward
     eps: Tensor  # (B,) MMA: the radius of each example to store, 0 where it is wrong; else the attack's radius
     finite: Tensor  # (B,) bool: whether the example's losses are finite
-    direction: Tensor | None = None  # (B, ...) MMA, if wanted: perturbation over radius; 0 where none was searched
+    direction: Tensor | None = None  # (B, ...) MMA: perturbation over radius; 0 where none was searched
 
 
 Objective = Callable[[Replica, Tensor, Tensor, AttackStart, int], StepResult]
@@ -62,7 +62,6 @@ class Mma:
     # Attack the wrong rows too and drop what is found for them: the same result, unless rows influence each other as in
     # BatchNorm, and no shape depends on data.
     every_row: bool = False
-    wants_directions: bool = False  # `StepResult.direction` is wanted
     search_mode: str = "train"  # BatchNorm in the search: "train", as in the paper, or "eval"
 
     def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
@@ -90,7 +89,7 @@ class Mma:
 
         passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * found.passes
         passes = passes + _odi_passes(start, self.shortest.attack, attacked)
-        direction = torch.where(per_row(attacked, x), found.direction, 0) if self.wants_directions else None
+        direction = torch.where(per_row(attacked, x), found.direction, 0)
         finite = _finite(clean_losses, losses)
         return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
 
@@ -213,7 +212,6 @@ def objective_of(
             AnPgd(inner, search),
             search_single_row,
             every_row,
-            wants_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
     if config.method == "ddn":

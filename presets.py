@@ -141,20 +141,15 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
     return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
 
+_MARGIN = ("mma", "omma")  # methods that enlarge margins
 USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some methods only
     "train_eps": ("pgd", "pgdls", "trades", "ddn"),
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
-    "clean_loss_coeff": ("mma", "omma", "std"),
-    "search": ("mma", "omma"),
-    "search_mode": ("mma", "omma"),
-    "rest_interval": ("mma", "omma"),
-    "attack_mineps": ("mma", "omma"),
-    "margin_loss_fn": ("mma", "omma"),
-    "search_loss_fn": ("mma", "omma"),
-    "eps_iter_scale": ("mma", "omma", "pgd", "pgdls", "trades"),
-    "step_decay": ("mma", "omma", "pgd", "pgdls", "trades"),
-    "odi_steps": ("mma", "omma", "pgd", "pgdls", "trades"),
+    "clean_loss_coeff": (*_MARGIN, "std"),
+    **dict.fromkeys(("search", "search_mode", "rest_interval"), _MARGIN),
+    **dict.fromkeys(("attack_mineps", "margin_loss_fn", "search_loss_fn"), _MARGIN),
+    **dict.fromkeys(("eps_iter_scale", "step_decay", "odi_steps"), (*_MARGIN, "pgd", "pgdls", "trades")),
 }
 
 

@@ -26,13 +26,16 @@ from loading.datasets import Dataset
 from networks.names import is_built_in
 from networks.probes import probe
 from objectives import AttackStart, StepResult, objective_of
+from pgd import noise_towards
 from processes.distributed import ALONE, World
 from processes.global_batchnorm import with_global_statistics
 from processes.replica import Replica
 from training.exchange import merged
 from training.guard import Guard, NotFinite, all_finite
-from training.warm_start import Stored, WarmStarts, start_of_margins
-from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, seed_global_draws, send
+from training.warm_start import Stored, WarmStarts
+from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, per_row, seed_global_draws, send
+
+BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 
 
 class Recorder(Protocol):
@@ -180,7 +183,12 @@ class Trainer:
         return result, self.directions.to_store(batch.index, result.direction, self.batches.crops(step))
 
     def _attack_start(self, batch: Batch, step: int) -> AttackStart:
-        """Where the attack starts in each row: a function of the seed, the step and what is stored."""
+        """Where the attack starts in each row: a function of the seed, the step and what is stored.
+
+        An image of MMA starts along its stored direction, but at every `refresh_interval`-th visit at random: directions
+        go stale, and a stale one makes eps too large. One whose last search met no wrong point is attacked at every
+        `rest_interval`-th visit.
+        """
         config, own = self.config, self.world.rows(self.total)
         if not config.attacks:
             return AttackStart(torch.zeros_like(batch.y, dtype=batch.x.dtype))
@@ -192,8 +200,18 @@ class Trainer:
         if not config.enlarges_margins:
             eps = torch.full_like(batch.y, config.eps_at(step), dtype=batch.x.dtype)
             return AttackStart(eps, noise, odi_weights=odi_weights)
-        epoch, crops, stored = step // self.steps_per_epoch, self.batches.crops(step), self.eps[batch.index]
-        return start_of_margins(config, batch, stored, noise, epoch, self.directions, crops, odi_weights)
+        stored, visit = self.eps[batch.index], step // self.steps_per_epoch + batch.index
+        eps, skipped = stored.clamp(min=config.attack_mineps), None
+        if self.directions is not None:
+            warm = self.directions.known(batch.index)
+            if config.refresh_interval:
+                warm = warm & (visit % config.refresh_interval != 0)
+            directions = self.directions.read(batch.index, self.batches.crops(step)).to(batch.x)
+            noise = torch.where(per_row(warm, noise), noise_towards(config.norm, batch.x, eps, directions), noise)
+            odi_weights = None if odi_weights is None else torch.where(warm[:, None], 0, odi_weights)
+        if config.rest_interval > 1:
+            skipped = (stored >= BEYOND * config.search_maxeps) & (visit % config.rest_interval != 0)
+        return AttackStart(eps, noise, skipped, odi_weights)
 
     def _gradient(self, x: Tensor, y: Tensor, *start: Tensor | None) -> tuple[StepResult, list[Tensor | None]]:
         """What the step saw, and each parameter's gradient; no shape depends on data if there is no BatchNorm."""

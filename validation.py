@@ -12,22 +12,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from config import (
-    ALPHA,
-    GONE,
-    LARGEST,
-    LARGEST_L2,
-    MOST_DIGITS,
-    MOST_SEARCH_STEPS,
-    PRESETS,
-    SMALLEST_RADIUS,
-    Config,
-    method_of,
-)
+from config import ALPHA, GONE, LARGEST, MOST_DIGITS, PRESETS, Config, method_of
 from errors import UserError, some
 from networks.names import why_unknown
 from presets import PUBLISHED_MAXEPS
 
+MOST_SEARCH_STEPS = 100  # float32 has no smaller bracket
+SMALLEST_RADIUS = 1e-7  # float32 around 1 has no finer steps
+LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
 MAY_BE_ZERO = (
     *("seed", "clean_loss_coeff", "refresh_interval", "momentum", "weight_decay", "trades_beta"),
     *("test_size", "num_workers", "odi_steps"),
@@ -47,14 +39,15 @@ def validate(config: Config) -> None:
     for name in RADII:
         if (value := numbers.get(name)) is not None:
             refuse_radius(value, config.norm, name)
-    for line in filter(None, _contradictions(config)):
+    for line in _contradictions(config):
         raise UserError(line)
 
 
-def _contradictions(config: Config) -> Iterator[str | None]:
-    """A line for each setting that has no meaning beside the others; None where all is well."""
-    method, alpha, wrong_network = config.method, config.clean_loss_coeff, why_unknown(config.network)
-    yield wrong_network and f"--network {config.network}: {wrong_network}"
+def _contradictions(config: Config) -> Iterator[str]:
+    """A line for each setting that has no meaning beside the others."""
+    method, alpha = config.method, config.clean_loss_coeff
+    if wrong := why_unknown(config.network):
+        yield f"--network {config.network}: {wrong}"
     if config.streaming and config.dataset != "imagefolder":
         yield f"--streaming: {config.dataset} lives in memory, only image folders stay on disk: leave it out"
     if not 0 <= alpha <= 1:

@@ -7,7 +7,6 @@ bf16_all the losses of the search, differences of logits, are bfloat16.
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-MATMUL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @contextmanager
@@ -61,20 +58,17 @@ class BFloat16Twin(nn.Module):
         super().__init__()
         self.copy = copy.deepcopy(model).eval().requires_grad_(False)
         for module in self.copy.modules():
-            if isinstance(module, MATMUL_LAYERS):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 module.to(torch.bfloat16)
 
     def refresh(self, model: nn.Module) -> None:
         """Take over the weights and running statistics of `model`, the network it is a copy of."""
         with torch.no_grad():
-            for own, source in zip(_tensors(self.copy), _tensors(model), strict=True):
-                own.copy_(source)
+            for tensors in (nn.Module.parameters, nn.Module.buffers):
+                for own, source in zip(tensors(self.copy), tensors(model), strict=True):
+                    own.copy_(source)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16, cache_enabled=False):
             logits: Tensor = self.copy(x)
             return logits.float()
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    return itertools.chain(model.parameters(), model.buffers())

@@ -1,1 +1,1 @@
-"""What the training loop keeps from step to step beside the network: directions, averaged weights, running sums."""
+"""What the training loop keeps from step to step beside the network; MMA for other loops."""

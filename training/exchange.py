@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from objectives import StepResult
 from processes.distributed import World
@@ -18,11 +19,12 @@ def merged(world: World, own: StepResult, directions: Stored | None, total: int)
     """
     if world.size == 1:
         return own, directions
-    shares = torch.stack([share.double() for share in (own.clean_loss, own.correct, own.adv_loss, own.passes)])
+    own_sums = own.clean_loss, own.correct, own.adv_loss, own.passes
+    shares = torch.stack([share.double() for share in own_sums])
     rows = torch.zeros(total, 2, dtype=torch.float64, device=own.eps.device)
     rows[world.rows(total)] = torch.stack([own.eps, own.finite.to(own.eps)], dim=1).double()
     values = world.total(torch.cat([shares, rows.flatten()]))
-    clean_loss, correct, adv_loss, passes = values[:SHARES]
+    clean_loss, correct, adv_loss, passes = map(Tensor.to, values[:SHARES], own_sums)
     eps, finite = values[SHARES:].view(-1, 2).unbind(1)
     if directions is not None:
         parts = []
@@ -31,11 +33,4 @@ def merged(world: World, own: StepResult, directions: Stored | None, total: int)
             everyone[world.rows(total)] = part
             parts.append(world.total(everyone))
         directions = Stored(*parts)
-    return StepResult(
-        clean_loss.to(own.clean_loss),
-        correct.to(own.correct),
-        adv_loss.to(own.adv_loss),
-        passes,
-        eps.to(own.eps),
-        finite > 0,
-    ), directions
+    return StepResult(clean_loss, correct, adv_loss, passes, eps.to(own.eps), finite > 0), directions

@@ -65,12 +65,12 @@ class MmaObjective:
         """
         if not self.probed:
             self._examine(x, y, index)
+            # BatchNorm on vectors refuses the search of one row in train mode.
+            self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
+            self.probed = True
         self.eps, index = self.eps.to(x.device), index.to(x.device)
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
-        if not self.probed:  # a search of one row in train mode: BatchNorm on vectors refuses it
-            self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
-            self.probed = True
         result = self.loss(Replica(model), x, y, AttackStart(start, noise), len(x))
         self.eps[index] = result.eps.to(self.eps)
         self.step += 1

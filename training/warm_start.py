@@ -1,11 +1,11 @@
-"""Where the attack of a training step starts: radius, place in the ball, and which images it skips.
+"""Warm starts: the last perturbation of each training image, over its radius, in eight bits a pixel (as ATTA does with
+whole perturbations: Zheng et al. 2020).
 
-Warm starts keep the last perturbation of each training image, over its radius, in eight bits a pixel (as ATTA does with
-whole perturbations: Zheng et al. 2020). A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
+A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
 flipped along, reflected where the crop is; what is found on the crop is moved back, and only for pixels that it shows.
 
-B batch, N training images, C classes, ... any image shape. What training reads is always what was stored, so that a resumed
-run, which reads it from the file, computes the same. Every draw is a function of (seed, step).
+B batch, ... any image shape. What training reads is always what was stored, so that a resumed run, which reads it from the
+file, computes the same.
 """
 
 from __future__ import annotations
@@ -15,14 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from config import Config
-from loading.batches import Batch
 from loading.crops import Crops
-from objectives import AttackStart
-from pgd import noise_towards
 from utils import per_row, row_norms
 
-BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 LEVELS = 127  # of an int8, on either side of 0
 
 
@@ -96,32 +91,3 @@ class WarmStarts:
         """Of the same training set, as `resume.restore` has looked."""
         for name, own in self.table._asdict().items():
             own.copy_(state[name])
-
-
-def start_of_margins(
-    config: Config,
-    batch: Batch,
-    stored: Tensor,
-    noise: Tensor,
-    epoch: int,
-    directions: WarmStarts | None,
-    crops: Crops | None,
-    odi_weights: Tensor | None,
-) -> AttackStart:
-    """MMA's start. stored: (B,) the radii of the last visit; noise: (B, ...) uniform on [0, 1).
-
-    An image starts along its stored direction, but at every `refresh_interval`-th visit at random: directions go stale, and
-    a stale one makes eps too large. One whose last search met no wrong point is attacked at every `rest_interval`-th visit.
-    """
-    eps, visit = stored.clamp(min=config.attack_mineps), epoch + batch.index
-    if directions is not None:
-        warm = directions.known(batch.index)
-        if config.refresh_interval:
-            warm = warm & (visit % config.refresh_interval != 0)
-        towards = noise_towards(config.norm, batch.x, eps, directions.read(batch.index, crops).to(batch.x))
-        noise = torch.where(per_row(warm, noise), towards, noise)
-        odi_weights = None if odi_weights is None else torch.where(warm[:, None], 0, odi_weights)
-    skipped = None
-    if config.rest_interval > 1:
-        skipped = (stored >= BEYOND * config.search_maxeps) & (visit % config.rest_interval != 0)
-    return AttackStart(eps, noise, skipped, odi_weights)
