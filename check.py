@@ -87,7 +87,7 @@ def check_rows(
 ) -> list[dict[str, Any]] | None:
     """What metrics.jsonl holds of the check after `step`: a row for the validation images and one for the test images.
 
-    passes: of the checks before this one, which `check_passes` goes on from. how: attack, stop and world of `check_split`.
+    passes: of the checks before this one, which `check_passes` goes on from. how: attack, stop, world of `check_split`.
     None if `stop()` became true on the way.
     """
     splits = {"val": first_images(data.val, config.check_size)}

@@ -165,9 +165,7 @@ class Config:
     @property
     def check_maxeps(self) -> float:
         """d_max for the searches: `hinge_maxeps`, or the largest published one where training needs none."""
-        if self.hinge_maxeps is not None:
-            return self.hinge_maxeps
-        return max(PUBLISHED_MAXEPS[self.dataset, self.norm])
+        return self.hinge_maxeps or max(PUBLISHED_MAXEPS[self.dataset, self.norm])
 
     @property
     def search_maxeps(self) -> float:

@@ -43,7 +43,7 @@ class StepResult(NamedTuple):
     passes: Tensor  # () float64: how often an image went through the network once, forward or forward and backward
     eps: Tensor  # (B,) MMA: the radius of each example to store, 0 where it is wrong; else the attack's radius
     finite: Tensor  # (B,) bool: whether the example's losses are finite
-    direction: Tensor | None = None  # (B, ...) MMA: perturbation over radius; 0 where none was searched
+    direction: Tensor | None = None  # (B, ...) MMA, if wanted: perturbation over radius; 0 where none was searched
 
 
 Objective = Callable[[Replica, Tensor, Tensor, AttackStart, int], StepResult]
@@ -62,6 +62,7 @@ class Mma:
     # Attack the wrong rows too and drop what is found for them: the same result, unless rows influence each other as in
     # BatchNorm, and no shape depends on data.
     every_row: bool = False
+    wants_directions: bool = False  # `StepResult.direction` is wanted
     search_mode: str = "train"  # BatchNorm in the search: "train", as in the paper, or "eval"
 
     def __call__(self, network: Replica, x: Tensor, y: Tensor, start: AttackStart, total: int) -> StepResult:
@@ -89,7 +90,7 @@ class Mma:
 
         passes = 2 * len(x) + attacked.sum(dtype=torch.float64) * found.passes
         passes = passes + _odi_passes(start, self.shortest.attack, attacked)
-        direction = torch.where(per_row(attacked, x), found.direction, 0)
+        direction = torch.where(per_row(attacked, x), found.direction, 0) if self.wants_directions else None
         finite = _finite(clean_losses, losses)
         return StepResult(clean_loss.detach(), correct, mma_loss.detach(), passes, margins, finite, direction)
 
@@ -212,6 +213,7 @@ def objective_of(
             AnPgd(inner, search),
             search_single_row,
             every_row,
+            wants_directions=config.keep_directions,
             search_mode=config.search_mode,
         )
     if config.method == "ddn":
@@ -229,11 +231,10 @@ def _finite(*losses: Tensor) -> Tensor:
     return torch.stack([loss.detach().isfinite() for loss in losses]).all(dim=0)
 
 
-def _odi_passes(start: AttackStart, attack: InnerPgd | Ddn, attacked: Tensor | None = None) -> Tensor:
+def _odi_passes(start: AttackStart, attack: InnerPgd | Ddn, attacked: Tensor | bool = True) -> Tensor:
     if start.odi_weights is None:
         return torch.zeros((), dtype=torch.float64, device=start.eps.device)
-    climbs = start.odi_weights.any(dim=1)
-    return (climbs if attacked is None else climbs & attacked).sum(dtype=torch.float64) * attack.odi_steps
+    return (start.odi_weights.any(dim=1) & attacked).sum(dtype=torch.float64) * attack.odi_steps
 
 
 def _passes(x: Tensor, each: int) -> Tensor:

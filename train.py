@@ -190,7 +190,7 @@ def new_trainer(config: Config, data: Dataset, world: World, pretrained: str | N
     device = data.train.labels.device
 
     def build() -> nn.Module:
-        model = new_model(config, data, pretrained, teller.note).to(device)
+        model = new_model(config, data, pretrained, lambda note: teller.note(f"--pretrained: {note}")).to(device)
         lay_out(model, is_built_in(config.network), layout_for(device, config.precision, config.deterministic))
         check_batches(config, model, data, world)
         return model
@@ -225,7 +225,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 
 
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
-    """The network at its initialisation by `seed`, or with the weights of the checkpoint `pretrained`."""
+    """The network at its initialisation by `seed`, or with the weights of `pretrained`; say: what is special of them."""
     seed_global_draws(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
     if not any(p.requires_grad for p in model.parameters()):
@@ -242,21 +242,17 @@ def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callab
         source = checkpoint.load_model_file(pretrained)
         found = our_keys(source.weights, model.state_dict())
         checkpoint.load_weights(model, found.weights, source.path)
-        notes, before = [], source.config or {}
+        before = source.config or {}
         if found.renamed:
-            notes.append(
-                "weights of another program: here each image is standardised before them, which may be new to them"
-            )
+            say("weights of another program: here each image is standardised before them, which may be new to them")
         elif found.normalisation:
-            notes.append(f"the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it")
+            say(f"the file's normalisation, {', '.join(found.normalisation)}, is left out: --network lacks it")
         for name in ("dataset", "norm"):
             if before.get(name, here := getattr(config, name)) != here:
-                notes.append(f"trained with {name} {before[name]}, going on with {here}")
+                say(f"trained with {name} {before[name]}, going on with {here}")
         kind = Kind(before.get("classes") or CLASSES.get(before.get("dataset", "")), before.get("image_shape"))
         if what := kind.unlike(Kind(data.classes, data.train.shape)):
-            notes.append(f"trained on {what}")
-        for note in notes:
-            say(f"--pretrained: {note}")
+            say(f"trained on {what}")
     return model
 
 

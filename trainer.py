@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from check import check_rows
 from config import Config
-from hardware.cuda_graph import Captured, recorded_parts
+from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
 from hardware.optimizer import make_optimizer, restore_optimizer
@@ -33,7 +33,7 @@ from processes.replica import Replica
 from training.exchange import merged
 from training.guard import Guard, NotFinite, all_finite
 from training.warm_start import Stored, WarmStarts
-from utils import GLOBAL, ODI, START, generator, has_batchnorm, mixed_seed, per_row, seed_global_draws, send
+from utils import GLOBAL, ODI, START, batchnorms, generator, has_batchnorm, mixed_seed, per_row, seed_global_draws, send
 
 BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 
@@ -85,22 +85,22 @@ class Trainer:
         self.check_passes = 0  # the same in the checks
 
     def _make_step(self, records: bool) -> None:
-        """The attack, the objective and its gradient, recorded as CUDA graphs where they can be; the check's attack."""
-        config, alone, slice_size = self.config, self.world.size == 1, -(-self.config.batch_size // self.world.size)
-        whole, attack_rows, check_rows = False, None, None
-        if records:
-            check_size = config.eval_batch_size
-            whole, attack_rows, check_rows = recorded_parts(self.model, self.device, slice_size, check_size, alone)
+        """The attack, the objective, its gradient, and the check's attack; records: as CUDA graphs where they can be."""
+        config, size, records = self.config, self.world.size, records and self.device.type == "cuda"
+        # With BatchNorm, whose statistics count the right rows alone, the attack is recorded, not the whole gradient.
+        whole = records and size == 1 and not batchnorms(self.model)
+        attack_rows = -(-config.batch_size // size) if records and not whole else None
+        check_rows = config.eval_batch_size if records else None
         tune = layout_for(self.device, config.precision, config.deterministic).tune
-        self.attack = FastPgd(self.model, config.precision, rows=attack_rows, tune=tune)
+        self.attack = FastPgd(self.model, config.precision, attack_rows, tune)
         # On CPUs one copy of the network in bfloat16 serves both.
         same = check_rows == attack_rows
-        self.check_attack = self.attack if same else FastPgd(self.model, config.precision, check_rows, tune=tune)
+        self.check_attack = self.attack if same else FastPgd(self.model, config.precision, check_rows, tune)
         single = self.needs.one_row
         self.objective = objective_of(config, self.attack, search_single_row=single, every_row=whole)
         self.gradient: Callable[..., tuple[StepResult, list[Tensor | None]]] = self._gradient
         if whole:
-            self.gradient = Captured(self._gradient, config.batch_size, tune=tune)
+            self.gradient = Captured(self._gradient, config.batch_size, tune)
 
     @property
     def epoch(self) -> int:
@@ -185,8 +185,8 @@ class Trainer:
     def _attack_start(self, batch: Batch, step: int) -> AttackStart:
         """Where the attack starts in each row: a function of the seed, the step and what is stored.
 
-        An image of MMA starts along its stored direction, but at every `refresh_interval`-th visit at random: directions
-        go stale, and a stale one makes eps too large. One whose last search met no wrong point is attacked at every
+        An image of MMA starts along its stored direction, but at every `refresh_interval`-th visit at random: they go
+        stale, and a stale one makes eps too large. One whose last search met no wrong point is attacked at every
         `rest_interval`-th visit.
         """
         config, own = self.config, self.world.rows(self.total)

@@ -8,9 +8,10 @@ import os
 import platform
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,28 +75,29 @@ def sync(descriptor: int) -> None:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def set_to(value: bool, name: str, holders: Iterable[Any]) -> Iterator[None]:
+    """The attribute `name` of each holder is `value` inside; each gets its own back."""
+    before = [(holder, getattr(holder, name)) for holder in holders]
+    for holder, _ in before:
+        setattr(holder, name, value)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for holder, own in before:
+            setattr(holder, name, own)
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; each gets its own flag back."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module gets its own mode back."""
+    with set_to(False, "training", model.modules()):
+        model.eval()  # in which a network of somebody's own may do more
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+
+
+def frozen(model: nn.Module) -> AbstractContextManager[None]:
+    """No parameter asks for a gradient inside; each gets its own flag back."""
+    return set_to(False, "requires_grad", model.parameters())
 
 
 @contextmanager

@@ -10,30 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from errors import UserError
-from hardware.layout import tuned
-from utils import batchnorms
+from utils import set_to
 
 Fn = Callable[..., Any]
-Record = Callable[[Fn, tuple[Tensor | None, ...]], tuple[Callable[[], None], Any]]
 WARM_UPS = 3  # passes before a recording, in which kernels are chosen and memory is taken
-
-
-def recorded_parts(
-    model: nn.Module, device: torch.device, slice_size: int, check_size: int, alone: bool
-) -> tuple[bool, int | None, int | None]:
-    """What of a run is recorded, on CUDA alone: the whole gradient of a step or, with BatchNorm, whose statistics count
-    the right rows alone, its attack, padded to so many rows; and the check's attack, likewise. None: it runs as it is.
-
-    model: a built-in network. slice_size: images of a step on this process; check_size: of a check's batch; alone:
-    whether there is one process.
-    """
-    if device.type != "cuda":
-        return False, None, None
-    gradient = alone and not batchnorms(model)
-    return gradient, None if gradient else slice_size, check_size
 
 
 def record_on_cuda(fn: Fn, inputs: tuple[Tensor | None, ...]) -> tuple[Callable[[], None], Any]:
@@ -60,8 +43,8 @@ class Captured:
     :raises UserError: if the recording fails, after which CUDA's generator cannot be relied on.
     """
 
-    def __init__(self, fn: Fn, rows: int, record: Record = record_on_cuda, tune: bool = False) -> None:
-        self.fn, self.rows, self.record, self.tune = fn, rows, record, tune
+    def __init__(self, fn: Fn, rows: int, tune: bool = False) -> None:
+        self.fn, self.rows, self.tune = fn, rows, tune
         self.inputs: tuple[Tensor | None, ...] = ()
         self.replay: Callable[[], None] | None = None
         self.outputs: Any = None
@@ -72,8 +55,8 @@ class Captured:
         if self.replay is None:
             self.inputs = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
             try:
-                with tuned(self.tune):
-                    self.replay, self.outputs = self.record(self.fn, self.inputs)
+                with set_to(self.tune, "benchmark", [torch.backends.cudnn]):
+                    self.replay, self.outputs = record_on_cuda(self.fn, self.inputs)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(f"--cuda_graphs: the recording failed ({reason}): give --no-cuda_graphs") from error

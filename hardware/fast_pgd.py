@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hardware.cuda_graph import Captured, Record, record_on_cuda
+from hardware.cuda_graph import Captured
 from hardware.precision import BFloat16Twin, tf32
 from pgd import GEOMETRY, LossFn, as_rows, ascend, pgd, step_sizes
 from utils import eval_mode, frozen
@@ -17,18 +17,11 @@ class FastPgd:
     """Called as `pgd` is, always with the one network it was made for.
 
     precision: of the passes through the network, "fp32", "tf32" or "bf16". rows: if given, every batch is padded to so
-    many rows and a step is a CUDA graph; what comes back then holds until the next call. record, tune: see `Captured`.
+    many rows and a step is a CUDA graph; what comes back then holds until the next call. tune: see `Captured`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        precision: str,
-        rows: int | None = None,
-        record: Record = record_on_cuda,
-        tune: bool = False,
-    ) -> None:
-        self.model, self.precision, self.rows, self.record, self.tune = model, precision, rows, record, tune
+    def __init__(self, model: nn.Module, precision: str, rows: int | None = None, tune: bool = False) -> None:
+        self.model, self.precision, self.rows, self.tune = model, precision, rows, tune
         self.twin = BFloat16Twin(model) if precision.startswith("bf16") else None
         self.steps: dict[tuple[LossFn, str], Captured] = {}  # one step of the attack on a loss under a norm
 
@@ -74,5 +67,5 @@ class FastPgd:
                 return ascend(lambda x_adv: loss_fn(runs(x_adv), y), norm, x_adv, x, eps, step_size).detach()
 
         if (loss_fn, norm) not in self.steps:
-            self.steps[loss_fn, norm] = Captured(step, self.rows or 0, self.record, self.tune)
+            self.steps[loss_fn, norm] = Captured(step, self.rows or 0, self.tune)
         return self.steps[loss_fn, norm]

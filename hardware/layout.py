@@ -5,8 +5,6 @@ Nothing is timed to choose it, so that a resumed run computes as the one it goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -44,13 +42,3 @@ def lay_out(model: nn.Module, ours: bool, layout: Layout) -> None:
     """
     if ours:
         model.to(memory_format=torch.channels_last if layout.channels_last else torch.contiguous_format)
-
-
-@contextmanager
-def tuned(allowed: bool) -> Iterator[None]:
-    """Whether cuDNN times its kernels for the shapes inside, which must be fixed."""
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

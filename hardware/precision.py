@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils import set_to
 
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
+
+def tf32(allowed: bool) -> AbstractContextManager[None]:
     """Whether CUDA may round the inputs of float32 matrix products to TF32 inside. No effect on a CPU."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)  # their types know no such field
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+    return set_to(allowed, "allow_tf32", (torch.backends.cudnn, torch.backends.cuda.matmul))
 
 
 def remark(device: torch.device, precision: str) -> str | None:

@@ -4,8 +4,8 @@ whole perturbations: Zheng et al. 2020).
 A direction lies in the coordinates of the image itself. Where training sees a crop of it, the direction is cropped and
 flipped along, reflected where the crop is; what is found on the crop is moved back, and only for pixels that it shows.
 
-B batch, ... any image shape. What training reads is always what was stored, so that a resumed run, which reads it from the
-file, computes the same.
+B batch, ... any image shape. What training reads is always what was stored, so that a resumed run, which reads it from
+the file, computes the same.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """CUDA graphs, by a recorder that replays on the CPU: what is recorded, and that a replay gives what the plain code gives."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from errors import UserError
-from hardware.cuda_graph import Captured, recorded_parts
+from hardware import cuda_graph
+from hardware.cuda_graph import Captured
 from hardware.fast_pgd import FastPgd
-from hardware.layout import layout_for, tuned
+from hardware.layout import layout_for
 from launches import Launches, replayed
 from losses import cross_entropy, cw_loss, soft_logit_margin
 from objectives import divergence
@@ -14,13 +17,24 @@ from pgd import pgd
 from tiny_runs import batch_for, network, rand, tiny_trainer
 
 
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch):
+    monkeypatch.setattr(cuda_graph, "record_on_cuda", replayed)
+
+
+def recorded(device, batchnorm, processes=1, records=True):
+    """Of a step with 6 images, a check with 9: whether its gradient is recorded, rows of its and the check's attack."""
+    trainer = tiny_trainer(model=network(batchnorm).float(), eval_batch_size=9)
+    trainer.device, trainer.world = torch.device(device), SimpleNamespace(size=processes)
+    trainer._make_step(records)
+    return isinstance(trainer.gradient, Captured), trainer.attack.rows, trainer.check_attack.rows
+
+
 def test_built_in_networks_are_recorded_on_cuda_and_the_whole_gradient_without_batchnorm():
-    cuda = torch.device("cuda")
-    assert recorded_parts(network(), torch.device("cpu"), 6, 9, True) == (False, None, None)
-    assert recorded_parts(network(batchnorm=False), cuda, 6, 9, True) == (True, None, 9)
-    assert recorded_parts(network(batchnorm=False), cuda, 3, 9, False) == (False, 3, 9)
-    assert recorded_parts(network(), cuda, 6, 9, True) == (False, 6, 9)
-    assert tiny_trainer().gradient.__name__ == "_gradient"  # somebody's own network, on a CPU
+    assert recorded("cpu", True) == recorded("cuda", True, records=False) == (False, None, None)
+    assert recorded("cuda", False) == (True, None, 9)
+    assert recorded("cuda", False, processes=2) == (False, 3, 9)
+    assert recorded("cuda", True) == (False, 6, 9)
 
 
 def test_the_rule_of_layouts():
@@ -38,7 +52,7 @@ def test_captured_replays_one_shape_and_runs_the_others():
         calls.append(len(x))
         return x * weight + y, None
 
-    captured = Captured(fn, 5, replayed)
+    captured = Captured(fn, 5)
     for _ in range(3):
         x, y = torch.rand(5), torch.rand(5)
         before = x.clone(), y.clone()
@@ -51,19 +65,20 @@ def test_captured_replays_one_shape_and_runs_the_others():
     assert calls[:-1] == [5] * (len(calls) - 1) and calls[-1] == 3
 
 
-def test_a_recording_that_fails_ends_the_run_naming_the_flag():
+def test_a_recording_that_fails_ends_the_run_naming_the_flag(monkeypatch):
     def fail(fn, inputs):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
+    monkeypatch.setattr(cuda_graph, "record_on_cuda", fail)
     with pytest.raises(UserError, match=r"not permitted when stream is capturing.*--no-cuda_graphs"):
-        Captured(lambda x: x + 1, 2, fail)(torch.zeros(2))
+        Captured(lambda x: x + 1, 2)(torch.zeros(2))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1 / 3, 1.0])
 def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
     """Over an epoch's end, where a batch is smaller, and back to the replayed shape."""
     plain, fast = (tiny_trainer(model=network(False, 60).float(), clean_loss_coeff=alpha) for _ in range(2))
-    fast.gradient = Captured(fast._gradient, fast.config.batch_size, replayed)
+    fast.gradient = Captured(fast._gradient, fast.config.batch_size)
     sizes = set()
     for _ in range(2 * plain.steps_per_epoch + 2):
         expected, found = plain.train_step(), fast.train_step()
@@ -76,7 +91,7 @@ def test_training_with_a_replayed_gradient_equals_plain_training(alpha):
 
 @pytest.mark.parametrize("decays", [False, True])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_padded_and_replayed_pgd_equals_pgd(norm, decays):
+def test_padded_and_replayed_pgd_equals_pgd(norm, decays, monkeypatch):
     """For several losses, radii and numbers of rows and steps, and after the weights changed; of one step a recording."""
     model, recorded = network(), []
 
@@ -88,7 +103,8 @@ def test_padded_and_replayed_pgd_equals_pgd(norm, decays):
 
     batch = batch_for(model)
     log_p = model(batch.x).log_softmax(1).detach()
-    fast = FastPgd(model, "fp32", rows=16, record=record)
+    monkeypatch.setattr(cuda_graph, "record_on_cuda", record)
+    fast = FastPgd(model, "fp32", rows=16)
     for turn, loss_fn in enumerate([cross_entropy, cw_loss, soft_logit_margin, divergence, cross_entropy]):
         with torch.no_grad():
             model[0].weight.add_(0.1 * turn)
@@ -109,9 +125,6 @@ def test_kernels_are_timed_for_fixed_shapes_only():
     how = {"loss_fn": cross_entropy, "norm": "Linf", "eps": 0.1, "step_size": 0.03, "steps": 2}
     for rows, tune, expected in ((16, True, True), (16, False, False), (None, True, False), (8, True, False)):
         seen.clear()
-        FastPgd(model, "fp32", rows, replayed, tune=tune)(model, batch.x, batch.y, **how)
+        FastPgd(model, "fp32", rows, tune)(model, batch.x, batch.y, **how)
         assert seen[0] is expected  # a replay on the CPU calls the network, one on a GPU does not
-    with pytest.raises(KeyError), tuned(True):
-        assert torch.backends.cudnn.benchmark
-        raise KeyError
     assert not torch.backends.cudnn.benchmark
