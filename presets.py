@@ -17,9 +17,8 @@ PUBLISHED_MAXEPS: dict[Key, tuple[float, ...]] = {
     ("mnist", "L2"): (2.0, 4.0, 6.0),
     ("cifar10", "Linf"): (12 / 255, 20 / 255, 32 / 255),
     ("cifar10", "L2"): (1.0, 2.0, 3.0),
-    ("imagefolder", "Linf"): (12 / 255, 20 / 255, 32 / 255),
-    ("imagefolder", "L2"): (1.0, 2.0, 3.0),
 }
+PUBLISHED_MAXEPS |= {("imagefolder", norm): PUBLISHED_MAXEPS["cifar10", norm] for norm in ("Linf", "L2")}
 
 GRIDS: dict[Key, tuple[float, ...]] = {
     ("mnist", "Linf"): tuple(k / 10 for k in range(1, 5)),
@@ -60,9 +59,8 @@ _BY_NORM: dict[Key, tuple[float, float, float]] = {  # attack_mineps, test_eps, 
     ("digits", "L2"): (0.25, 1.0, 0.25),
     ("cifar10", "Linf"): (0.005, 8 / 255, 2 / 255),
     ("cifar10", "L2"): (0.5, 1.0, 0.25),
-    ("imagefolder", "Linf"): (0.005, 8 / 255, 2 / 255),
-    ("imagefolder", "L2"): (0.5, 1.0, 0.25),
 }
+_BY_NORM |= {("imagefolder", norm): _BY_NORM["cifar10", norm] for norm in ("Linf", "L2")}
 # What `Config`'s defaults, which are MNIST's, become for each data set and norm.
 SETTINGS: dict[Key, Values] = {
     (dataset, norm): {"dataset": dataset, "norm": norm, **_BY_DATASET[dataset]}

@@ -41,13 +41,11 @@ class FastPgd:
     ) -> Tensor:
         """See `pgd`."""
         assert model is self.model
-        if not len(x):
-            return x
         if self.twin is not None:
             self.twin.refresh(model)
         runs = model if self.twin is None else self.twin
         with tf32(self.precision != "fp32"):
-            if self.rows is None or len(x) > self.rows:
+            if self.rows is None or not 0 < len(x) <= self.rows:
                 how: dict[str, Any] = {"loss_fn": loss_fn, "norm": norm, "steps": steps, "decays": decays}
                 return pgd(runs, x, y, eps=eps, step_size=step_size, noise=noise, **how)
             eps, step_size = as_rows(eps, x), as_rows(step_size, x)

@@ -34,9 +34,6 @@ def make_optimizer(
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take up a state that may have been saved on another kind of device, and lies on the CPU (`checkpoint.load`)."""
-    own = [
-        {key: group[key] for key in ("capturable", "foreach", "fused") if key in group}
-        for group in optimizer.param_groups
-    ]
-    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
+    keeps, pairs = ("capturable", "foreach", "fused"), zip(state["param_groups"], optimizer.param_groups, strict=True)
+    groups = [{**saved, **{key: own[key] for key in keeps if key in own}} for saved, own in pairs]
     optimizer.load_state_dict({**state, "param_groups": groups})

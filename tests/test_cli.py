@@ -13,7 +13,7 @@ import torch
 import evaluate_on_pgd_attacks
 import train
 from command_lines import ATTACK, SMALL, fails, files, found_in, rows
-from errors import UserError, remedy
+from errors import UserError
 from evaluations.flags import PgdFlags, parse_flags
 from evaluations.subject import load_subject
 from loading.datasets import load_test
@@ -365,18 +365,6 @@ def test_folders_that_cannot_be_written(run, tmp_path, capsys, file_modes_count)
     fails(capsys, train.main, going_on(run), str(run), "Permission denied: mend that")
     assert files(run) == before
     run.chmod(0o700)
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(28, "No space left on device", "a.pt"), "a.pt: No space left on device: make room"),
-        (PermissionError(13, "Permission denied", "b.png"), "b.png: Permission denied: mend that"),
-        (OSError(5, "Input/output error"), "Input/output error: mend that"),
-    ],
-)
-def test_a_file_that_fails_is_named_and_room_asked_for_only_on_a_full_disk(error, said):
-    assert remedy(error) == said
 
 
 def test_without_git(monkeypatch):

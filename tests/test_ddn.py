@@ -31,13 +31,12 @@ def test_on_a_linear_model_it_is_the_margin():
     assert torch.equal(wrong, x)
 
 
-def small_network():
-    torch.manual_seed(0)
-    return LeNet5Madry(1, 8, 8).eval()
-
-
 def test_it_finds_what_foolbox_finds_and_stays_within_eps():
-    model, x = small_network(), 0.2 + 0.6 * torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    model, x = (
+        LeNet5Madry(1, 8, 8).eval(),
+        0.2 + 0.6 * torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
+    )
     y = model(x).argmax(1)
     theirs = foolbox.attacks.DDNAttack(steps=100, init_epsilon=1.0, gamma=0.05)
     _, others, _ = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None)

@@ -94,24 +94,14 @@ def test_a_loop_goes_on_from_tensors_and_numbers(tmp_path):
         MmaObjective(5, "L2", 1.0, 0.1).load_state_dict(first.state_dict())
 
 
-class Numbered(torch.utils.data.Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, row):
-        return self.x[row], self.y[row], row
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_loop_as_people_write_them(autocast):
     """A loader with workers, a schedule, clipped gradients, an average of weights, bfloat16 by autocast; losses logged."""
     digits = load_digits()
     x, y = torch.tensor(digits.images[:400] / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target[:400])
     torch.manual_seed(0)
-    loader = torch.utils.data.DataLoader(Numbered(x, y), batch_size=50, shuffle=True, num_workers=2)
+    rows = torch.utils.data.TensorDataset(x, y, torch.arange(400))
+    loader = torch.utils.data.DataLoader(rows, batch_size=50, shuffle=True, num_workers=2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=5 * len(loader))

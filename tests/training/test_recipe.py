@@ -13,17 +13,9 @@ MNIST, MMA = ["--dataset", "mnist", "--norm", "Linf"], ["--hinge_maxeps", "0.45"
 
 
 def test_the_published_settings_have_no_part_of_it():
-    off = {
-        "recipe": "paper",
-        "search": "bisection",
-        "keep_directions": False,
-        "refresh_interval": 0,
-        "rest_interval": 1,
-        "step_decay": False,
-        "odi_steps": 0,
-    }
-    off |= {"one_cycle": False, "cycle_steps": None, "check_nb_iter": None, "check_interval": 1}
-    off |= {"check_size": None, "test_at_end": False, "precision": "fp32"}
+    off = {"recipe": "paper", "search": "bisection", "rest_interval": 1, "check_interval": 1, "precision": "fp32"}
+    off |= dict.fromkeys(("keep_directions", "step_decay", "one_cycle", "test_at_end"), False)
+    off |= {"refresh_interval": 0, "odi_steps": 0, "cycle_steps": None, "check_nb_iter": None, "check_size": None}
     for preset in PRESETS.values():
         assert {name: getattr(preset, name) for name in off} == off
 
