@@ -80,21 +80,6 @@ def test_finished_runs_are_skipped_and_full_folders_refused(run, capsys):
     assert (run / "model_best.pt").read_bytes() == best, "a network without its state is not overwritten"
 
 
-@pytest.mark.slow
-def test_more_steps_continue_a_finished_run(run, tmp_path):
-    """30 steps, then 40: the same weights as 40 at once, and a row for each step."""
-    assert train.main(going_on(run)) == 0
-    whole = tmp_path / "whole"
-    assert train.main([*SMALL, "--max_steps", "40", "--savepath", str(whole)]) == 0
-    a, b = (checkpoint.load(folder / "last.pt") for folder in (run, whole))
-    assert checkpoint.digest(a["model"]) == checkpoint.digest(b["model"]) and torch.equal(a["eps"], b["eps"])
-
-    def alike(folder):  # the first run made one more check, at its end
-        return [{name: value for name, value in row.items() if name != "check_passes"} for row in rows(folder)]
-
-    assert [r for r in alike(run) if r["step"] != 30 or r["kind"] == "train"] == alike(whole)
-
-
 @pytest.mark.parametrize(
     ("flags", "length"), [("--hinge_maxeps 0.3 --one_cycle", "cycle_steps"), ("--method pgdls", "ramp_steps")]
 )
@@ -165,19 +150,13 @@ def test_a_signal_is_heeded_from_the_first_line_on(tmp_path, capsys, monkeypatch
 
 
 def test_resume_cuts_back_what_was_written_after_the_last_save(run):
-    """Rows, margins and half a line beyond last.pt, as after a kill, are forgotten and written anew."""
+    """Rows, margins and half a line beyond last.pt; after a real kill: see test_faults.py."""
     expected = rows(run)
     shutil.copy(run / "last.prev.pt", run / "last.pt")  # the save before the last check
-    state = checkpoint.load(run / "last.pt")
-    assert (state["step"], state["checked_step"]) == (30, 28)
-    lines = (run / "metrics.jsonl").read_text().splitlines(True)
-    half_a_line = '{"kind": "train", "st'
-    (run / "metrics.jsonl").write_text(
-        "".join([*lines[:-2], lines[-3].replace('"step": 30', '"step": 31'), half_a_line])
-    )
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
     assert train.main(going_on(run, 30)) == 0
-    assert rows(run) == expected
-    assert np.load(run / "margins.npy").shape == (8, 200)
+    assert rows(run) == expected and np.load(run / "margins.npy").shape == (8, 200)
 
 
 def test_two_damaged_states_are_both_named_and_nothing_is_asked_to_be_removed(run, capsys):
@@ -303,11 +282,6 @@ class net(torch.nn.Module):
         return self.linear(self.conv(x).view(len(x), -1))  # needs the plain memory order
 def flat(*_):
     return torch.nn.Flatten()
-def pair(c, h, w, n):
-    class Pair(torch.nn.Linear):
-        def forward(self, x):
-            return super().forward(x.flatten(1)), 1
-    return Pair(c * h * w, n)
 def frozen(c, h, w, n):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(c * h * w, n)).requires_grad_(False)
 def bn(c, h, w, n):
@@ -331,9 +305,7 @@ def test_refusals_before_training(tmp_path, capsys):
     (tmp_path / "nets2.py").write_text(NETS)
     for flags, *parts in (
         ("--network nets2:flat", "(2, 64)", "logits"),
-        ("--network nets2:pair", "nets2:pair"),
         ("--network nets2:frozen", "no parameter"),
-        ("--network nets2:bn --batch_size 1", "BatchNorm"),
         ("--network nets2:bn --batch_size 199", "BatchNorm"),
         ("--val_size 5000", "--val_size 5000"),
     ):

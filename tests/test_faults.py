@@ -260,15 +260,6 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
     assert trainer._train_row(1.0)["skipped_steps"] == 2 and int(trainer.guard.last) == -1
 
 
-def test_a_first_step_that_is_not_finite_leaves_the_optimizer_as_new():
-    images = torch.full((8, 1, 8, 8), 255, dtype=torch.uint8)
-    for optimizer in ("adam", "sgd"):
-        trainer = trainer_of(Sometimes, images, optimizer=optimizer)
-        trainer.train_step()
-        states = [v for values in trainer.optimizer.state.values() for v in values.values()]
-        assert all((value == 0).all() for value in states)
-
-
 class Idle(Sometimes):
     """One weight is huge and has no part in the output."""
 

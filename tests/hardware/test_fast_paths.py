@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from anpgd import AnPgd, Search
 from benchmarks.reference_style import ReferenceStyle
 from evaluations.repeated_pgd import from_noise, repeated_pgd
 from hardware.fast_pgd import FastPgd
 from hardware.precision import BFloat16Twin, remark, tf32
-from losses import cross_entropy, cw_loss, logit_margin, soft_logit_margin
+from losses import cross_entropy, cw_loss, logit_margin
 from networks.build import build_model
 from networks.lenet import ImageConv2d, LeNet5Madry
-from pgd import InnerPgd, pgd
+from pgd import pgd
 from tiny_runs import batch_for, network, rand, settings, step, tiny_trainer
 
 
@@ -90,23 +89,8 @@ def test_bfloat16_twin_follows_its_network(network):
     assert next(kind for name, kind in dtypes.items() if "conv1.weight" in name) == torch.bfloat16
 
 
-def test_bfloat16_attack_keeps_images_in_float32_and_finds_the_same_margins():
-    """x, delta and steps stay float32; the radii agree with float32's within 2 eps_max / 2^K in the mean."""
-    model = small_lenet().eval()
-    x = rand(64, 1, 8, 8, seed=3).float()
-    y = model(x).argmax(1)
-    noise = rand(64, 1, 8, 8, seed=4).float()
-    plain, fast = (
-        AnPgd(InnerPgd("Linf", 10, soft_logit_margin, run=run), Search(logit_margin, 0.3))(model, x, y, 0.05, noise)
-        for run in (pgd, FastPgd(model, "bf16"))
-    )
-    assert fast.x_adv.dtype == torch.float32
-    assert not torch.equal(fast.x_adv, plain.x_adv), "bfloat16 was not used"
-    assert ((fast.x_adv - x).abs().flatten(1).amax(1) <= fast.eps + 1e-6).all()
-    assert abs(float((fast.eps - plain.eps).mean())) <= 2 * 0.3 / 2**10
-
-
 def test_success_is_judged_in_float32():
+    """Images stay in it, within the ball, and about as many fall."""
     model = small_lenet().eval()
     x = rand(60, 1, 8, 8, seed=3).float()
     y = model(x).argmax(1)
@@ -119,6 +103,7 @@ def test_success_is_judged_in_float32():
     with torch.no_grad():
         torch.testing.assert_close(found.margin, logit_margin(model(found.x_adv), y), rtol=1e-5, atol=1e-5)
     assert 5 < found.robust.sum() < 55 and abs(int(found.robust.sum()) - int(plain.robust.sum())) <= 1
+    assert found.x_adv.dtype == torch.float32 and (found.x_adv - x).abs().max() <= 0.03 + 1e-6
     assert not torch.equal(found.x_adv, plain.x_adv), "bfloat16 was not used"
 
 

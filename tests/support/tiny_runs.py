@@ -1,8 +1,10 @@
 """Small networks, data sets and trainers."""
 
 import copy
+import random
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -72,10 +74,17 @@ class Memory:
         self.states.append(copy.deepcopy(state))
 
 
+class Drawing(nn.Module):
+    """Draws from NumPy and from Python, as augmentations in a network may."""
+
+    def forward(self, x):
+        return x * (1 + 0.1 * np.random.rand() + 0.1 * random.random()) if self.training else x
+
+
 def tiny_trainer(max_steps=10, model=None, **changes):
     torch.manual_seed(0)
     model = model or nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(144, 4)
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), Drawing(), nn.Flatten(), nn.Linear(144, 4)
     )
     small = {"batch_size": 6, "max_steps": max_steps, "disp_interval": 3, "lr": ((0, 0.01), (5, 0.002))}
     config = settings("Linf", changes.pop("clean_loss_coeff", 1 / 3), **small)
@@ -84,7 +93,7 @@ def tiny_trainer(max_steps=10, model=None, **changes):
 
 def step(model, x, y, eps, noise, config, every_row=False, odi_weights=None):
     """One step of the config's objective: its gradient is left in the parameters."""
-    objective = objective_of(config, search_single_row=True, every_row=every_row)
+    objective = objective_of(config, every_row=every_row)
     return objective(Replica(model), x, y, AttackStart(eps, noise, odi_weights=odi_weights), len(x))
 
 
