@@ -48,11 +48,9 @@ def test_published_settings():
     ("flags", "method", "alpha", "name"),
     [
         (MMA, "mma", 1 / 3, "mnist-Linf-MMA-0.45-sd0"),
-        (f"{MMA} --clean_loss_coeff 0.5", "mma", 0.5, "mnist-Linf-MMA-0.45-sd0"),
         ("--dataset mnist --norm L2 --hinge_maxeps 4 --clean_loss_coeff 0", "omma", 0.0, "mnist-L2-OMMA-4.0-sd0"),
         (f"{MMA} --method omma", "omma", 0.0, "mnist-Linf-OMMA-0.45-sd0"),
         (f"{MNIST} --clean_loss_coeff 1", "std", 1.0, "mnist-Linf-STD-sd0"),
-        (f"{MNIST} --method std --recipe fast", "std", 1.0, "mnist-Linf-STD-sd0-fast"),
         (f"{MNIST} --method trades", "trades", 1 / 3, "mnist-Linf-TRADES-0.3-sd0"),
         (f"{CIFAR} --hinge_maxeps 32/255 --seed 3", "mma", 1 / 3, "cifar10-Linf-MMA-32-sd3"),
         (f"{CIFAR} --hinge_maxeps 0.1255", "mma", 1 / 3, "cifar10-Linf-MMA-32-sd0"),

@@ -4,7 +4,6 @@ import re
 import resource
 import signal
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +12,12 @@ from torch import nn
 
 import ranks
 from command_lines import SMALL, rows
-from config import PRESETS
-from loading.batches import Split
-from loading.datasets import Dataset
 from losses import cross_entropy
 from pgd import pgd
 from processes.signals import StopSignals
 from ranks import Started
 from records import checkpoint
-from tiny_runs import Memory
-from trainer import Trainer
+from tiny_runs import Memory, Sometimes, tiny_trainer
 from training.guard import NotFinite
 
 RUN = [*SMALL, "--max_steps", "14", "--save_interval", "0.0001"]
@@ -210,30 +205,12 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, undisturbed, dam
     assert not (tmp_path / "new").exists()
 
 
-class Sometimes(nn.Module):
-    """Linear logits; not a number for an image whose first pixel is above 0.9."""
-
-    def __init__(self, channels, height, width, num_classes):
-        super().__init__()
-        self.linear = nn.Linear(channels * height * width, num_classes)
-        self.norm = nn.BatchNorm1d(num_classes)
-
-    def forward(self, x):
-        out = self.norm(self.linear(x.flatten(1)))
-        return torch.where(x[:, :1, 0, 0] > 0.9, torch.nan, out) if self.training else out
-
-
-def dark_images():
-    """Of which none is above 0.9 anywhere."""
-    return torch.randint(0, 200, (32, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-
-def trainer_of(network, images, **changes):
-    config = replace(PRESETS["digits", "Linf"], hinge_maxeps=0.3, batch_size=8, nb_iter=2, method="mma", **changes)
-    labels = torch.arange(len(images)) % 10
-    split = Split(images, labels, torch.arange(len(images)) + 100)
+def trainer_of(network, **changes):
+    """On images of which none is bright anywhere, four batches an epoch; and these images."""
     torch.manual_seed(0)
-    return Trainer(config, network(1, 8, 8, 10), Dataset(split, split, split, 10))
+    trainer = tiny_trainer(model=network(), **changes)
+    trainer.data.train.numbers.add_(100)
+    return trainer, trainer.data.train.images.clamp_(max=200)
 
 
 def everything(trainer):
@@ -243,9 +220,8 @@ def everything(trainer):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
-    images = dark_images()
+    trainer, images = trainer_of(Sometimes, optimizer=optimizer, lr=((0, 1e-2),))
     images[5, 0, 0, 0] = 255
-    trainer = trainer_of(Sometimes, images, optimizer=optimizer, lr=((0, 1e-2),))
     bad = next(step for step in range(4) if 5 in trainer.batches.global_rows(step))
     for step in range(8):
         before = everything(trainer)
@@ -263,8 +239,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(optimizer):
 class Idle(Sometimes):
     """One weight is huge and has no part in the output."""
 
-    def __init__(self, *shape):
-        super().__init__(*shape)
+    def __init__(self):
+        super().__init__()
         self.idle = nn.Parameter(torch.tensor(1e34))
 
     def forward(self, x):
@@ -273,13 +249,12 @@ class Idle(Sometimes):
 
 def test_weights_that_overflow_are_not_saved():
     """Loss and gradient are finite, the new weight is not."""
-    images = dark_images()
     for changes in (
         {"optimizer": "sgd", "lr": ((0, 1.0),), "weight_decay": 1e10},
         {"optimizer": "adam", "lr": ((0, 1e-3),), "weight_decay": 1e9},
         {"optimizer": "sgd", "lr": ((0, 1e6),), "momentum": 1e28, "weight_decay": 1e-4},
     ):
-        trainer, memory = trainer_of(Idle, images, **changes), Memory()
+        (trainer, _), memory = trainer_of(Idle, **changes), Memory()
         trainer._save(memory)
         with pytest.raises(NotFinite):
             for _ in range(8):
@@ -292,21 +267,19 @@ def test_weights_that_overflow_are_not_saved():
 class Masked(Sometimes):
     """With a buffer that is meant to be infinite."""
 
-    def __init__(self, *shape):
-        super().__init__(*shape)
+    def __init__(self):
+        super().__init__()
         self.register_buffer("mask", torch.tensor([-torch.inf, 0.0]))
 
 
 def test_a_buffer_that_is_infinite_by_design_is_no_fault():
-    images = dark_images()
-    trainer = trainer_of(Masked, images)
+    trainer, _ = trainer_of(Masked)
     trainer.train_step()
     assert int(trainer.guard.in_a_row) == 0
 
 
 def test_three_in_a_row_end_the_run_naming_steps_and_images():
-    images = dark_images()
-    trainer = trainer_of(Sometimes, images, disp_interval=8)
+    trainer, images = trainer_of(Sometimes, disp_interval=8)
     for step in (1, 2, 3):
         images[trainer.batches.global_rows(step)[0], 0, 0, 0] = 255
     numbers = sorted(100 + int(trainer.batches.global_rows(step)[0]) for step in (1, 2, 3))

@@ -17,7 +17,6 @@ import hubconf
 from support import ROOT
 
 RUN = "digits-Linf-MMA-0.3-sd0"
-ENTRIES = ("mma", "mma_objective", "margins", "robust_accuracy")
 TAKEN = ("config", "utils", "errors", "losses")
 
 with hubconf._ours.in_place():  # as the hub sees it

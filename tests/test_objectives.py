@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from flags import parse_train
 from tiny_runs import Memory, attacked, batch_for, network, rand, settings, step, tiny_trainer
 
-MNIST = ["--dataset", "mnist", "--norm", "L2"]
-
 
 def kl(p, q):
     return (p * (p.log() - q.log())).sum(1)

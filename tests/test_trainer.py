@@ -42,11 +42,7 @@ def explicit(model, batch, start_eps, noise, config):
         low, high, mid = torch.zeros_like(er), torch.full_like(er, top), er.clone()
         loss = loss_at(mid)
         for _ in range(config.num_search_steps):
-            for i in range(len(mid)):
-                if loss[i] < 0:
-                    low[i] = mid[i]
-                else:
-                    high[i] = mid[i]
+            low[loss < 0], high[loss >= 0] = mid[loss < 0], mid[loss >= 0]
             mid = (low + high) / 2
             loss = loss_at(mid)
         eps[right] = mid
