@@ -225,7 +225,7 @@ def check_batches(config: Config, model: nn.Module, data: Dataset, world: World)
 
 
 def new_model(config: Config, data: Dataset, pretrained: str | None, say: Callable[[str], None]) -> nn.Module:
-    """The network at its initialisation by `seed`, or with the weights of `pretrained`; say: what is special of them."""
+    """The network at its initialisation by `seed`, or with the weights of `pretrained`; say: what is odd of them."""
     seed_global_draws(config.seed)
     model = build_model(config.network, *data.train.shape, data.num_classes)
     if not any(p.requires_grad for p in model.parameters()):

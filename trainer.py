@@ -85,7 +85,7 @@ class Trainer:
         self.check_passes = 0  # the same in the checks
 
     def _make_step(self, records: bool) -> None:
-        """The attack, the objective, its gradient, and the check's attack; records: as CUDA graphs where they can be."""
+        """The attack, the objective, its gradient, the check's attack; records: as CUDA graphs where they can be."""
         config, size, records = self.config, self.world.size, records and self.device.type == "cuda"
         # With BatchNorm, whose statistics count the right rows alone, the attack is recorded, not the whole gradient.
         whole = records and size == 1 and not batchnorms(self.model)
