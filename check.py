@@ -83,12 +83,20 @@ def check_batch(
 
 
 def check_rows(
-    config: Config, model: nn.Module, data: Dataset, step: int, epoch: int, passes: int, **how: Any
+    config: Config,
+    model: nn.Module,
+    data: Dataset,
+    step: int,
+    epoch: int,
+    passes: int,
+    *,
+    attack: PgdFn = pgd,
+    world: World = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]] | None:
     """What metrics.jsonl holds of the check after `step`: a row for the validation images and one for the test images.
 
-    passes: of the checks before this one, which `check_passes` goes on from. how: attack, stop, world of `check_split`.
-    None if `stop()` became true on the way.
+    passes: of the checks before this one, which `check_passes` goes on from. None if `stop()` became true on the way.
     """
     splits = {"val": first_images(data.val, config.check_size)}
     if step >= config.max_steps or not config.test_at_end:
@@ -97,7 +105,7 @@ def check_rows(
     for number, (name, split) in enumerate(splits.items()):
         if not len(split):
             continue
-        found = check_split(model, split, config, number, step, **how)
+        found = check_split(model, split, config, number, step, attack=attack, stop=stop, world=world)
         if found is None:
             return None
         passes += found.passes

@@ -105,7 +105,9 @@ def margins(
     with _ours.in_place():
         from evaluations import in_memory
 
-        return in_memory.margins(norm, max_eps, steps, projections, targets, batch_size)
+        return in_memory.margins(
+            norm, max_eps, steps=steps, projections=projections, targets=targets, batch_size=batch_size
+        )
 
 
 def robust_accuracy(
@@ -132,7 +134,17 @@ def robust_accuracy(
     with _ours.in_place():
         from evaluations import in_memory
 
-        return in_memory.robust_accuracy(norm, eps, protocol, attack, steps, restarts, step_size, seed, batch_size)
+        return in_memory.robust_accuracy(
+            norm,
+            eps,
+            protocol=protocol,
+            attack=attack,
+            steps=steps,
+            restarts=restarts,
+            step_size=step_size,
+            seed=seed,
+            batch_size=batch_size,
+        )
 
 
 def _blank(module: str, name: str) -> nn.Module:

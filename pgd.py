@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,24 @@ from utils import eval_mode, frozen, per_row, row_norms
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (B, C) logits, (B,) labels -> (B,)
 
-PgdFn = Callable[..., Tensor]  # `pgd`, or what is called as it is
+
+class PgdFn(Protocol):
+    """`pgd`, or what is called as it is."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        loss_fn: LossFn,
+        norm: str,
+        eps: float | Tensor,
+        step_size: float | Tensor,
+        steps: int,
+        noise: Tensor | None = None,
+        decays: bool = False,
+    ) -> Tensor: ...
 
 
 def as_rows(value: float | Tensor, x: Tensor) -> Tensor:

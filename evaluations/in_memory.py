@@ -53,7 +53,7 @@ class RobustAccuracy(NamedTuple):
 
 
 def margins(
-    norm: str, max_eps: float, steps: int, projections: int, targets: int | Literal["all"], batch_size: int
+    norm: str, max_eps: float, *, steps: int, projections: int, targets: int | Literal["all"], batch_size: int
 ) -> Callable[[nn.Module, Tensor, Tensor], Margins]:
     """AN-PGD, its answers confirmed by a pass of the network: model, x (N, ...), y (N,) -> `Margins`.
 
@@ -96,6 +96,7 @@ def just_beyond(model: nn.Module, x: Tensor, y: Tensor, shortest: Shortest, max_
 def robust_accuracy(
     norm: str,
     eps: float,
+    *,
     protocol: str,
     attack: str,
     steps: int,
