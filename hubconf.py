@@ -116,7 +116,7 @@ def robust_accuracy(
     protocol: Literal["paper", "strong"] = "paper",
     attack: Literal["pgd", "autoattack"] = "pgd",
     steps: int = 100,
-    restarts: int = 10,
+    restarts: int | None = None,
     step_size: float | None = None,
     seed: int = 0,
     batch_size: int = 200,
@@ -127,7 +127,7 @@ def robust_accuracy(
     bool: right and not broken; `found.interval`: the 95 % Wilson interval; `found.attack`: what attacked.
 
     norm: Linf or L2. protocol, steps, restarts, step_size: of PGD; the paper's steps are eps / 4 (of MNIST under Linf it takes
-    eps / 40), those of strong fall from eps / 3. attack: autoattack for the standard ensemble instead.
+    eps / 40), those of strong fall from eps / 3; 10 and 20 restarts. attack: autoattack for the standard ensemble instead.
 
     :raises ValueError: for a setting that means nothing, images outside [0, 1], labels of no class.
     """

@@ -11,7 +11,7 @@ from errors import UserError
 from flags import Radii, build_parser
 from validation import require_positive
 
-PROTOCOLS = ("paper", "strong")
+PROTOCOLS = {"paper": 10, "strong": 20}  # restarts
 SO_MANY = "so many images of the split: the first; by class from a folder of pictures"
 SEARCHES = ("cw", "ddn", "fmn", "apgd", "apgdt", "anpgd", "anpgd_projected")  # for the nearest adversarial image
 
@@ -63,15 +63,21 @@ class PgdFlags(EvaluationFlags):
     protocol: str = opt(
         "paper",
         "paper: steps of one size, half of the restarts on cross-entropy, half on the CW loss; strong: steps that fall to "
-        "0, every second start by ODI, towards each class in turn; in a file of its own",
-        PROTOCOLS,
+        "0, every second start by ODI, others at corners of the ball; in a file of its own",
+        tuple(PROTOCOLS),
     )
     eps_iter: float | None = opt(
         None, "step size (default: eps/4, MNIST Linf: eps/40, at least 2.5 eps/nb_iter; strong: eps/3, falling)"
     )
     nb_iter: int = opt(100, "PGD steps a restart; of strong those of ODI are a part")
-    nb_restart: int = opt(10, "restarts")
+    nb_restart: int | None = opt(
+        None, "restarts (default: 10; strong: 20, from the fourth on where the logit margin has shrunk by half)"
+    )
     save_adv: bool = opt(False, "also save the adversarial images beside the model")
+
+    @property
+    def restarts(self) -> int:
+        return self.nb_restart or PROTOCOLS[self.protocol]
 
 
 @dataclass(frozen=True)

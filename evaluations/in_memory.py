@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anpgd import AnPgd, Search, Shortest
+from evaluations.flags import PROTOCOLS
 from evaluations.repeated_pgd import RESTARTS, clean_logits, repeated_pgd, skip_below_of
 from evaluations.results import wilson
 from losses import logit_margin, soft_logit_margin
@@ -100,7 +101,7 @@ def robust_accuracy(
     protocol: str,
     attack: str,
     steps: int,
-    restarts: int,
+    restarts: int | None,
     step_size: float | None,
     seed: int,
     batch_size: int,
@@ -110,9 +111,10 @@ def robust_accuracy(
     :raises ValueError: for a setting that means nothing, and when called for images outside [0, 1] or labels of no class.
     """
     _require_radius(norm, "eps", eps)
+    _require_choice("protocol", protocol, PROTOCOLS)
+    restarts = PROTOCOLS[protocol] if restarts is None else restarts
     _require_whole(1, steps=steps, restarts=restarts, batch_size=batch_size)
     _require_whole(0, seed=seed)
-    _require_choice("protocol", protocol, RESTARTS)
     _require_choice("attack", attack, ("pgd", "autoattack"))
     if step_size is None:  # few steps cross the ball too
         step_size = eps * (1 / 3 if protocol == "strong" else max(1 / 4, 2.5 / steps))

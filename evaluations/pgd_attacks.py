@@ -67,7 +67,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         state = _state_of([before], x.device) if before else AttackState(x[rows], clean[rows])
         if piece not in known:
             state.restart = 0
-        restarts = RESTARTS[flags.protocol](attack, flags.nb_restart, **how(row, subject.norm))
+        restarts = RESTARTS[flags.protocol](attack, flags.restarts, **how(row, subject.norm))
         given = subject.model, x[rows], y[rows], subject.test.numbers[rows]
         more: dict[str, Any] = {"eps": row["eps"], "seed": flags.seed, "batch_size": batch_size}
         try:
@@ -87,7 +87,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
         return f"eps {radius_text(missing[piece // count]['eps'])}, {int(robust.sum())} of {len(robust)} images stand"
 
     identity = [missing, batch_size, flags.save_adv, flags.deterministic]
-    how_often: dict[str, Any] = {"rounds": len(missing), "times": flags.nb_restart}
+    how_often: dict[str, Any] = {"rounds": len(missing), "times": flags.restarts}
     with run_shards(restart, count, subject, name, identity, teller, world, **how_often, shown=standing) as found:
         if not world.is_first:
             return
@@ -140,8 +140,8 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
         notes = [*said, *notes]
 
     def row(eps: float) -> Row:
-        settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.nb_restart, "precision": flags.precision}
-        settings |= settings_of(flags.protocol, flags.nb_restart)
+        settings = {"nb_iter": flags.nb_iter, "nb_restart": flags.restarts, "precision": flags.precision}
+        settings |= settings_of(flags.protocol, flags.restarts)
         of_reference = 40 if (subject.dataset, subject.norm) == ("mnist", "Linf") else 4
         # Few steps cross the ball too.
         share = 3 if flags.protocol == "strong" else min(of_reference, flags.nb_iter / 2.5)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses import LOSSES, logit_margin
@@ -21,7 +22,8 @@ from utils import EVALUATE, ODI, eval_mode, row_noise
 ODI_STEPS = 10  # of the steps of a restart that starts by ODI
 # The later restarts of the strong protocol skip images that hardly gave way: whose logit margin is still above a share of the
 # clean image's.
-FULL_RESTARTS, SKIP_ABOVE = 3, 0.6
+FULL_RESTARTS, SKIP_ABOVE = 3, 0.5
+BLOCKS = (0, 7, 4)  # on the image's side, in turn; 0: none
 Uniform = Callable[[int, Sequence[int]], Tensor]  # stream, shape -> (B, *shape) on [0, 1), a row's own
 Restart = Callable[[nn.Module, Tensor, Tensor, Uniform], Tensor]  # model, x (B, ...), y (B,), draws -> (B, ...)
 
@@ -112,27 +114,33 @@ def loss_names(count: int) -> list[str]:
 
 
 def strong_restarts(attack: PgdFn, count: int, *, norm: str, eps: float, step_size: float, steps: int) -> list[Restart]:
-    """Steps that fall from step_size to 0; every second restart climbs a random combination of logits first (ODI).
+    """Steps that fall from step_size to 0. Every second restart climbs a random combination of logits first (ODI); the others
+    start in turn anywhere in the ball, and at its corners, alike in blocks of a seventh and of a quarter of the image's side.
 
-    The first two restarts maximise the logit margin, the others in turn z_t - z_y for the class t of the largest wrong
-    clean logit, of the second largest, and so on.
+    They maximise the logit margin; every second one of ODI's z_t - z_y, for the class t of the largest wrong clean logit, of
+    the second largest, and so on.
     """
 
     def restart(number: int) -> Restart:
-        climbs, rank = number % 2 == 1 and steps > ODI_STEPS, number // 2 - 1
+        climbs, blocks = number % 2 == 1 and steps > ODI_STEPS, BLOCKS[number // 2 % len(BLOCKS)]
         how: dict[str, Any] = {"norm": norm, "eps": eps, "step_size": step_size, "decays": True}
         how["steps"] = steps - ODI_STEPS if climbs else steps
 
         def run(model: nn.Module, x: Tensor, y: Tensor, uniform: Uniform) -> Tensor:
-            noise, radius = uniform(EVALUATE, x.shape[1:]), as_rows(eps, x)
+            if number % 2 == 0 and blocks and x.dim() == 4:
+                corners = uniform(EVALUATE, (x.shape[1], blocks, blocks)).round()
+                noise = F.interpolate(corners, tuple(x.shape[2:]))
+            else:
+                noise = uniform(EVALUATE, x.shape[1:])
             with eval_mode(model), torch.no_grad():
                 logits = model(x)
             if climbs:
                 weights = 2 * uniform(ODI, logits.shape[1:]) - 1
-                noise = odi_start(attack, model, x, norm, radius, noise, weights, ODI_STEPS)
-            if rank < 0:
+                noise = odi_start(attack, model, x, norm, as_rows(eps, x), noise, weights, ODI_STEPS)
+            if number % 4 < 3:
                 return attack(model, x, y, **how, loss_fn=logit_margin, noise=noise)
-            return attack(model, x, class_weights(logits, y, rank), **how, loss_fn=weighted_logits, noise=noise)
+            weights = class_weights(logits, y, number // 4)
+            return attack(model, x, weights, **how, loss_fn=weighted_logits, noise=noise)
 
         return run
 

@@ -120,7 +120,7 @@ def test_starts_differ_by_seed_restart_and_radius_and_not_by_batch():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_strong_restarts_fall_in_size_climb_every_second_time_and_turn_to_each_class(norm):
+def test_strong_restarts_fall_in_size_climb_every_second_time_start_at_corners_and_turn_to_each_class(norm):
     model, x, _ = half_robust(12)
     y, eps, calls = model(x).argmax(1), 1e-4, []  # so small that all stand to the end
 
@@ -128,18 +128,24 @@ def test_strong_restarts_fall_in_size_climb_every_second_time_and_turn_to_each_c
         calls.append((y, how))
         return pgd(model, x, y, **how)
 
-    restarts = strong_restarts(spied, 6, norm=norm, eps=eps, step_size=eps / 3, steps=14)
+    restarts = strong_restarts(spied, 8, norm=norm, eps=eps, step_size=eps / 3, steps=14)
     found = repeated_pgd(model, x, y, torch.arange(12), restarts=restarts, eps=eps, batch_size=12)
     assert (GEOMETRY[norm].length(found.x_adv - x) <= eps + 1e-6).all() and found.x_adv.min() >= 0
     plain = [(y, how) for y, how in calls if how.get("decays")]
     climbs = [how for _, how in calls if not how.get("decays")]
-    assert [how["steps"] for _, how in plain] == [14, 4, 14, 4, 14, 4] and [how["steps"] for how in climbs] == [10] * 3
+    assert [how["steps"] for _, how in plain] == [14, 4] * 4 and [how["steps"] for how in climbs] == [10] * 4
+    cells = (slice(0, 1), slice(0, 1)), (slice(0, 2), slice(0, 2))  # of a seventh of 8 pixels, of a quarter
+    for (_, how), (rows, columns) in zip(plain[2:5:2], cells, strict=True):
+        assert how["noise"].unique().tolist() == [0, 1], "at corners"
+        cell = how["noise"][:, :, rows, columns]
+        assert torch.equal(cell, cell[:, :, :1, :1].expand_as(cell))
+    assert all(how["noise"].unique().numel() > 100 for _, how in (plain[0], plain[6])), "anywhere"
     wrong = clean_logits(model, x, 12).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
     for number, (weights, _) in enumerate(plain):
-        if number < 2:
+        if number % 4 < 3:
             assert torch.equal(weights, y)
         else:
-            target = wrong[:, number // 2 - 1]
+            target = wrong[:, number // 4]
             assert (weights.argmax(1) == target).all() and (weights.argmin(1) == y).all()
             assert (weights.sum(1) == 0).all() and (weights.abs().sum(1) == 2).all()
 
