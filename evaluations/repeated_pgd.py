@@ -67,8 +67,8 @@ def repeated_pgd(
     Judged at the last step of each restart, by `model` itself in eval mode. Batches hold survivors and are padded to full
     size, and a random start is a function of (seed, restart, eps, index), so that no result depends on how the images are
     packed. index: the images' numbers in their data set. eps: the radius of the restarts. state: where to go on, written
-    into; None begins. skip_below: (N,) logit margins; after FULL_RESTARTS restarts an image that is not above
-    its own is left alone.
+    into; None begins. skip_below: (N,) logit margins; after FULL_RESTARTS restarts an image whose margin is not
+    above its own is left alone.
     """
     if state is None:
         state = AttackState(x.clone(), logit_margin(clean_logits(model, x, batch_size), y))
@@ -154,7 +154,7 @@ def settings_of(protocol: str, restarts: int) -> dict[str, Any]:
     """What a row says of how this protocol attacks, beside steps, their size and restarts."""
     if protocol == "paper":
         return {"losses": dict(Counter(loss_names(restarts)))}
-    return {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE}
+    return {"odi_steps": ODI_STEPS, "full_restarts": FULL_RESTARTS, "skip_above": SKIP_ABOVE, "blocks": list(BLOCKS)}
 
 
 def skip_below_of(protocol: str, clean: Tensor) -> Tensor | None:
