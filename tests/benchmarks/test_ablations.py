@@ -19,7 +19,7 @@ def test_rows_are_whole(path):
     content = json.loads(path.read_text())
     assert {row["run"] for row in content["rows"]} == set(content["runs"])
     for row in content["rows"]:
-        if row["attack"] in ("pgd", "autoattack"):
+        if row["attack"] in ("pgd", "strong", "autoattack"):
             assert len(row["flags"]) == row["n"] and math.isclose(row["flags"].count("1") / row["n"], row["robust_acc"])
             low, high = row["ci95"]
             assert low < row["robust_acc"] < high or row["robust_acc"] in (0, 1)
