@@ -2,6 +2,7 @@
 #   python ARGS…        the Python of .venv where there is one, else $PYTHON, else python3
 #   make_venv FILE      makes or reuses .venv and installs the requirements in FILE under constraints.txt
 #   train_rows ARGS…    trains a table of runs
+#   train_once FOLDER …   trains one run, once
 #   folders NAME…, attack_tables …   for the scripts that attack what is trained
 case " $* " in *" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;; esac  # the script's own head
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -50,6 +51,16 @@ train_rows() {
     # shellcheck disable=SC2086  # the flags are words
     python "$root/train.py" $flags --seed 0 --data_root "$root/data" --savepath "$root/trained_models/$name" --resume "$@"
   done
+}
+
+# `train_once FOLDER FLAGS…`: trains it with images in $data, and rounds its weights to float16, once. A folder that is there goes on
+# with its own flags, whatever a recipe has become since.
+train_once() {
+  local folder=$1
+  shift
+  if [ -e "$folder/config.json" ]; then set -- --config "$folder"; fi
+  python "$root/train.py" "$@" --data_root "$data" --savepath "$folder" --resume
+  if [ -z "$(find "$folder" -name 'eval_*.json' -print -quit)" ]; then python "$root/scripts/round_weights.py" "$folder"; fi
 }
 
 # Whether trained_models/NAME has a network; says so if not.

@@ -6,16 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 data=${DATA:-$root/data} precision=(--precision "${PRECISION:-bf16}")
 
-# `run NAME FLAGS…`: train it and round its weights, once.
-run() {
-  local name=$1
-  shift
-  python "$root/train.py" --dataset mnist --recipe fast "${precision[@]}" --data_root "$data" \
-    --savepath "$root/trained_models/$name" --resume "$@"
-  if [ -z "$(find "$root/trained_models/$name" -name 'eval_*.json' -print -quit)" ]; then
-    python "$root/scripts/round_weights.py" "$root/trained_models/$name"
-  fi
-}
+run() { train_once "$root/trained_models/$1" --dataset mnist --recipe fast "${precision[@]}" "${@:2}"; }  # NAME FLAGS…
 
 # `attack_run PROGRAM NAME FLAGS…`; a run that is committed without its network has been attacked.
 attack_run() {

@@ -1,12 +1,16 @@
 """scripts/*.sh as they would run: every line parses and writes to the folder that its flags name; what has broken before."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dry_runs import dry_run
+from flags import parse_train
 from programs import parses
+from records.resume import open_run
+from records.run_folder import RunFolder
 from support import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -112,6 +116,17 @@ def test_cifar10_under_l2_is_attacked_at_the_published_radius(tmp_path):
     assert l2 == [("pgd_attacks", "0.5 1.0"), ("pgd_attacks", "grid"), ("autoattack", "0.5")]
     linf = {shown(call, "--eps")[::2] for call in calls[:-1] if "Linf" in call}
     assert linf == {("pgd_attacks", "8/255"), ("pgd_attacks", "grid"), ("transfer", "grid"), ("autoattack", "8/255")}
+
+
+@pytest.mark.parametrize("name", ["mnist-Linf-PGD-0.3-sd0-fast", "cifar10jpeg-Linf-STD-sd0-fast"])
+def test_a_run_that_is_there_goes_on_with_its_own_flags(name, tmp_path, monkeypatch):
+    """Not with those of today's recipe, which `--resume` refuses."""
+    folder = tmp_path / "trained_models" / name
+    shutil.copytree(ROOT / "trained_models" / name, folder)
+    calls, _ = dry_run(f"run_{'mnist_fast' if 'mnist' in name else 'cifar10_small_study'}.sh", tmp_path)
+    ((_, *argv),) = [call for call in calls if call[0] == "train.py" and name in value(call, "--savepath")]
+    monkeypatch.chdir(tmp_path)
+    assert open_run(RunFolder(folder), parse_train(argv)[0]).finished
 
 
 def test_weights_are_rounded_once_before_they_are_attacked(tmp_path):
