@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does this GPU train and attack as it should? Tests, benchmark, MNIST by the fast recipe and some steps of CIFAR-10, each attacked.
 #   bash scripts/first_gpu_hour.sh [OUT]     logs, figures and runs go to OUT (default: runs/gpu)
-# About an hour at most (not measured), each step within its own limit; a step that fails is told, and the next begins.
+# 70 minutes at most (not measured), each step within its own limit; a step that fails is told, and the next begins.
 # DATA: where the data sets are, or are downloaded to (default: data). PICTURES: a folder train/<class>/*, test/<class>/* to take
 # instead of CIFAR-10. DEVICE=cpu tries the script itself. Started again it skips what is finished and goes on with what is not.
 set -uo pipefail

@@ -87,7 +87,7 @@ def main() -> int:
     print("Margins are upper bounds, and the digits are easy: what MMA is worth on MNIST stands in docs/results.md.\n")
     figure, _ = plots.draw_robustness(read_runs(folders))
     print("picture: ", plots.save(figure, f"{OUT}/robustness", "")[0])
-    print(f"took {time.monotonic() - started:.0f} s. Next, MNIST (downloads 10 MB; one to two hours of a CPU core):")
+    print(f"took {time.monotonic() - started:.0f} s. Next, MNIST (downloads 10 MB; about two hours of a CPU core):")
     mnist = "--dataset mnist --norm Linf --hinge_maxeps 0.45 --recipe fast --resume"
     print(f"  {command('train.py', *mnist.split())}\n", flush=True)
     return make_report.main([*map(str, folders), "--out", str(OUT / "report.html")])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # MNIST by `--recipe fast`: each run is trained, its weights rounded to float16, and attacked before the next begins. Started
-# again, it skips what is done and goes on with what is not. A run takes one to three hours of a CPU core, the attacks of
-# MMA-0.45 on all test images a day each. DATA names the folder of the data set; PRECISION=fp32 is for CPUs without bfloat16.
+# again, it skips what is done and goes on with what is not. A run takes one to three hours of a CPU core, the attacks on all
+# test images a day a network. DATA names the folder of the data set; PRECISION=fp32 is for CPUs without bfloat16.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 data=${DATA:-$root/data} precision=(--precision "${PRECISION:-bf16}")
