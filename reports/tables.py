@@ -140,7 +140,7 @@ def _accuracy_line(rows: Rows, runs: Sequence[Run]) -> Line:
         odd |= bool(remark) or len(at) < len(leads)
         robust = _cell([row["robust_acc"] for row in at["row"]], runs, at["row"].iloc[0]["ci95"])
         line[eps] = warning + robust + remark
-    if not odd:
+    if not odd and rows["eps"].nunique() > 1:
         of_runs = rows.groupby("run", sort=False)["row"]
         means = [average_accuracies(leads[run]["clean_acc"], [row["robust_acc"] for row in of]) for run, of in of_runs]
         for name, key in (("AvgAcc", "avg_acc"), ("AvgRobAcc", "avg_rob_acc")):
