@@ -133,13 +133,17 @@ class Parser(argparse.ArgumentParser):
         return {name: _at_home(value) for name, value in vars(given).items()}
 
     def parse_with_file(
-        self, argv: Sequence[str] | None, kept: typing.Callable[[Flags, Flags], Flags] = lambda file, flags: file
+        self,
+        argv: Sequence[str] | None,
+        kept: typing.Callable[[Flags, Flags, bool], Flags] = lambda file, flags, of_run: file,
     ) -> Flags:
         """What the command line says, and the file of `--config` where it says nothing. kept: what of that file counts
-        beside the flags."""
+        beside the flags; of_run: a run wrote it, with all of its settings."""
         given = self.parse(argv)
         name = given.pop("config", None)
-        return given if name is None else kept(self.parse_file(name), given) | given
+        if name is None:
+            return given
+        return kept(self.parse_file(name), given, Path(name).is_dir() or Path(name).suffix == ".json") | given
 
     def parse_file(self, name: str) -> Flags:
         """The flags in a TOML file, a config.json or its run folder, by field name.
@@ -255,25 +259,30 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     return config, notes
 
 
-def _what_counts(file: Flags, flags: Flags) -> Flags:
-    """Of a file's settings those that say something beside the flags: not what preset and recipe say anyway, what
-    follows from other settings, or what belonged to another method."""
-    key = file.get("dataset", ""), file.get("norm", "")
-    usual = PRESETS.get(key)
-    dropped: set[str] = set()
-    if usual is not None:
-        recipe: Flags = recipe_values(file.get("recipe"), key, file.get("method"), file.get("network"))
-        usual = replace(usual, **recipe)
-        dropped = {name for name, value in file.items() if value == getattr(usual, name)} - {"dataset", "norm"}
+def _what_counts(file: Flags, flags: Flags, of_run: bool) -> Flags:
+    """Of a file's settings those that say something beside the flags: not what belonged to another method; of a run's also
+    not what preset and recipe say anyway, or what follows from other settings."""
+    dropped = _usual(file, flags) if of_run else set()
     if "method" in flags:
         dropped |= {name for name, methods in USES.items() if flags["method"] not in methods}
     if "method" in flags or "clean_loss_coeff" in flags:
         dropped |= {"clean_loss_coeff", "method"}
-    lengths = derived_lengths(file.get("max_steps", usual.max_steps if usual else 0))
-    dropped |= {name for name, value in lengths.items() if file.get(name) == value}
-    if _follow_from_images(file | flags):
-        dropped -= set(BY_IMAGES)  # another number of images would give others
     return {name: value for name, value in file.items() if name not in dropped}
+
+
+def _usual(file: Flags, flags: Flags) -> set[str]:
+    """Settings of a run that its preset, recipe and other settings give."""
+    key = file.get("dataset", ""), file.get("norm", "")
+    usual = PRESETS.get(key)
+    names: set[str] = set()
+    if usual is not None:
+        recipe: Flags = recipe_values(file.get("recipe"), key, file.get("method"), file.get("network"))
+        usual = replace(usual, **recipe)
+        names = {name for name, value in file.items() if value == getattr(usual, name)} - {"dataset", "norm"}
+    lengths = derived_lengths(file.get("max_steps", usual.max_steps if usual else 0))
+    names |= {name for name, value in lengths.items() if file.get(name) == value}
+    # another number of images would give others
+    return names - set(BY_IMAGES) if _follow_from_images(file | flags) else names
 
 
 def _follow_from_images(given: Flags) -> bool:
@@ -285,6 +294,7 @@ def _recipe(given: Flags) -> tuple[Flags, list[str]]:
     """What `--recipe` adds to the preset, less what is given, and what the user should be told of it."""
     recipe, key, network = given.get("recipe", "paper"), (given["dataset"], given["norm"]), given.get("network")
     values, notes = recipe_values(recipe, key, given["method"], network), []
+    left_out = [name for name in recipe_values(recipe, key, None, network) if name not in values]
     if not given.get("keep_directions", True):
         values.pop("refresh_interval", None)  # without them every start is a fresh one
     if given.get("search") == "bisection":
@@ -292,7 +302,7 @@ def _recipe(given: Flags) -> tuple[Flags, list[str]]:
     if recipe != "paper" and values and (recipe, *key, network or PRESETS[key].network) not in TRIED:
         what = " ".join([*key, *([f"--network {network}"] if network else [])])
         notes.append(f"--recipe {recipe}: was never tried with {what}; its figures elsewhere promise nothing here")
-    if left_out := [name for name in recipe_values(recipe, key, None, network) if name not in values]:
+    if left_out:
         notes.append(f"--recipe {recipe}: no meaning with --method {given['method']}, left out: {', '.join(left_out)}")
     return {name: value for name, value in values.items() if name not in given}, notes
 

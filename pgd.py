@@ -170,7 +170,8 @@ def odi_start(
     """
     how: dict[str, Any] = {"loss_fn": weighted_logits, "norm": norm, "eps": eps, "steps": steps, "noise": noise}
     found = run(model, x, weights, step_size=eps / 3, **how)
-    return noise_towards(norm, x, eps, (found - x) / per_row(eps, x))
+    unit = eps.clamp(min=torch.finfo(eps.dtype).tiny)  # a radius of 0 finds x itself
+    return noise_towards(norm, x, eps, (found - x) / per_row(unit, x))
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class Trainer:
             "sums": self.seen.tolist(),
             "passes": [float(self.passes), self.check_passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
+            "skipped_examples": self.guard.examples,
             "config": self.config.to_dict(),
             **({"directions": self.directions.state_dict()} if self.directions else {}),
         }
@@ -136,6 +137,7 @@ class Trainer:
         in_a_row, since_row = state["skipped"]
         self.guard.in_a_row.fill_(in_a_row)
         self.guard.since_row.fill_(since_row)
+        self.guard.examples.copy_(state["skipped_examples"])
         if self.directions is not None:
             self.directions.load_state_dict(state["directions"])
 
@@ -275,7 +277,7 @@ class Trainer:
         self.seen.zero_()
         self.guard.since_row.zero_()
         columns: dict[str, float | None] = {"clean_loss": clean_loss, "clean_acc": correct, "mma_loss": None}
-        if config.method in ("pgd", "pgdls"):  # which see no clean image
+        if config.method in ("pgd", "pgdls", "ddn"):  # which see no clean image
             columns |= {"clean_loss": None, "clean_acc": None, "adv_loss": adv_loss, "adv_acc": correct}
         elif config.attacks:
             columns["mma_loss" if config.enlarges_margins else "adv_loss"] = adv_loss

@@ -26,7 +26,7 @@ class Alarm:
     CHANCE = 2.0  # standard errors of a difference of two accuracies, each of so many images
 
     def __init__(self, config: Config, images: int) -> None:
-        self.images = max(images, 1)
+        self.images, self.own_radii = max(images, 1), config.enlarges_margins
         self.remedies = "raise --nb_iter, or lower --lr" + (" or --refresh_interval" if config.refresh_interval else "")
         self.mean_eps: float | None = None
         self.best: tuple[float, float] | None = None  # mean eps and robust accuracy at the check of the largest
@@ -37,7 +37,7 @@ class Alarm:
         warning = None
         for row in rows:
             if row["kind"] == "train":
-                self.mean_eps = row["mean_eps"]
+                self.mean_eps = row["mean_eps"] if self.own_radii else None
             elif row["split"] == "val" and self.mean_eps is not None:
                 eps, robust = self.mean_eps, row["robust_acc"]
                 if self.best is None or robust > self.best[1]:

@@ -180,6 +180,15 @@ def test_a_toml_file_beside_flags(tmp_path):
     assert config("--seed 4 --augment", f"--config={file}").augment
 
 
+def test_what_a_toml_file_says_counts_as_if_typed(tmp_path):
+    """Also where it says what the preset would: then beside a recipe, another norm or another data set."""
+    (tmp_path / "mine.toml").write_text("nb_iter = 40\nmax_steps = 100_000\nattack_mineps = 0.1\nhinge_maxeps = 0.45\n")
+    typed = "--nb_iter 40 --max_steps 100000 --attack_mineps 0.1 --hinge_maxeps 0.45"
+    for beside in (f"{MNIST} --recipe fast", f"{MNIST_L2}", "--dataset digits --norm Linf"):
+        assert config(beside, "--config", str(tmp_path / "mine.toml")) == config(f"{beside} {typed}")
+    assert config(f"{MNIST} --method pgd", "--config", str(tmp_path / "mine.toml")).method == "pgd"
+
+
 @pytest.mark.parametrize(
     "flags",
     [

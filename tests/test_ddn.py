@@ -55,6 +55,9 @@ def test_it_trains_and_is_refused_where_it_means_nothing(capsys, tmp_path):
     before = [p.clone() for p in trainer.parameters]
     assert trainer.train_step().passes == 6 * trainer.config.passes_an_image == 6 * 8
     assert any(not torch.equal(old, p) for old, p in zip(before, trainer.parameters, strict=True))
+    row = trainer._train_row(1.0)
+    assert row["clean_loss"] is None and row["clean_acc"] is None, "it sees no clean image"
+    assert row["adv_loss"] > 0 and 0 <= row["adv_acc"] <= 1
     run = ["--dataset", "digits", "--method", "ddn", "--max_steps", "2", "--savepath", str(tmp_path / "run")]
     fails(capsys, main, [*run, "--norm", "Linf"], "--method ddn: is an attack under L2")
     fails(capsys, main, [*run, "--norm", "L2", "--odi_steps", "2"], "--odi_steps: has no meaning with --method ddn")

@@ -289,6 +289,17 @@ def test_three_in_a_row_end_the_run_naming_steps_and_images():
     for read in (lambda: trainer._train_row(1.0), lambda: trainer._save(None)):
         with pytest.raises(NotFinite, match=said):
             read()
+    stopped, images = trainer_of(Sometimes)
+    for step in (1, 2, 3):
+        images[stopped.batches.global_rows(step)[0], 0, 0, 0] = 255
+    for _ in range(3):
+        stopped.train_step()
+    resumed, others = trainer_of(Sometimes)
+    others.copy_(images)
+    resumed.restore(stopped.state())
+    resumed.train_step()
+    with pytest.raises(NotFinite, match=said):
+        resumed._train_row(1.0)
 
 
 def test_a_run_of_such_steps_ends_with_status_3(tmp_path):

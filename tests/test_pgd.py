@@ -125,3 +125,6 @@ def test_training_starts_pgd_where_odi_ends_and_its_steps_decay(norm):
     expected = climbed(4, lambda images: cross_entropy(model(images), y), falling, diverse)
     attack = InnerPgd(norm, 4, cross_entropy, decays=True, odi_steps=3)
     torch.testing.assert_close(attack(model, x, y, eps, noise, weights), expected, rtol=0, atol=1e-9)
+    eps[3] = 0  # of pgdls' first step
+    found = attack(model, x, y, eps, noise, weights)
+    assert torch.equal(found[3], x[3]) and found.isfinite().all()

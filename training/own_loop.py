@@ -68,7 +68,7 @@ class MmaObjective:
             # BatchNorm on vectors refuses the search of one row in train mode.
             self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
             self.probed = True
-        self.eps, index = self.eps.to(x.device), index.to(x.device)
+        self.eps, y, index = self.eps.to(x.device), y.long(), index.to(x.device).long()
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)
         result = self.loss(Replica(model), x, y, AttackStart(start, noise), len(x))

@@ -96,6 +96,14 @@ def test_only_where_eps_rises_and_accuracy_falls_twice_in_a_row(checks, images, 
         assert "training's mean eps rose from 0.2000" in said[-1] and "fell from 60.0% to" in said[-1]
 
 
+@pytest.mark.parametrize("method", ["pgd", "trades", "pgdls", "std"])
+def test_radii_that_training_does_not_choose_say_nothing(method):
+    """Means of one radius differ in the last digit, and pgdls' rise by a schedule."""
+    alarm = Alarm(replace(CONFIG, method=method), 1000)
+    checks = [(0.2, 0.6), (0.2 + 1e-12, 0.4), (0.3, 0.4), (0.3, 0.4)]
+    assert all(alarm.look(rows(*check)) is None for check in checks)
+
+
 @pytest.mark.parametrize("refresh", [0, 8])
 def test_only_remedies_that_the_recipe_has_are_named(refresh):
     alarm = Alarm(replace(CONFIG, keep_directions=refresh > 0, refresh_interval=refresh), 1000)

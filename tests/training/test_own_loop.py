@@ -65,6 +65,9 @@ def test_the_documented_loop_is_short_and_trains(monkeypatch, capsys):
     assert (names["model"](names["images"]).argmax(1) == names["labels"]).float().mean() > 0.9
 
 
+WHOLE = (torch.int64, torch.int32, torch.uint8)  # labels and index may be of any
+
+
 def test_a_loop_goes_on_from_tensors_and_numbers(tmp_path):
     """Stopped, saved and read back as data, in mid-epoch: the same gradients and radii, bit for bit."""
 
@@ -90,6 +93,9 @@ def test_a_loop_goes_on_from_tensors_and_numbers(tmp_path):
         again, same = step(second, rows)
         assert torch.equal(again, eps) and all(map(torch.equal, same, gradients))
     assert torch.equal(second.eps, whole.eps) and first.step == 3 and whole.eps.any()
+    batch = x[:5], y[:5], torch.arange(5)
+    numbers = [objective()(model.train(), batch[0], *(t.to(kind) for t in batch[1:])).eps for kind in WHOLE]
+    assert all(torch.equal(eps, numbers[0]) for eps in numbers)
     with pytest.raises(ValueError, match="of 12 training examples, here are 5"):
         MmaObjective(5, "L2", 1.0, 0.1).load_state_dict(first.state_dict())
 

@@ -45,8 +45,8 @@ def test_what_belongs_together_goes_together():
     assert config.method == "std" and not config.keep_directions and "no meaning with --method std" in notes[0]
     given = ["--dataset", "cifar10", "--norm", "Linf", "--hinge_maxeps", "8/255", "--one_cycle"]
     assert parse_train(given)[0].lr == ((0, 0.3),) and parse_train([*given, "--lr", "0.1"])[0].lr == ((0, 0.1),)
-    steps = [parse_train([*MNIST, *MMA, *more])[0].num_search_steps for more in ([], ["--search", "bisection"])]
-    assert steps == [4, 10]
+    read = [parse_train([*MNIST, *MMA, *more]) for more in ([], ["--search", "bisection"], ["--no-keep_directions"])]
+    assert [config.num_search_steps for config, _ in read] == [4, 10, 4] and not any(notes for _, notes in read)
 
 
 def test_where_it_was_never_tried_it_says_so_and_goes_on():
