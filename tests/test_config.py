@@ -182,11 +182,13 @@ def test_a_toml_file_beside_flags(tmp_path):
 
 def test_what_a_toml_file_says_counts_as_if_typed(tmp_path):
     """Also where it says what the preset would: then beside a recipe, another norm or another data set."""
-    (tmp_path / "mine.toml").write_text("nb_iter = 40\nmax_steps = 100_000\nattack_mineps = 0.1\nhinge_maxeps = 0.45\n")
+    file = tmp_path / "mine.toml"
+    numbers = "nb_iter = 40\nmax_steps = 100_000\nattack_mineps = 0.1\nhinge_maxeps = 0.45\n"
+    file.write_text(f'dataset = "mnist"\nnorm = "Linf"\n{numbers}')
     typed = "--nb_iter 40 --max_steps 100000 --attack_mineps 0.1 --hinge_maxeps 0.45"
-    for beside in (f"{MNIST} --recipe fast", f"{MNIST_L2}", "--dataset digits --norm Linf"):
-        assert config(beside, "--config", str(tmp_path / "mine.toml")) == config(f"{beside} {typed}")
-    assert config(f"{MNIST} --method pgd", "--config", str(tmp_path / "mine.toml")).method == "pgd"
+    for beside in ("--recipe fast", "--norm L2", "--dataset digits"):
+        assert config(beside, f"--config={file}") == config(f"{MNIST} {typed} {beside}")
+    assert config("--method pgd", f"--config={file}").method == "pgd"
 
 
 @pytest.mark.parametrize(
