@@ -97,7 +97,9 @@ class Config:
     train_eps: float | None = opt(None, "radius of pgd, pgdls, trades and ddn (default: the test radius)")
     ramp_steps: int | None = opt(None, "steps in which pgdls' radius grows from 0 (default: half of max_steps)")
     trades_beta: float = opt(6.0, "weight of TRADES' divergence")
-    clean_loss_fn: str = opt("xent", "loss on clean images, on the wrong ones in L_mma, and in pgd, pgdls and ddn", LOSS_NAMES)
+    clean_loss_fn: str = opt(
+        "xent", "loss on clean images, on the wrong ones in L_mma, and in pgd, pgdls and ddn", LOSS_NAMES
+    )
     margin_loss_fn: str = opt("xent", "loss at the boundary, on the right examples", LOSS_NAMES)
     attack_loss_fn: str = opt("slm", "loss that PGD maximises in mma and omma, and in every check", LOSS_NAMES)
     search_loss_fn: str = opt("slm", "loss whose zero the bisection finds; < 0 also means right", ("slm", "lm"))

@@ -96,8 +96,10 @@ def shared_radii(flags: TransferFlags, subjects: Sequence[Subject], teller: Tell
                 remedy = f"leave one out, or add --{name} to attack all in one"
                 raise UserError(f"--{name}: {said}: they cannot be compared; {remedy}")
         if subject.images != first.images:
-            said = f"{first.path.parent} and {subject.path.parent} were trained on other images"
-            raise UserError(f"--data_root: {said}: name one folder for all")
+            said = f"{first.path.parent} and {subject.path.parent}"
+            if flags.split != "test":
+                raise UserError(f"--split {flags.split}: {said} drew other images for it: leave --split out")
+            raise UserError(f"--data_root: {said} were trained on other images: name one folder for all")
         own_radii, _ = subject.radii(flags.eps)
         if len(radii) != len(own_radii) or not all(map(same_eps, radii, own_radii)):
             said = f"{_listed(radii)} for {first.path.parent}, {_listed(own_radii)} for {subject.path.parent}"

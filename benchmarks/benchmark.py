@@ -29,7 +29,7 @@ from config import PRECISIONS
 from errors import UserError, exits_on_user_error
 from flags import Parser, whole
 from records.run_folder import environment
-from utils import use_device
+from utils import use_device, write_atomically
 from validation import require_positive
 
 CASES = [*(f"{name}-{share}" for name in TRAINING for share in ("all", "half")), "evaluation"]
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{row['contender']:20}" + "".join(cells), flush=True)
     out = Path(flags.out or Path(__file__).resolve().parent / f"{device.type}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    write_atomically(out, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
     print(f"\nwritten: {out}; {time.monotonic() - started:.0f} s")
     return 0
 

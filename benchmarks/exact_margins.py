@@ -158,7 +158,7 @@ def _nearest_of_class(
     for (weight, bias), (low, high) in zip(layers, ends, strict=False):
         size, low, high = len(bias), low.clip(max=0), high.clip(min=0)
         z, a, free = slice(free, free + size), slice(free + size, free + 2 * size), free + 2 * size
-        last[z], first[a], last[a], whole[a] = high, low == 0, high > 0, 1
+        last[z], first[a], last[a], whole[a] = high, (low == 0) & (high > 0), high > 0, 1
         require(bias, np.inf, (z, np.eye(size)), (before, -weight))
         require(-np.inf, bias - low, (z, np.eye(size)), (before, -weight), (a, np.diag(-low)))
         require(-np.inf, 0.0, (z, np.eye(size)), (a, np.diag(-high)))
@@ -271,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("no margins in it")
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{out}: is damaged ({error}): move it away, or give another --out") from None
+
+    out.parent.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
         """As JSON, a line an image."""

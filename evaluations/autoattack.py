@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
@@ -98,10 +99,14 @@ def stands(
 ) -> tuple[Tensor, str]:
     """(N, C, H, W), (N,), (N, classes) clean logits -> (N,) bool: right, and the ensemble does not break it; and its name.
 
-    :raises ValueError: for images of another shape.
+    :raises ValueError: for images of another shape or type.
     """
     if x.dim() != 4:
         raise ValueError(f"images: {tuple(x.shape)}: AutoAttack needs them as (N, channels, height, width)")
+    if x.dtype != torch.float32:
+        raise ValueError(
+            f"images and network: in {x.dtype}, AutoAttack works in float32: give model.float(), x.float()"
+        )
     settings, notes = choose_ensemble(norm, x.shape[1:], logits.shape[1])
     robust = logit_margin(logits, y) < 0
     right = robust.nonzero().squeeze(1)

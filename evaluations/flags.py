@@ -40,7 +40,7 @@ class SharedFlags:
     batch_size: int | None = opt(200, "images attacked together")
     data_root: str | None = opt(None, "folder of the data set (default: the checkpoint's, else data)")
     overwrite: bool = opt(
-        False, "compute it anew where the JSON beside the model holds this very evaluation; what fell there counts on"
+        False, "compute it anew where the JSON beside the model holds this very evaluation; of both the stronger stays"
     )
     quiet: bool = opt(False, QUIET)
 

@@ -118,7 +118,8 @@ def robust_accuracy(
     _require_choice("attack", attack, ("pgd", "autoattack"))
     if step_size is None:  # few steps cross the ball too
         step_size = eps * (1 / 3 if protocol == "strong" else max(1 / 4, 2.5 / steps))
-    _require_radius(norm, "step_size", step_size)
+    else:
+        _require_radius(norm, "step_size", step_size)
     how = RESTARTS[protocol](pgd, restarts, norm=norm, eps=eps, step_size=step_size, steps=steps)
     if attack == "autoattack":
         from evaluations.autoattack import stands  # and all that the evaluations load
@@ -130,7 +131,7 @@ def robust_accuracy(
                 flags, name = stands(model, x, y, logits, norm=norm, **shared)
             else:
                 shared["skip_below"] = skip_below_of(protocol, logit_margin(logits, y))
-                flags = repeated_pgd(model, x, y, torch.arange(len(x)), restarts=how, **shared).robust
+                flags = repeated_pgd(model, x, y, torch.arange(len(x), device=x.device), restarts=how, **shared).robust
                 name = f"PGD, {protocol} protocol, {steps} steps, {restarts} restarts"
         low, high = wilson(int(flags.sum()), len(flags))
         return RobustAccuracy(int(flags.sum()) / len(flags), flags, (float(low), float(high)), name)

@@ -204,7 +204,7 @@ def confirmed(subject: Subject, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     that x_adv, clipped to [0, 1], does not break the image."""
     x_adv = x_adv.clamp(0, 1)
     with torch.no_grad():
-        broken = logit_margin(subject.model(x_adv).float(), y) >= 0
+        broken = ~(logit_margin(subject.model(x_adv).float(), y) < 0)  # also where it is not a number
     length = GEOMETRY[subject.norm].length((x_adv - x).double())
     return torch.where(broken & length.isfinite(), length, math.inf)
 

@@ -55,14 +55,15 @@ def lines(found: Findings) -> list[str]:
 
 
 def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None = None) -> Findings:
-    """The checks of any attack, by name, on the first hundred images at radius `eps`.
+    """The checks of any attack, by name, on a hundred images, evenly spread, at radius `eps`.
 
     batch_size: images that pass through the network together. robust (N,) bool: which stand after an attack that should be
     as strong as plain PGD, None where it need not be.
     """
     model, batch_size = subject.model, min(batch_size, COUNT)
     everything = subject.test.everything()
-    x, y, index = (part[:COUNT] for part in everything)
+    rows = spread_rows(everything.y)
+    x, y, index = (part[rows] for part in everything)
     logits, again, in_few = (_logits(model, x, size) for size in (batch_size, batch_size, max(1, batch_size // 7)))
     # BatchNorm of the batch's own statistics makes them depend on the images beside.
     apart = float((logits - in_few).abs().max() / logits.abs().max().clamp(min=1e-12))
@@ -101,8 +102,13 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
         "falls with steps": _falls(few, whole, f"{STEPS // 4} steps", f"{STEPS}"),
     }
     if robust is not None:
-        found["plain PGD breaks no more"] = _no_more(~robust[:COUNT], whole, ("the evaluation", "plain PGD"))
+        found["plain PGD breaks no more"] = _no_more(~robust[rows], whole, ("the evaluation", "plain PGD"))
     return found
+
+
+def spread_rows(y: Tensor) -> Tensor:
+    """(N,) -> (COUNT or fewer,): rows from the first to the last, as a folder's pictures are in the order of their classes."""
+    return torch.linspace(0, len(y) - 1, min(COUNT, len(y)), device=y.device).long()
 
 
 def _clean_accuracy(right: Tensor, classes: int, said: float | None) -> Findings:
@@ -210,7 +216,7 @@ def pgd_battery(
     """Every check of repeated PGD, by name.
 
     attack, how: the very attack that made `state` of all N images, and its loss_fn, norm, eps, step_size and steps. The
-    first hundred images are attacked again, by that attack and by plain PGD.
+    same hundred images are attacked again, by that attack and by plain PGD.
     """
     x = subject.test.everything().x
     found = battery(subject, how["eps"], batch_size, state.robust)
@@ -243,14 +249,16 @@ def _attack_checks(
 ) -> Findings:
     """One start of the attack under test and of plain PGD on the same images, compared in every way that can go wrong."""
     model, geometry = subject.model, GEOMETRY[how["norm"]]
-    x, y, index = (part[:COUNT] for part in subject.test.everything())
+    everything = subject.test.everything()
+    rows = spread_rows(everything.y)
+    x, y, index = (part[rows] for part in everything)
     size = max(1, min(batch_size, (len(x) + 1) // 2))  # two batches at least: an answer to another batch is seen
     given = model, x, y, index, seed, size
     starts, answers = _one_start(pgd, *given, **{**how, "steps": 0}), _one_start(attack, *given, **how)
     start, made, plain = torch.cat(starts), torch.cat(answers), torch.cat(_one_start(pgd, *given, **how))
     start_loss, loss, plain_loss = (how["loss_fn"](_logits(model, x_adv, size), y) for x_adv in (start, made, plain))
     broken, by_plain = (_broken(model, x_adv, y, size) for x_adv in (made, plain))
-    again = _broken(model, state.x_adv[:COUNT], y, batch_size)
+    again = _broken(model, state.x_adv[rows], y, batch_size)
 
     def as_many(ours: Tensor, theirs: Tensor, verb: str) -> Finding:
         """(N,) bool both: at least half as many images as plain PGD."""
@@ -279,6 +287,6 @@ def _attack_checks(
         else finding(None, "one image only"),
         "the attack breaks what plain PGD breaks": _no_more(broken, by_plain, ("it", "plain PGD")),
         "judged on the perturbed images": _no_more(
-            ~state.robust[:COUNT], again | broken, ("the evaluation", "its attack, judged again,")
+            ~state.robust[rows], again | broken, ("the evaluation", "its attack, judged again,")
         ),
     }

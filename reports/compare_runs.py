@@ -20,7 +20,7 @@ import numpy as np
 from config import SPLITS
 from errors import UserError, exits_on_user_error
 from evaluations.compare_attacks import NAMES
-from evaluations.results import Row, quoted, same_eps
+from evaluations.results import Row, function_of, quoted, same_eps
 from flags import Parser, number
 from reports.runs import Run, eps_text, labels, read_runs, spread
 from reports.tables import Table, cost_cells, show_or_write
@@ -51,7 +51,12 @@ def rows_at(run: Run, attack: str, eps: float, split: str) -> dict[Images, Row]:
         there = ", ".join(eps_text(other, run.images, str(run.norm)) for other in sorted({row["eps"] for row in every}))
         instead = f" (but at {there}: --eps)" if there else ""
         raise UserError(why or f"{run.folder}: not attacked at {radius} on {split} images{instead}: run {command}")
-    return {(row.get("images"), row["n"]): row for row in found}
+    by_images = {(row.get("images"), row["n"]): row for row in found}
+    if len(by_images) < len(found):
+        ways = sorted({function_of(row)[1] or "not given" for row in found})
+        said = f"{run.folder}: attacked at {eps_text(eps, run.images, str(run.norm))} as several networks"
+        raise UserError(f"{said} (--standardise: {', '.join(ways)}): keep the rows of one of them beside it")
+    return by_images
 
 
 def difference_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:

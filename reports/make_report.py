@@ -122,17 +122,23 @@ def robustness(rows: Rows, drawn: Looks) -> go.Figure:
     distances a step curve with its 95 % band, which counts what PGD breaks too."""
     images, norm = kind_of(rows)
     figure, (scale, _) = go.Figure(), plots.radius_axis(images, norm)
-    for run, of_run in rows[rows["attack"] == "pgd"].groupby("run", sort=False):
-        eps, accuracy, low, high = plots.curve(of_run)
-        bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
-        figure.add_scatter(x=scale * eps, y=accuracy, error_y=bars, **style(drawn[run]))
-    for run, of_run in rows.groupby("run", sort=False):
+    by_function = [  # a run that was attacked as two networks, as with another --standardise, is two lines
+        (drawn[run] if of_run["label"].nunique() == 1 else drawn[run]._replace(name=label), alike)
+        for run, of_run in rows.groupby("run", sort=False)
+        for label, alike in of_run.groupby("label", sort=False)
+    ]
+    for look, of_run in by_function:
+        if len(by_pgd := of_run[of_run["attack"] == "pgd"]):
+            eps, accuracy, low, high = plots.curve(by_pgd)
+            bars = {"type": "data", "array": high - accuracy, "arrayminus": accuracy - low, "thickness": 1}
+            figure.add_scatter(x=scale * eps, y=accuracy, error_y=bars, **style(look))
+    for look, of_run in by_function:
         if known := nearest_known(of_run):
             eps, accuracy, low, high = np.repeat(np.transpose(accuracy_curve(known)), 2, axis=1)  # a step has two ends
-            x, own = scale * eps[1:], style(drawn[run]) | {"mode": "lines"}
-            name = in_legend(f"{drawn[run].name}, {BY_DISTANCE} (n {len(known)})")
+            x, own = scale * eps[1:], style(look) | {"mode": "lines"}
+            name = in_legend(f"{look.name}, {BY_DISTANCE} (n {len(known)})")
             figure.add_scatter(x=x, y=100 * accuracy[:-1], **own | {"name": name})
-            figure.add_scatter(x=[*x, *x[::-1]], y=100 * np.append(low[:-1], high[-2::-1]), **own | band(drawn[run]))
+            figure.add_scatter(x=[*x, *x[::-1]], y=100 * np.append(low[:-1], high[-2::-1]), **own | band(look))
     for said in published.ACCURACIES.get((images, norm), ()) if figure.data else ():
         if said.autoattack is None:
             name = in_legend(f"{published.name(said, images, norm)}, published")

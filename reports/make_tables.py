@@ -93,9 +93,11 @@ def accuracy(rows: Rows, attack: str, eps: float | None, decimals: int = 2, miss
     if seen.empty or seen["run"].nunique() < rows["run"].nunique():
         return missing
     n = seen.groupby("run", sort=False)["n"].max().min()
-    each = seen[seen["n"] == n if eps is None else seen["n"] >= n].drop_duplicates("run")
+    each = seen[seen["n"] >= n]  # of clean images a row has no flags, so the nearest number counts
+    each = (each.sort_values("n", kind="stable") if eps is None else each).drop_duplicates("run")
     shares = [row["clean_acc"] if eps is None else row["flags"][:n].count("1") / n for row in each["row"]]
-    part = "" if n == TEST_IMAGES[each["images"].iloc[0]] else f" (n {n})"
+    counts = ", ".join(map(str, sorted(set(each["n"])) if eps is None else [n]))
+    part = "" if counts == str(TEST_IMAGES[each["images"].iloc[0]]) else f" (n {counts})"
     warning = f"{WARNING} " if eps is not None and each["doubted"].any() else ""
     return warning + spread([100 * share for share in shares], decimals if len(shares) == 1 else 1) + part
 

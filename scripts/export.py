@@ -159,8 +159,8 @@ def properties(source: Pretrained, model: nn.Module, out: Path, count: int, shar
     asked = EvaluationFlags(model=str(source.path), test_size=count, data_root=data_root)
     x, y, _ = load_subject(asked, torch.device("cpu")).test.everything()
     found = margins("Linf", config.search_maxeps, steps=40, projections=1, targets=9, batch_size=200)(model, x, y)
-    out.mkdir(parents=True)
     contents, _ = onnx(source, model, x[:1].repeat(7, 1, 1, 1))
+    out.mkdir(parents=True)
     files, instances, (*_, classes) = {"network.onnx": contents[".onnx"]}, [], shape_of(source.weights)
     for row in ((found.eps > 0) & found.found).nonzero().flatten().tolist():
         eps, label = float(found.eps[row]), int(y[row])

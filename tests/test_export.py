@@ -175,6 +175,14 @@ def test_what_does_not_fit_is_one_line(capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_package_leaves_no_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for _ in range(2):  # the same again says the same
+        with pytest.raises(SystemExit, match="2"):
+            main([RUN, "--to", "vnnlib", "--out", str(tmp_path / "out"), "--images", "1"])
+        assert capsys.readouterr().err.startswith("error: package onnx: not installed")
+
+
 @pytest.mark.parametrize(("to", "package"), [("safetensors", "safetensors"), ("onnx", "onnxruntime")])
 def test_a_missing_package_is_one_line(to, package, capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -129,10 +129,12 @@ def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
 def test_what_cannot_be_compared(here, capsys):
     save_run(here / "wider", test_eps=0.2)
     save_run(here / "l2", norm="L2", test_eps=1.0)
+    save_run(here / "fewer", val_size=100)
     for argv, *parts in (
         (["a", "wider", *SMALL], "--eps", "0.1 for a", "0.2 for wider"),
         (["a", "l2", *SMALL], "--norm", "Linf in a", "L2 in l2"),
         (["a", *SMALL], "1 run", "two or more"),
+        (["a", "fewer", *SMALL, "--split", "val"], "--split val: a and fewer drew other images", "leave --split out"),
         (["a", "a", *SMALL], "in one folder"),
         (["a", "nowhere", *SMALL], "nowhere"),
         (["a", "b", *SMALL, "--eps", "2"], "--eps 2"),

@@ -67,6 +67,18 @@ def test_three_images_are_solved_as_by_every_pattern_of_units():
     assert max(one.units for one in measured(model, x, y)) >= 3
 
 
+@pytest.mark.parametrize("known", [math.inf, 0.4])
+def test_a_unit_that_is_always_zero_hides_nothing(known):
+    """As behind dead units, or of a layer without biases: a margin of 0.3."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    for parameter, values in zip(
+        model.parameters(), ([[1, 0], [0, 0]], [0, 0], [[1, 1], [-1, 1]], [-0.4, 0.4]), strict=True
+    ):
+        parameter.data = torch.tensor(values, dtype=torch.float64)
+    (one,) = measured(model, torch.tensor([[0.7, 0.5]], dtype=torch.float64), torch.tensor([0]), known, 0.5)
+    assert one.lower == one.upper == pytest.approx(0.3)
+
+
 def test_a_known_distance_changes_no_margin():
     model, x = a_network(8, 5, 5, 3), with_corners(2, (8,))
     y = model(x).argmax(1)

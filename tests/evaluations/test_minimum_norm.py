@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from command_lines import fails, found_in
 from config import PRESETS
 from evaluate_on_minimum_norm import MinimumNormFlags
 from evaluations.flags import parse_flags
-from evaluations.minimum_norm import ATTACKS, best_known, figures_of, local_optimality, settings_of, shortest_distances
+from evaluations.minimum_norm import (
+    ATTACKS,
+    best_known,
+    confirmed,
+    figures_of,
+    local_optimality,
+    settings_of,
+    shortest_distances,
+)
 from evaluations.results import accuracy_of, wilson
 from evaluations.subject import load_subject
 from linear import CPU, Linear
@@ -234,3 +243,13 @@ def test_how_many_images_by_default(here, capsys, monkeypatch):
         assert evaluate(here / "L2", "--attacks", attacks, "--steps", 15) == 0
         assert f"--test_size not given: {count} images" in capsys.readouterr().out
         assert found_in(here / "L2", attacks.split(",")[-1], "L2")[-1]["n"] == count
+
+
+def test_an_output_that_is_not_a_number_breaks_an_image_and_an_image_that_is_none_does_not():
+    subject = SimpleNamespace(norm="Linf", model=lambda x: torch.stack([x.flatten(1)[:, 0], x.flatten(1)[:, 0] * 0], 1))
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    x_adv = x.clone()
+    x_adv[0, 0, 0, 0], x_adv[1, 0, 0, 1] = 0.4, math.nan
+    model = subject.model
+    subject.model = lambda images: torch.where(images.flatten(1)[:, :1] < 0.45, math.nan, model(images))
+    assert confirmed(subject, x, y, x_adv).tolist() == pytest.approx([0.1, math.inf, math.inf])

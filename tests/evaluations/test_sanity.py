@@ -177,6 +177,17 @@ def test_networks_that_fool_an_attack(name, tmp_path):
         assert found["a huge eps leaves about none"]["value"].endswith("; it says class 1 of every image")
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_images_in_the_order_of_their_classes(reverse, tmp_path):
+    """As in a folder of pictures: a network that knows one class alone is right on the first hundred, or on none of them."""
+    s = subject(tmp_path, lambda model: Function(lambda x: model(x) * 1e-3 + torch.tensor([0.0, 1.0])), count=300)
+    labels = (torch.arange(300) < 150) != reverse
+    s = subject_of(s.model, tmp_path, Split(s.test.images, labels.long(), s.test.numbers))
+    found = pgd_battery(s, *evaluated(s))
+    assert found["clean accuracy above chance"]["value"].startswith("50.0%")
+    assert "clean accuracy above chance" in failed(found)
+
+
 def test_train_mode_and_images_out_of_bounds(tmp_path):
     s = subject(tmp_path)
     made = evaluated(s)

@@ -42,6 +42,14 @@ def test_of_several_evaluations_the_largest_that_all_have_counts(attacked, capsy
     assert out.startswith("4 validation images") and [line[5] for line in cells(out)[2:]] == ["25.0", "100.0"]
 
 
+def test_a_run_attacked_as_two_networks_is_refused(attacked, capsys):
+    both, one = attacked("A", "1100"), attacked("B", "1111", hinge_maxeps=0.2)
+    ways = [{"nb_iter": 100}, {"nb_iter": 100, "overrides": {"standardise": "image"}}]
+    evaluate(both, "pgd", [row(0.2, 0, flags="1100", split="val", settings=way) for way in ways])
+    said = "attacked at 0.2 as several networks (--standardise: image, not given)"
+    fails(capsys, compare_runs.main, [both, one, "--split", "val"], "A: " + said)
+
+
 def test_rows_that_do_not_say_their_images(capsys):
     """As of the digits table, with three seeds each."""
     runs = [str(path) for name in ("PGD-0.2", "MMA-0.3") for path in sorted(ROOT.glob(f"benchmarks/digits/*-{name}-*"))]

@@ -72,6 +72,16 @@ def test_smallest_distances_are_a_step_curve_beside_pgd(tmp_path):
     assert (low <= curve.y).all() and (high[::-1] >= curve.y).all() and low[0] == pytest.approx(100 * wilson(3, 4)[0])
 
 
+def test_a_run_attacked_as_two_networks_is_two_lines(tmp_path):
+    run, overrides = make_run(tmp_path / "run"), {"overrides": {"standardise": "image"}}
+    found = [row(eps, share) for eps, share in ((0.1, 0.9), (0.2, 0.8))]
+    evaluate(run, "pgd", found + [row(eps, 0.3, settings={"nb_iter": 100} | overrides) for eps in (0.1, 0.2)])
+    run = read_run(run)
+    lines = make_report.robustness(frame([run]), plots.looks([run])).data
+    assert [list(line.x) for line in lines] == [[0, 0.1, 0.2]] * 2
+    assert "standardise image" in {line.name.replace("<br>", " ").rpartition(", ")[2] for line in lines}
+
+
 def test_names_are_text_and_nothing_is_fetched(report):
     page = report.read_text()
     assert ODD in text(page) and 'onerror="' not in tags(page)

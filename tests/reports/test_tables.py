@@ -8,8 +8,8 @@ import pytest
 from command_lines import fails
 from report_runs import ODD, cells, distances, evaluate, make_run, row, rows
 from reports import make_tables, published
-from reports.make_tables import filled, make_page
-from reports.runs import STRONGEST, read_runs
+from reports.make_tables import accuracy, filled, make_page
+from reports.runs import STRONGEST, frame, read_run, read_runs
 from reports.tables import BY_DISTANCE
 
 PGD = "white-box PGD"
@@ -70,6 +70,15 @@ def test_the_published_value_stands_beside_ours(tmp_path):
     reported = found["MMA, d_max 0.45, published", published.PGD]
     assert (reported["clean"], reported["ε = 0.3"], reported["AutoAttack"]) == ("98.95", "92.59", "91.40 at 0.3")
     assert published.DISCUSSION in page and published.LEADERBOARDS in page
+
+
+def test_clean_accuracy_of_seeds_of_other_numbers_of_images_is_of_all(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed, **RECIPE) for seed in (0, 1)]
+    for run, n, clean in zip(runs, (1000, 10_000), (0.98, 0.96), strict=True):
+        evaluate(run, "pgd", [row(0.3, 0.9, n=n, clean=clean)])
+    found = frame([*map(read_run, runs)])
+    assert accuracy(found, "pgd", None) == "97.0 ± 1.4 (n 1000, 10000)"
+    assert accuracy(found, "pgd", 0.3).endswith("(n 1000)")
 
 
 STANDARD, FEWER = {"standard": True}, {"standard": False}
