@@ -107,7 +107,6 @@ class Config:
     eps_iter_scale: float = opt(2.5, "PGD step size in training, in units of eps/N")
     search: str = opt("bisection", "how the zero along the direction is found", ("bisection", "secant"))
     num_search_steps: int = opt(10, "halvings K of the bisection; passes of the secant search")
-    projections: int = opt(0, "projections onto the linearised boundary after the search; a trial")
     search_mode: str = opt("train", "BatchNorm's mode in the search; train: as in the paper", ("train", "eval"))
     attack_mineps: float = opt(0.1, "smallest radius eps_min that PGD starts from")
     keep_directions: bool = opt(
@@ -201,8 +200,7 @@ class Config:
         if not self.attacks:
             return 1
         at_random = (1 / self.refresh_interval if self.refresh_interval else 0) if self.keep_directions else 1
-        margin = 3 + self.num_search_steps + self.projections * (1 + self.num_search_steps)
-        others = {"pgd": 1, "pgdls": 1, "trades": 3, "ddn": 1}.get(self.method, margin)
+        others = {"pgd": 1, "pgdls": 1, "trades": 3, "ddn": 1}.get(self.method, 3 + self.num_search_steps)
         return self.nb_iter + others + at_random * self.odi_steps
 
     def eps_at(self, step: int) -> float:

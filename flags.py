@@ -91,7 +91,7 @@ GROUPS = {
     "needed": "model dataset norm hinge_maxeps",
     "data": "data_root split image_size streaming num_workers train_size val_size test_size augment crop_pad flip",
     "method": "network standardise recipe method clean_loss_coeff train_eps ramp_steps trades_beta "
-    "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps projections rest_interval pretrained",
+    "clean_loss_fn margin_loss_fn search_loss_fn search search_mode num_search_steps rest_interval pretrained",
     "attack": "attacks protocol eps eps_iter nb_iter nb_restart steps attack_loss_fn eps_iter_scale attack_mineps keep_directions "
     "refresh_interval step_decay odi_steps square_queries spsa_iter spsa_samples",
     "optimisation": "optimizer lr one_cycle cycle_steps momentum weight_decay batch_size max_steps local_bn",

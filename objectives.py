@@ -210,7 +210,7 @@ def objective_of(
             config.check_maxeps,
             clean_loss_fn,
             LOSSES[config.margin_loss_fn],
-            AnPgd(inner, search, config.projections),
+            AnPgd(inner, search),
             search_single_row,
             every_row,
             wants_directions=config.keep_directions,

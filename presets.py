@@ -145,7 +145,7 @@ USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some met
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
     "clean_loss_coeff": (*_MARGIN, "std"),
-    **dict.fromkeys(("search", "search_mode", "projections", "rest_interval"), _MARGIN),
+    **dict.fromkeys(("search", "search_mode", "rest_interval"), _MARGIN),
     **dict.fromkeys(("attack_mineps", "margin_loss_fn", "search_loss_fn"), _MARGIN),
     **dict.fromkeys(("eps_iter_scale", "step_decay", "odi_steps"), (*_MARGIN, "pgd", "pgdls", "trades")),
 }

@@ -22,7 +22,7 @@ SMALLEST_RADIUS = 1e-7  # float32 around 1 has no finer steps
 LARGEST_L2 = 1e4  # images of 10^8 pixels lie that far apart
 MAY_BE_ZERO = (
     *("seed", "clean_loss_coeff", "refresh_interval", "momentum", "weight_decay", "trades_beta"),
-    *("test_size", "num_workers", "odi_steps", "projections"),
+    *("test_size", "num_workers", "odi_steps"),
 )
 ITEMS = {"classes": str, "image_shape": int, "by_images": str}  # fields that hold several
 MEND = "mend it, or use another file"

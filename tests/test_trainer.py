@@ -145,7 +145,7 @@ OTHER = {"train_eps": 0.02, "hinge_maxeps": None, "ramp_steps": 6}
         *((5, {"precision": "bf16", **more}) for more in ({}, L2, {"method": "trades", **OTHER})),
         *((7, {**WARM, "augment": augment, **more}) for augment in (False, True) for more in ({}, L2)),
         *((5, {"search_mode": "eval", "search": search}) for search in ("bisection", "secant")),
-        (5, {**WARM, **L2, "projections": 1}),
+        (5, {**WARM, **L2}),
         *((5, {"step_decay": True, "odi_steps": 2, **more}) for more in (WARM, {"method": "pgd", **OTHER})),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else str(value),
