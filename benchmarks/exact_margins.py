@@ -12,6 +12,7 @@ easier ones. B batch, ... any image shape. Images in [0, 1]; distances in the sa
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import re
@@ -176,22 +177,24 @@ def _nearest_of_class(
 # --- what attacks find -----------------------------------------------------------------------------------------------
 
 STEPS, HALVINGS, FMN_STEPS, APGD_STEPS = 10, 14, 1000, 100
+VISITS = (1, 2, 4)  # of AN-PGD, the shortest of all counts
 
 
 def distances(subject: Subject, x: Tensor, y: Tensor, rows: Tensor, max_eps: float) -> dict[str, Tensor]:
     """(B, ...), (B,), all right, (B,) their numbers -> (B,) by attack: confirmed distances, infinite where it found none."""
     model, start, found = subject.model, subject.training.test_eps, {}
-    noise = torch.rand(x.shape, generator=generator(0)).to(x)
-    for projections in (0, 1):
-        for targets in (0, "all"):
-            search = Search(logit_margin, max_eps, HALVINGS)
-            anpgd = AnPgd(InnerPgd("Linf", STEPS, soft_logit_margin), search, projections, targets)
-            first = anpgd(model, x, y, start)
-            second = anpgd(model, x, y, first.eps.clamp(min=subject.training.attack_mineps), noise)
-            for visit, shortest in ((f"from {start:g}", first), ("from the last one", second)):
-                x_adv, _ = just_beyond(model, x, y, shortest, max_eps)
-                name = f"AN-PGD {visit}, projections {projections}, targets {targets}, {shortest.passes} passes"
-                found[name] = confirmed(subject, x, y, x_adv)
+    for projections, targets in itertools.product((0, 1), (0, "all")):
+        search = Search(logit_margin, max_eps, HALVINGS)
+        anpgd = AnPgd(InnerPgd("Linf", STEPS, soft_logit_margin), search, projections, targets)
+        best, eps, passes = torch.full(y.shape, math.inf, dtype=torch.float64), start, 0
+        for visit in range(1, VISITS[-1] + 1):  # the first from the image, others from noise at the radius found
+            noise = torch.rand(x.shape, generator=generator(visit)).to(x) if visit > 1 else None
+            shortest = anpgd(model, x, y, eps, noise)
+            x_adv, _ = just_beyond(model, x, y, shortest, max_eps)
+            best, passes = best.minimum(confirmed(subject, x, y, x_adv)), passes + shortest.passes
+            eps = shortest.eps.minimum(best.to(shortest.eps)).clamp(min=subject.training.attack_mineps)
+            if visit in VISITS:
+                found[f"AN-PGD, projections {projections}, targets {targets}, visits {visit}, {passes} passes"] = best
     logits = clean_logits(model, subject.test.everything().x, 200)
     fmn = {"steps": FMN_STEPS}
     found[f"FMN, {FMN_STEPS} steps, twice"], _ = shortest_distances(subject, "fmn", fmn, rows, logits, seed=0)
@@ -239,6 +242,8 @@ def measure(subject: Subject, network: dict[str, Any], flags: SimpleNamespace, k
         return
     with untouched(model, x.device):
         by_attack = distances(subject, x[rows], y[rows], rows, flags.max_eps)
+    if network["attacks"] not in ([], list(by_attack)):
+        raise UserError(f"--out {flags.out}: holds {subject.path.parent.name} by other attacks: give another --out")
     network["attacks"] = list(by_attack)
     for row, found in zip(rows.tolist(), torch.stack(list(by_attack.values()), 1).tolist(), strict=True):
         pixels, known = x[row].double().flatten().numpy(), min(found)
