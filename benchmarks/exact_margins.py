@@ -177,7 +177,7 @@ def _nearest_of_class(
 # --- what attacks find -----------------------------------------------------------------------------------------------
 
 STEPS, HALVINGS, FMN_STEPS, APGD_STEPS = 10, 14, 1000, 100
-VISITS = (1, 2, 4)  # of AN-PGD, the shortest of all counts
+VISITS = (1, 2, 6)  # of AN-PGD, the shortest of all counts
 
 
 def distances(subject: Subject, x: Tensor, y: Tensor, rows: Tensor, max_eps: float) -> dict[str, Tensor]:

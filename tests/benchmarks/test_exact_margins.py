@@ -158,7 +158,7 @@ def test_images_are_kept_one_by_one_and_never_solved_twice(run, tmp_path, capsys
         assert all(value is None or value >= image["upper"] - 1e-6 for value in image["found"])
     assert len(said.splitlines()) == 2 * (4 + 14 + 1)
     fails(capsys, exact_margins.main, [*argv, "--seconds", "7"], "other weights or settings", "--out")
-    out.write_text(re.sub("visits 4, [0-9]+ passes", "visits 5, 9 passes", out.read_text()))
+    out.write_text(re.sub("visits 6, [0-9]+ passes", "visits 7, 9 passes", out.read_text()))
     fails(capsys, exact_margins.main, [*argv, "--test_size", "60"], "run by other attacks", "--out")
     out.write_text("{")
     fails(capsys, exact_margins.main, argv, "margins.json: is damaged", "--out")
