@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -410,14 +410,18 @@ def kind_of(rows: Rows) -> tuple[str, str]:
 
 def nearest_known(rows: Rows) -> list[float]:
     """Of a run's rows of one data set and norm: for each image of the search that saw most of them the distance of its
-    nearest adversarial image, inf where there is none; attacks at one eps count too. Empty if no search is among them."""
+    nearest adversarial image, inf where there is none; attacks at one eps, and those that are not quoted, count too. Empty
+    if no search is among them."""
     searches = [row for row in rows["row"] if "distances" in row]
     if not searches:
         return []
     like = max(searches, key=lambda row: row["n"])
-    of = like["model_sha256"], function_of(like)
-    same = (row for row in rows["row"] if (row["model_sha256"], function_of(row)) == of)
-    return nearest(same, like, like["dataset"])
+
+    def of(row: Row) -> tuple[Any, ...]:
+        return *(row[name] for name in ("model_sha256", "norm", "dataset", "split")), function_of(row)
+
+    every = chain(*rows["run"].iloc[0].evaluations.values())
+    return nearest((row for row in every if of(row) == of(like)), like, like["dataset"])
 
 
 def with_white_box(row: Row, white_box: Iterable[Row]) -> Row:

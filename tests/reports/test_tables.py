@@ -128,13 +128,14 @@ def test_distances_with_the_published_ones(tmp_path):
 def test_smallest_distances_say_who_stands_at_any_radius(tmp_path, capsys):
     """Counted by hand; what PGD breaks at a radius up to eps has fallen too, of other weights nothing counts."""
     folder, more = make_run(tmp_path / "run"), make_run(tmp_path / "more", {0.1: 0.5}, hinge_maxeps=0.2)
-    evaluate(folder, "fmn", [distances([0.0, 0.1, 0.2, 0.3, None])])
+    fewer = distances([0.0, 0.1, 0.04], settings={"steps": 50})  # is not quoted, and counts
+    evaluate(folder, "fmn", [distances([0.0, 0.1, 0.2, 0.3, None]), fewer])
     evaluate(folder, "anpgd", [distances([0.0, 0.15, 0.17, None])])
     evaluate(folder, "pgd", [row(0.1, 0, flags="01110"), row(0.2, 0, flags="01100")])
     evaluate(folder, "square", [row(0.05, 0, flags="00000")], sha256="another")
     found, page = tables(folder, more, eps=[0.05, 0.18])
     by_distance = found["MMA, d_max 0.3", BY_DISTANCE]
-    standing = {"clean": 4, "ε = 0.05": 4, "ε = 0.1": 2, "ε = 0.18": 1, "ε = 0.2": 0}
+    standing = {"clean": 4, "ε = 0.05": 3, "ε = 0.1": 1, "ε = 0.18": 1, "ε = 0.2": 0}
     assert {name: figure(by_distance[name]) for name in standing} == {k: f"{20 * n:.1f}" for k, n in standing.items()}
     assert found["MMA, d_max 0.3", PGD]["ε = 0.18"] == "–" and by_distance["n"] == "5 of 397"
     assert sum(BY_DISTANCE in key for key in found) == 1
