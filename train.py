@@ -128,16 +128,20 @@ def opening(trainer: Trainer, begins: bool) -> str:
     return f"{images}; {device}{start}, {config.max_steps} steps in all"
 
 
+GUESSES = "\nwarning: that is no better than one class for all images: lower --hinge_maxeps, or train longer"
+
+
 def closing(trainer: Trainer, folder: RunFolder, seconds: float) -> str:
     """What came out, where it lies, what to run next."""
     config = trainer.config
     kept = checkpoint.load(folder.best)["metrics"]["val"]
+    guesses = "" if kept["clean_acc"] > trainer.by_guessing else GUESSES
     named = [] if is_built_in(config.network) else ["--network", config.network]  # code runs only where it is named
     return (
         f"finished after {trainer.passes / 1e6:.3g} million image passes in training and "
         f"{trainer.check_passes / 1e6:.3g} million in checks, {seconds / 60:.3g} minutes here\n"
         f"kept is the network of step {kept['step']}, of the best {BEST_BY[config.best_by]} on validation images: "
-        f"clean {kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}\n"
+        f"clean {kept['clean_acc']:.2%}, robust {kept['robust_acc']:.2%}, mean margin {kept['mean_margin']:.4f}{guesses}\n"
         f"in {folder.path}: {folder.best.name} (the network), {folder.metrics_file.name} (curves), "
         f"{folder.config_file.name}, {folder.last.name} (to train further)\n"
         f"attack it with: {command('evaluate_on_pgd_attacks.py', '--model', str(folder.path), *named)}"
@@ -174,6 +178,11 @@ def fitted(config: Config, data: Dataset, teller: Teller) -> Config:
         teller.note(
             f"network, radii and passes are those for CIFAR-10's {PUBLISHED_IMAGES} images: docs/your-network.md has a way "
             "to choose d_max"
+        )
+    if config.dataset == "imagefolder" and config.augment:
+        mirrored = "cropped and mirrored" if config.flip else "cropped"
+        teller.note(
+            f"--augment: training images are {mirrored}; --no-flip or --no-augment where that changes the class"
         )
     if len(data.train) < fit.batch_size:
         teller.note(f"--batch_size {fit.batch_size}: every step sees all {len(data.train)} training images")

@@ -6,6 +6,7 @@ and touches no file: rows and states go to the `Recorder` it is handed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from hardware.fast_pgd import FastPgd
 from hardware.layout import layout_for
 from hardware.optimizer import make_optimizer, restore_optimizer
 from hardware.precision import tf32
-from loading.batches import Batch, TrainBatches, first_batch, steps_per_epoch
+from loading.batches import Batch, TrainBatches, first_batch, first_images, steps_per_epoch
 from loading.crops import Augment
 from loading.datasets import Dataset
 from networks.names import is_built_in
@@ -78,7 +79,7 @@ class Trainer:
         self.eps = torch.zeros(len(data.train), device=self.device)
         warm, shape = config.keep_directions, data.train.shape
         self.directions = WarmStarts(len(data.train), shape, config.norm, self.device) if warm else None
-        self.best = float("-inf")  # of `config.best_by` on validation images
+        self.best = False, float("-inf")  # on validation images: whether it tells classes apart; `config.best_by`
         # Since the last train row: examples, and over them clean loss, right ones, loss of the attacked, radius.
         self.seen = torch.zeros(5, dtype=torch.float64, device=self.device)
         self.passes = torch.zeros((), dtype=torch.float64, device=self.device)  # of images through the network
@@ -107,6 +108,14 @@ class Trainer:
         """The epoch of the last step done, counted from 1."""
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
+    @property
+    def by_guessing(self) -> float:
+        """The clean accuracy on validation images that one class for all of them can have, with two standard errors."""
+        labels = first_images(self.data.val, self.config.check_size).labels
+        count = max(len(labels), 1)
+        share = float(labels.bincount(minlength=1).max()) / count
+        return share + 2 * math.sqrt(share * (1 - share) / count)
+
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, `checkpoint.STATE_KEYS` and more: tensors and plain values."""
         return {
@@ -116,7 +125,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "eps": self.eps,
-            "best_margin": self.best,  # the key's name is older than `best_by`
+            "best": list(self.best),
             "sums": self.seen.tolist(),
             "passes": [float(self.passes), self.check_passes],
             "skipped": [int(self.guard.in_a_row), int(self.guard.since_row)],
@@ -127,7 +136,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state of a run with the same network and training set."""
-        self.step, self.checked_step, self.best = state["step"], state["checked_step"], state["best_margin"]
+        self.step, self.checked_step, self.best = state["step"], state["checked_step"], tuple(state["best"])
         self.model.load_state_dict(state["model"])
         restore_optimizer(self.optimizer, state["optimizer"])
         self.eps.copy_(state["eps"])
@@ -297,8 +306,9 @@ class Trainer:
         if rows is None:
             return False
         self.check_passes = rows[-1]["check_passes"]
-        if (figure := rows[0][config.best_by]) > self.best:
-            self.best = figure
+        # One class for all images has the largest margins of all where it is right.
+        if (found := (rows[0]["clean_acc"] > self.by_guessing, rows[0][config.best_by])) > self.best:
+            self.best = found
             recorder.best(self.model, {row["split"]: row for row in rows})
         if config.enlarges_margins:
             recorder.margins(self.eps, self.step)

@@ -160,6 +160,7 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
             f"add --network {network} if you trust it"
         )
     images, split, notes = _images(flags, dataset, stored, device)
+    notes = [*file.notes, *notes]
     model = build_model(network, *images.shape, images.num_classes)
     found = our_keys(file.weights, model.state_dict())
     load_weights(model, found.weights, file.path)

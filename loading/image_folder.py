@@ -52,11 +52,13 @@ def list_folder(
     if len(classes) < 2 or everywhere != parts[part]:
         odd = (sorted(everywhere - parts[part]) or classes or ["<class>"])[0]
         alike = [name for name in everywhere if name != odd and normalize("NFC", name) == normalize("NFC", odd)]
-        names = f"{odd!r} is not in both: add or remove"
+        names = f"{odd!r} is not in both: add or remove that folder"
         if alike:
-            names = f"{odd!a} is not in both, {alike[0]!a} looks alike: rename"
+            names = f"{odd!a} is not in both, {alike[0]!a} looks alike: rename that folder"
+        if everywhere == parts[part]:
+            names = f"here {'is' if classes else 'are'} {len(classes)}: add a folder of images for each class"
         raise UserError(
-            f"image folder {folder.absolute()}: train and test need the same two or more classes, and {names} that folder"
+            f"image folder {folder.absolute()}: train and test need the same two or more classes, and {names}"
         )
     paths: list[str] = []
     counts, unused = dict[str, int](), sorted(path.name for path in folder.iterdir() if path.name not in classes)

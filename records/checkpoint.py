@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from records.foreign_files import SAFE, accuracy_in, from_safetensors, weights_in, why_refused
+from records.foreign_files import SAFE, WEIGHTS, accuracy_in, alike_in, from_safetensors, weights_in, why_refused
 from utils import temporary_name, write_atomically
 
 CHECKSUM = "checksum"
 ANOTHER = "name another file"
 # Of a run's state, and what each is; see `trainer.Trainer.state`.
-STATE_KEYS: dict[str, type] = {"eps": Tensor, "best_margin": float, "sums": list, "model": dict, "optimizer": dict}
+STATE_KEYS: dict[str, type] = {"eps": Tensor, "best": list, "sums": list, "model": dict, "optimizer": dict}
 STATE_KEYS |= {"step": int, "checked_step": int, "epoch": int, "config": dict}
 
 
@@ -143,6 +143,7 @@ class ModelFile(NamedTuple):
     weights: dict[str, Tensor]  # state dict
     config: dict[str, Any] | None  # of the training, in our checkpoints
     accuracy: float | None = None  # on clean images, as the file itself says it, a fraction
+    notes: tuple[str, ...] = ()  # what the user should be told of it
 
 
 def load_model_file(name: str) -> ModelFile:
@@ -167,7 +168,14 @@ def load_model_file(name: str) -> ModelFile:
         raise UserError(f"checkpoint {path}: {error}") from None
     config = content.get("config")
     ours = isinstance(config, dict) and {"dataset", "norm", "network"} <= config.keys()
-    return ModelFile(path, hashlib.sha256(raw).hexdigest(), weights, config if ours else None, accuracy_in(content))
+    notes: tuple[str, ...] = ()
+    if alike := alike_in(content, weights):
+        taken = next(name for name in (*WEIGHTS, *alike) if name in alike)
+        notes = (
+            f"--model: {path} holds several networks, {', '.join(alike)}: {taken} is taken; save another one alone",
+        )
+    sha256 = hashlib.sha256(raw).hexdigest()
+    return ModelFile(path, sha256, weights, config if ours else None, accuracy_in(content), notes)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -47,6 +47,17 @@ def weights_in(content: Mapping[str, Any], file: str) -> dict[str, Tensor]:
     raise ValueError(f"no weights in it, there is {_named(content)}: name a model_best.pt, last.pt or a state dict")
 
 
+def alike_in(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
+    """Where state dicts of these shapes are, such as an average of the weights; none if there is one alone."""
+    shapes = [tensor.shape for tensor in weights.values()]
+    of_shapes = [
+        str(name)
+        for name, other in content.items()
+        if _is_state_dict(other) and [tensor.shape for key, tensor in other.items() if key != "n_averaged"] == shapes
+    ]
+    return of_shapes if len(of_shapes) > 1 else []
+
+
 def from_safetensors(raw: bytes) -> dict[str, Any] | None:
     """What a safetensors file holds: the state dict as `model`, and from one of ours the `config`. None for other files.
 

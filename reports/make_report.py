@@ -38,6 +38,8 @@ from evaluations.flags import EvaluationFlags
 from evaluations.results import accuracy_curve
 from evaluations.subject import load_subject
 from flags import Parser, whole
+from networks.names import is_own
+from records.commands import command
 from records.reading import is_number
 from reports import plots, published
 from reports.runs import NORMS, Rows, Run, frame, kind_of, nearest_known, read_runs, title, training_command
@@ -187,6 +189,9 @@ def pictures(run: Run, count: int, data_root: str | None) -> tuple[list[dict[str
     their sum, as PNG in data URIs, and what stands below; and of how many they are, or why there are none."""
     if run.config is None or not (run.folder / "model_best.pt").exists():
         return [], "there is no model_best.pt in the folder"
+    if is_own(run.config.network):
+        draw = command("reports/plots.py", "examples", str(run.folder), "--network", run.config.network)
+        return [], f"its network is code; if you trust it: {draw}"
     root = Path(data_root or run.config.data_root)
     if not (root / DATA_FOLDERS.get(run.config.dataset, "")).exists() and run.config.dataset != "digits":
         return [], f"the images are not in {root}; name their folder with --data_root"

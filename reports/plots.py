@@ -37,6 +37,7 @@ from errors import UserError, exits_on_user_error
 from evaluations.flags import EvaluationFlags
 from evaluations.in_memory import margins
 from evaluations.repeated_pgd import clean_logits
+from evaluations.results import function_of
 from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
@@ -168,7 +169,11 @@ def draw_robustness(runs: Sequence[Run], norm: str | None = None) -> tuple[Figur
     for place, (name, seeds, rows) in enumerate(methods):
         of_runs = list(rows.groupby("run", sort=False))
         label = f"{name} (n {', '.join(map(str, sorted(set(rows['n']))))})"
-        doubts = [doubt for run, of_run in of_runs for doubt in run.doubts(of_run["row"].iloc[0]["file"])]
+        doubts = [
+            doubt
+            for run, of_run in of_runs
+            for doubt in run.doubts(of_run["row"].iloc[0]["file"], of=function_of(of_run["row"].iloc[0]))
+        ]
         for doubt in dict.fromkeys(doubts):
             label += "\n" + textwrap.fill(f"⚠ {doubt}", 48)
         curves = [curve(of_run) for _, of_run in of_runs]

@@ -24,7 +24,7 @@ reports.require("pandas", "jinja2")
 import numpy as np
 import pandas as pd
 
-from config import Config
+from config import PRESETS, Config
 from errors import UserError
 from evaluations.compare_attacks import NAMES, nearest, of_same_images
 from evaluations.results import Row, accuracy_of, function_of, joined_checks, merged, quoted, read_file, same_eps, way
@@ -86,6 +86,8 @@ def flags_of(config: Config) -> dict[str, str]:
     left out; so is what does not matter to the result, and what has no meaning for the method."""
     method = ["method"] if config.method != "mma" else []
     first = ["dataset", "norm", *method, *(["hinge_maxeps"] if config.enlarges_margins else [])]
+    if config.enlarges_margins and config.attack_mineps != PRESETS[config.dataset, config.norm].attack_mineps:
+        first.append("attack_mineps")  # the usual one may lie above d_max
     rest = [field.name for field in dataclasses.fields(Config) if not field.metadata["of_run"]]
     # What others follow from comes first: the recipe's values depend on the network, lengths on max_steps.
     order = dict.fromkeys(["recipe", "network", "max_steps", "keep_directions", "search", "one_cycle", *rest])
@@ -203,9 +205,11 @@ class Run:
         unfinished = 0 < self.steps < self.config.max_steps
         return said | ({"steps done": f"{self.steps} of {self.config.max_steps}"} if unfinished else {})
 
-    def doubts(self, file: str, split: str = "test") -> list[str]:
-        """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's."""
-        rows, best = self.evaluations[file], quoted(self.evaluations[file], split)
+    def doubts(self, file: str, split: str = "test", of: tuple[str, str] | None = None) -> list[str]:
+        """Why the figures of a file are not to be trusted: another checkpoint, a failed check, a warning of the attack's. of: of
+        this function of the checkpoint alone (`function_of`)."""
+        rows = [row for row in self.evaluations[file] if of is None or function_of(row) == of]
+        best = quoted(rows, split)
         found = []
         if self.hashes and rows and rows[0]["model_sha256"] not in self.hashes:
             found.append("stale: made with another checkpoint than those in the folder; evaluate again")
@@ -375,7 +379,8 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
     and `row`, as it is stored; of transferred images less what PGD's own row breaks beyond it."""
     found = []
     for run, label in zip(runs, labels(runs), strict=True):
-        doubted = {file for file in run.evaluations if run.doubts(file, split)}
+        ways = {(file, function_of(row)) for file, rows in run.evaluations.items() for row in rows}
+        doubted = {(file, of) for file, of in ways if run.doubts(file, split, of)}
         codes = {function_of(row)[0] for rows in run.evaluations.values() for row in rows}
         for file, row in ((file, row) for file, rows in run.evaluations.items() for row in quoted(rows, split)):
             (network, standardised), norm, files = function_of(row), row["norm"], {file}
@@ -391,7 +396,14 @@ def frame(runs: Sequence[Run], split: str = "test") -> Rows:
                 files.add(white_box := f"eval_pgd_{norm}.json")
                 row = with_white_box(row, quoted(run.evaluations.get(white_box, []), split))
             eps, robust = round(row.get("eps", np.nan), 6), 100 * row.get("robust_acc", np.nan)
-            figures = (eps, row["n"], 100 * row["clean_acc"], robust, not doubted.isdisjoint(files), row)
+            figures = (
+                eps,
+                row["n"],
+                100 * row["clean_acc"],
+                robust,
+                not doubted.isdisjoint((file, function_of(row)) for file in files),
+                row,
+            )
             found.append((run, ", ".join(filter(None, said)), images, norm, row["attack"], *figures))
 
     def order(one: tuple[Any, ...]) -> tuple[Any, ...]:

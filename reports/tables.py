@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from evaluations.compare_attacks import GRADIENT_FREE, gaps, stronger
-from evaluations.results import Row, average_accuracies, effort, is_standard, way, wilson
+from evaluations.results import Row, average_accuracies, effort, function_of, is_standard, way, wilson
 from reports import published
 from reports.runs import ATTACKS, TEST_IMAGES, Rows, Run, eps_text, kind_of, nearest_known, spread
 
@@ -297,19 +297,24 @@ def remarks(found: Rows) -> list[str]:
     loud, others = [], []
     for name, runs, group in by_method(found):
         for run in runs:
-            for file in dict.fromkeys(row["file"] for row in group[group["run"] == run]["row"]):
-                loud += [f"{WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file)]
-            others += [f"{name}: {code(run.shown)}: {line}" for line in _other_attacks(run, *kind_of(found))]
+            files = dict.fromkeys((row["file"], function_of(row)) for row in group[group["run"] == run]["row"])
+            for file, of in files:
+                loud += [f"{WARNING} {name}: {code(run.shown / file)}: {why}" for why in run.doubts(file, of=of)]
+            for of in dict.fromkeys(of for _, of in files):
+                others += [f"{name}: {code(run.shown)}: {line}" for line in _other_attacks(run, of, *kind_of(found))]
     return [" ".join(line.split()) for line in (*loud, *others)]
 
 
-def _other_attacks(run: Run, images: str, norm: str) -> list[str]:
-    """By how much PGD overestimates; a warning where an attack without gradients is stronger, which should be weaker."""
-    if not (pgd := run.evaluations.get(f"eval_pgd_{norm}.json")):
+def _other_attacks(run: Run, of: tuple[str, str], images: str, norm: str) -> list[str]:
+    """By how much PGD overestimates; a warning where an attack without gradients is stronger, which should be weaker. of: the
+    function of the checkpoint that all attacked."""
+    if not (pgd := [row for row in run.evaluations.get(f"eval_pgd_{norm}.json", []) if function_of(row) == of]):
         return []
-    dataset, sha256 = pgd[0]["dataset"], pgd[0]["model_sha256"]
+    dataset, alike = pgd[0]["dataset"], (pgd[0]["model_sha256"], of)
     files = {attack: run.evaluations.get(f"eval_{attack}_{norm}.json", []) for attack in ATTACKS}
-    rows = {attack: [row for row in of if row["model_sha256"] == sha256] for attack, of in files.items()}
+    rows = {
+        attack: [row for row in of if (row["model_sha256"], function_of(row)) == alike] for attack, of in files.items()
+    }
     found = [("", gap) for gap in stronger(dataset, pgd, rows.__getitem__)]
     for attack in GRADIENT_FREE:
         weaker = (gap for gap in gaps(attack, dataset, pgd, rows[attack]) if gap.beyond_chance)

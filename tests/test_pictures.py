@@ -429,7 +429,7 @@ def test_they_are_said_stored_and_the_same_when_it_goes_on(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert "--batch_size 16, --lr 0:0.0375,2:0.01125,3:0.001125: from the number of training images, 146" in said
     assert "warning: 16 validation images: an accuracy on them is known to ± 24 points" in said
-    assert "docs/your-network.md" in said
+    assert "docs/your-network.md" in said and "cropped and mirrored; --no-flip or --no-augment where that" in said
     stored = stored_config(json.loads(Path("run/config.json").read_text()))
     assert (stored.batch_size, stored.max_steps, stored.by_images) == (16, 4, ("batch_size", "lr"))
     assert train.main([*argv, "6", "--resume"]) == 0

@@ -177,6 +177,12 @@ def test_networks_that_fool_an_attack(name, tmp_path):
         assert found["a huge eps leaves about none"]["value"].endswith("; it says class 1 of every image")
 
 
+def test_logarithms_of_probabilities_are_logits(tmp_path):
+    """No loss of the attacks changes if a number is added to all logits of an image."""
+    s = subject(tmp_path, lambda model: Function(lambda x: model(x).log_softmax(1)))
+    assert failed(pgd_battery(s, *evaluated(s))) == set()
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_images_in_the_order_of_their_classes(reverse, tmp_path):
     """As in a folder of pictures: a network that knows one class alone is right on the first hundred, or on none of them."""

@@ -127,7 +127,7 @@ def in_both(change):
         (lambda f: shutil.rmtree(f / "test/cat"), "cat"),
         (in_both(lambda part: (part / "dog").mkdir()), "dog"),
         (lambda f: shutil.rmtree(f / "test"), "test"),
-        (in_both(lambda part: [shutil.rmtree(part / name) for name in ("bee", "cat")]), "ant"),
+        (in_both(lambda part: [shutil.rmtree(part / name) for name in ("bee", "cat")]), "classes, and here is 1: add"),
         (lambda f: [images(1, 14)[0].save(path) for path in (f / "test").rglob("*.png")], "must be alike"),
         (lambda f: images(1, 12)[0].convert("F").save(f / "train/bee/4.tiff"), r"4\.tiff.*8 bits"),
         (

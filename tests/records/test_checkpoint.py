@@ -95,7 +95,17 @@ def test_usual_containers(tmp_path, name):
         torch.save({name: state, **beside}, file)
     found = checkpoint.load_model_file(str(file))
     assert torch.equal(found.weights["weight"], model.weight) and found.config is None
-    assert found.accuracy == (None if name == "safetensors" else pytest.approx(0.935))
+    assert found.accuracy == (None if name == "safetensors" else pytest.approx(0.935)) and not found.notes
+
+
+def test_of_several_networks_in_one_file_it_says_which_it_takes(tmp_path):
+    state, average = nn.Linear(3, 2).state_dict(), {f"module.{k}": v for k, v in nn.Linear(3, 2).state_dict().items()}
+    torch.save(
+        {"state_dict_ema": average, "state_dict": state, "optimizer": {"step": torch.zeros(1)}}, tmp_path / "two"
+    )
+    found = checkpoint.load_model_file(str(tmp_path / "two"))
+    assert torch.equal(found.weights["weight"], state["weight"])
+    assert "several networks, state_dict_ema, state_dict: state_dict is taken" in found.notes[0]
 
 
 class Settings:

@@ -109,6 +109,13 @@ def test_images_of_a_trained_network():
         assert np.abs(perturbed - original).max() == pytest.approx(margin, abs=0.005)
 
 
+def test_no_code_is_run_that_nobody_named(tmp_path):
+    run = make_run(tmp_path / "run", network="mine.py:net")
+    shutil.copy(TRAINED / "model_best.pt", run)
+    shown, why = make_report.pictures(read_run(run), 5, None)
+    assert not shown and "reports/plots.py examples" in why and why.endswith("--network mine.py:net")
+
+
 def pixels(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), np.float64) / 255
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,10 @@ import pytest
 
 from config import PRESETS
 from errors import UserError
+from flags import parse_train
 from report_runs import distances, evaluate, gives_again, make_run, row
-from reports.runs import frame, labels, nearest_known, read_run, read_runs
+from reports.runs import frame, labels, nearest_known, read_run, read_runs, training_command
+from reports.tables import remarks
 from support import ROOT
 
 
@@ -131,6 +134,28 @@ def test_doubts(tmp_path):
     stale, check, warned, invalid = read_run(folder).doubts("eval_pgd_Linf.json")
     assert "stale" in stale and check == "sanity check failed: falls with eps (40 % at 0.1)"
     assert "1.0 to 3.0" in warned and invalid.startswith("2 images")
+
+
+def test_doubts_of_one_standardisation_are_none_of_another(tmp_path):
+    """Nor is what attacks without gradients find of it."""
+    wrong = {"nb_iter": 100, "overrides": {"standardise": "none"}}
+    low = {"clean accuracy above chance": {"ok": False, "value": "8 %"}}
+    folder = make_run(tmp_path / "run")
+    evaluate(folder, "pgd", [row(0.1, 0.7)])
+    square = [row(0.1, 0.05, settings=wrong, sanity=low), row(0.1, 0.9, sanity={"network": {"ok": True, "value": ""}})]
+    evaluate(folder, "square", square)
+    found = frame([read_run(folder)])
+    assert found.sort_values("robust")["doubted"].tolist() == [True, False, False]
+    said = "\n".join(remarks(found))
+    assert "masked gradients" not in said and said.count("above chance") == 1
+
+
+def test_a_small_d_max_beside_its_own_least_radius(tmp_path):
+    """Where the usual least radius lies above the end of the search."""
+    run = read_run(make_run(tmp_path / "run", hinge_maxeps=0.04, attack_mineps=0.01))
+    assert labels([run, read_run(make_run(tmp_path / "usual"))])[0] == "MMA, d_max 0.04"
+    again, _ = parse_train(shlex.split(training_command(run.config, "x"))[2:])
+    assert (again.hinge_maxeps, again.attack_mineps) == (0.04, 0.01)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"step": 1e999, "kind": []}', b"\xff\x00", b"null"])

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import train
 import trainer
@@ -41,7 +42,18 @@ def test_the_best_by_each_figure(given_figures, best_by, stop_at):
         run.restore(memory.states[-1])
     run.run(memory, lambda: False)
     assert [step for step, _ in memory.bests] == WANTED[best_by]
-    assert run.best == max(FIGURES[best_by])
+    assert run.best == (True, max(FIGURES[best_by]))
+
+
+def test_one_class_for_all_images_is_kept_only_while_there_is_nothing_else(monkeypatch, given_figures):
+    """Where it is right its margins are the largest there can be."""
+    monkeypatch.setitem(FIGURES, "mean_margin", [0.5, 0.2, 0.9, 0.1])
+    monkeypatch.setitem(FIGURES, "clean_acc", [0.4, 0.9, 0.4, 0.95])
+    memory, run = Memory(), tiny_trainer(16)
+    run.data.val.labels.copy_(torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3]))
+    assert run.by_guessing == pytest.approx(1 / 3 + 2 * (2 / 81) ** 0.5)
+    run.run(memory, lambda: False)
+    assert [step for step, _ in memory.bests] == [4, 8] and run.best == (True, 0.2)
 
 
 def test_std_keeps_the_network_of_the_best_clean_accuracy():
