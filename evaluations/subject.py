@@ -179,9 +179,10 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
         if stored and getattr(stored, name) != value:
             overrides[name] = f"{value} instead of the checkpoint's {getattr(stored, name)}"
     if is_own(network):
-        code, before = code_of(network), stored.network if stored else "none"
-        overrides["network"] = network + (f", sha256 {code}" if code else "")
-        if network != before:
+        # The code says which it is, and not the folder from which it is named.
+        name, before = (of.rpartition("/")[2] for of in (network, stored.network if stored else "none"))
+        overrides["network"] = name + (f", sha256 {code}" if (code := code_of(network)) else "")
+        if name != before:
             overrides["network"] += f" instead of the checkpoint's {before}"
     if how:
         overrides["standardise"] = how

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import train
 from command_lines import ATTACK, SMALL, fails
 from errors import UserError
 from evaluations.advertorch_compat import advertorch
-from evaluations.flags import PgdFlags, parse_flags
+from evaluations.flags import EvaluationFlags, PgdFlags, parse_flags
 from evaluations.subject import load_subject
 from folders import pictures
 from hardware.precision import BFloat16Twin
@@ -283,3 +284,16 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     torch.save({"state_dict": state, "best_acc": 99.0}, file)
     assert evaluate_on_pgd_attacks.main([*attack, *named, *plain, "--overwrite"]) == 0
     assert "sanity check failed: clean accuracy as the file says" in capsys.readouterr().out
+
+
+def test_a_network_file_is_the_same_from_wherever_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "from torch import nn\n\ndef net(channels, height, width, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    Path("mine.py").write_text(code)
+    torch.save({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}, "weights.pt")
+    flags = {"model": "weights.pt", "dataset": "digits", "norm": "Linf"}
+    here, there = (
+        load_subject(EvaluationFlags(network=f"{folder}mine.py:net", **flags), torch.device("cpu")).overrides
+        for folder in ("", f"{tmp_path}/")
+    )
+    assert here == there and here["network"].startswith("mine.py:net, sha256 ")
