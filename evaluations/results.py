@@ -32,7 +32,20 @@ SAME_EPS = 1e-6  # relative: radii that differ by rounding only
 # Where and in what portions a row was made; two rows that differ in these alone are of the same kind.
 PORTIONS = ("device", "processes", "batch_size")
 EFFORTS = ("nb_restart", "nb_iter", "nb_sample", "queries", "steps", "searches", "targets")
-ORDER = ("eps", "n", "split", "images", "seed", "clean_acc", "clean_ci95", "robust_acc", "ci95", "flags", "settings")
+ORDER = (
+    "eps",
+    "n",
+    "split",
+    "images",
+    "folder",
+    "seed",
+    "clean_acc",
+    "clean_ci95",
+    "robust_acc",
+    "ci95",
+    "flags",
+    "settings",
+)
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 

@@ -46,6 +46,7 @@ class Subject:
     accuracy: float | None = None  # on clean images, as the checkpoint's own program kept it in the file
     classes: tuple[str, ...] = ()  # names, in the order of the logits
     notes: tuple[str, ...] = ()  # what the user should be told of it
+    folder: str | None = None  # digest of the whole folder of pictures that `test` is of
 
     @property
     def run(self) -> str:
@@ -101,6 +102,7 @@ class Subject:
             "n": len(self.test),
             "split": self.split,
             "images": self.images,
+            **({"folder": self.folder} if self.folder else {}),
             "seed": seed,
             "settings": {**settings, "overrides": self.overrides},
             **more,
@@ -113,14 +115,15 @@ class Subject:
 
     @property
     def evaluated(self) -> set[str]:
-        """Of the results of this checkpoint on as many test images of this data set, by any attack, the images' digests."""
+        """Of the results of this checkpoint on test images of this data set, by any attack, the digests of the folders of
+        pictures."""
         found = set()
         for path in self.path.parent.glob("eval_*.json"):
             with suppress(OSError, ValueError):  # whoever needs that file will say it
                 for content in read_file(path):
                     if (content["model_sha256"], content["dataset"]) == (self.sha256, self.dataset):
-                        as_many = (row for row in content["results"] if row["n"] == len(self.test))
-                        found |= {row["images"] for row in as_many if row["split"] == "test" and row.get("images")}
+                        tested = (row for row in content["results"] if row["split"] == "test")
+                        found |= {row["folder"] for row in tested if "folder" in row}
         return found
 
     def class_name(self, label: Tensor | int) -> str:
@@ -186,10 +189,11 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
             overrides["network"] += f" instead of the checkpoint's {before}"
     if how:
         overrides["standardise"] = how
-    about = (training, dataset, norm, overrides, split, file.accuracy, images.classes, tuple(notes))
+    folder = images.folder.content if images.folder else None
+    about = (training, dataset, norm, overrides, split, file.accuracy, images.classes, tuple(notes), folder)
     subject = Subject(model, file.path, file.sha256, images.split, *about)
     unknown = images.folder is not None and (stored is None or stored.test_files is None)
-    if unknown and split == "test" and subject.images not in (subject.evaluated or {subject.images}):
+    if unknown and split == "test" and folder and folder not in (subject.evaluated or {folder}):
         said = "--data_root: not the test images that other results of this network are of; these stand apart"
         return replace(subject, split=OTHER, notes=(*notes, said))
     return subject
