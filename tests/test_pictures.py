@@ -303,10 +303,9 @@ def test_of_a_network_that_does_not_say_it_the_first_ones_are_its_own(here, caps
             assert ("stand apart" in said) == (split == "other")
         found = content(Path(run).parent if run.endswith(".pt") else run)["results"]
         assert [row["split"] for row in found] == ["test", "other"]
-        for folder in ("other", "pictures"):  # of another number of images too
-            assert attack(*flags, folder, "--test_size", 4, run=run) == 0
+        assert attack(*flags, "other", "--test_size", 4, run=run) == 0  # of another number of images too
         found = content(Path(run).parent if run.endswith(".pt") else run)["results"]
-        assert sorted((row["n"], row["split"]) for row in found)[:2] == [(4, "other"), (4, "test")]
+        assert [row["split"] for row in found if row["n"] == 4] == ["other"]
 
 
 def broken(row):
