@@ -31,7 +31,7 @@ MAY_IMPORT = {  # rows of names share what they may import
     "evaluations": f"anpgd check hardware loading losses networks pgd {BELOW}",  # beside the trainer, not above it
     "hubconf": "errors evaluations records training",
     COMMANDS: f"check evaluations hardware loading losses networks trainer training {BELOW}",
-    "reports": f"anpgd check evaluations loading losses pgd {BELOW}",
+    "reports": f"anpgd check evaluations loading losses networks pgd {BELOW}",
     "benchmarks": f"anpgd evaluations hardware loading losses networks pgd trainer {BELOW}",
     "scripts": f"check evaluations networks reports {COMMANDS} {BELOW}",
 }
