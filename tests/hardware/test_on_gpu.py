@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import hubconf
 import train
 from command_lines import SMALL
 from config import PRESETS
@@ -79,3 +81,14 @@ def test_train_starts_and_resumes(flags, tmp_path):
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
 def test_a_gpu_is_always_named_with_its_number(name):
     assert use_device(name, deterministic=False) == torch.device("cuda", 0)
+
+
+def test_the_hub_measures_as_on_the_cpu():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(20, 1, 8, 8)
+    y = model(x).argmax(1)
+    measures = hubconf.robust_accuracy("Linf", 0.02, steps=5, restarts=2), hubconf.margins("Linf", 0.3, steps=5)
+    on_cpu = [measure(model, x, y) for measure in measures]
+    on_gpu = [measure(model.cuda(), x.cuda(), y.cuda()) for measure in measures]
+    assert torch.equal(on_cpu[0].flags, on_gpu[0].flags.cpu()) and 0 < on_cpu[0].accuracy < 1
+    torch.testing.assert_close(on_cpu[1].eps, on_gpu[1].eps.cpu(), rtol=1e-3, atol=1e-4)
