@@ -87,7 +87,7 @@ def test_the_hub_measures_as_on_the_cpu():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(20, 1, 8, 8)
     y = model(x).argmax(1)
-    measures = hubconf.robust_accuracy("Linf", 0.02, steps=5, restarts=2), hubconf.margins("Linf", 0.3, steps=5)
+    measures = hubconf.robust_accuracy("Linf", 0.05, steps=5, restarts=2), hubconf.margins("Linf", 0.3, steps=5)
     on_cpu = [measure(model, x, y) for measure in measures]
     on_gpu = [measure(model.cuda(), x.cuda(), y.cuda()) for measure in measures]
     assert torch.equal(on_cpu[0].flags, on_gpu[0].flags.cpu()) and 0 < on_cpu[0].accuracy < 1
