@@ -19,11 +19,22 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from errors import UserError, exits_on_user_error
-from evaluations.compare_attacks import nearest
 from evaluations.flags import SEARCHES
 from flags import Parser, number
 from reports import published
-from reports.runs import ATTACKS, NORMS, TEST_IMAGES, Rows, Run, eps_text, frame, read_runs, spread, title
+from reports.runs import (
+    ATTACKS,
+    NORMS,
+    TEST_IMAGES,
+    Rows,
+    Run,
+    eps_text,
+    frame,
+    nearest_known,
+    read_runs,
+    spread,
+    title,
+)
 from reports.tables import (
     ACCURACIES,
     NONE,
@@ -147,8 +158,8 @@ def by_eps(found: Rows) -> list[Table]:
 
 
 def distances(found: Rows) -> list[Table]:
-    """Smallest distances, published by Carlini-Wagner and ours, of each image the nearest that the attacks found; a table for
-    each data set."""
+    """Smallest distances, published by Carlini-Wagner and ours, of each image the nearest that is known (`nearest_known`); a
+    table for each data set."""
     tables = []
     for key, of_key in published.DISTANCES.items():
         lines = []
@@ -160,7 +171,7 @@ def distances(found: Rows) -> list[Table]:
                 if not rows or run.norm != key[1]:
                     continue
                 most = max(rows, key=lambda row: row["n"])
-                best = [min(far, FAR) for far in nearest(rows, most, most["dataset"])]
+                best = [min(far, FAR) for far in nearest_known(of_run)]
                 values = [np.mean(best), *np.quantile(best, (0.25, 0.5, 0.75))]
                 names = ", ".join(f"{ATTACKS[row['attack']]} n {row['n']}" for row in rows)
                 figures = [f"{value:.2f}" if value < FAR / len(best) else NONE for value in values]
