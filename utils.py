@@ -146,6 +146,11 @@ def row_noise(index: Tensor, shape: Sequence[int], *key: int) -> Tensor:
     return torch.stack([torch.rand(*shape, generator=generator(*key, int(i))) for i in index.cpu()])
 
 
+def spread_rows(count: int, most: int) -> Tensor:
+    """`most` of `count` rows, or all, from the first to the last: a folder's pictures are in the order of their classes."""
+    return torch.linspace(0, count - 1, min(most, count)).long()
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; a GPU is not waited for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

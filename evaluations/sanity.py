@@ -20,7 +20,7 @@ from evaluations.results import as_flags
 from evaluations.subject import Subject
 from losses import cross_entropy, logit_margin
 from pgd import GEOMETRY, PgdFn, pgd
-from utils import SANITY, frozen, radius_text, row_noise, row_norms
+from utils import SANITY, frozen, radius_text, row_noise, row_norms, spread_rows
 
 COUNT = 100  # images of the battery
 STEPS = 20  # of plain PGD on its own
@@ -62,7 +62,7 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     """
     model, batch_size = subject.model, min(batch_size, COUNT)
     everything = subject.test.everything()
-    rows = spread_rows(everything.y)
+    rows = spread_rows(len(everything.y), COUNT).to(everything.y.device)
     x, y, index = (part[rows] for part in everything)
     logits, again, in_few = (_logits(model, x, size) for size in (batch_size, batch_size, max(1, batch_size // 7)))
     # BatchNorm of the batch's own statistics makes them depend on the images beside.
@@ -104,11 +104,6 @@ def battery(subject: Subject, eps: float, batch_size: int, robust: Tensor | None
     if robust is not None:
         found["plain PGD breaks no more"] = _no_more(~robust[rows], whole, ("the evaluation", "plain PGD"))
     return found
-
-
-def spread_rows(y: Tensor) -> Tensor:
-    """(N,) -> (COUNT or fewer,): rows from the first to the last, as a folder's pictures are in the order of their classes."""
-    return torch.linspace(0, len(y) - 1, min(COUNT, len(y)), device=y.device).long()
 
 
 def _clean_accuracy(right: Tensor, classes: int, said: float | None) -> Findings:
@@ -249,7 +244,7 @@ def _attack_checks(
     """One start of the attack under test and of plain PGD on the same images, compared in every way that can go wrong."""
     model, geometry = subject.model, GEOMETRY[how["norm"]]
     everything = subject.test.everything()
-    rows = spread_rows(everything.y)
+    rows = spread_rows(len(everything.y), COUNT).to(everything.y.device)
     x, y, index = (part[rows] for part in everything)
     size = max(1, min(batch_size, (len(x) + 1) // 2))  # two batches at least: an answer to another batch is seen
     given = model, x, y, index, seed, size

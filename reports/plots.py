@@ -42,6 +42,7 @@ from evaluations.subject import Subject, load_subject
 from flags import Parser, number, whole
 from reports.runs import NORMS, Rows, Run, eps_text, frame, in_255ths, labels, read_run, read_runs, title
 from reports.tables import by_method
+from utils import spread_rows
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; a grey in place of their yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
@@ -286,7 +287,7 @@ def find_examples(subject: Subject, count: int, max_eps: float | None = None) ->
     config, test = subject.training, subject.test
     if max_eps is None:
         max_eps = min(config.search_maxeps, 1.0) if subject.norm == "Linf" else config.search_maxeps
-    x, labels, _ = test.batch(torch.linspace(0, len(test) - 1, min(count, len(test))).long())
+    x, labels, _ = test.batch(spread_rows(len(test), count))
     try:
         measure = margins(subject.norm, max_eps, steps=config.check_steps, projections=1, targets=9, batch_size=200)
         found = measure(subject.model, x, labels)
