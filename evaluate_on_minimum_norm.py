@@ -85,7 +85,7 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
     batch_size = flags.batch_size or (25 if on_cpu else 200)
     x, _, _ = subject.test.everything()
     logits = clean_logits(subject.model, x, min(batch_size, len(x)))
-    rows: dict[str, Row] = {}
+    done, rows = dict[str, Row](), dict[str, Row]()
     for attack in attacks:
         try:
             settings = settings_of(attack, subject.norm, steps[attack], logits.shape[1])
@@ -95,19 +95,27 @@ def evaluate(flags: MinimumNormFlags, subject: Subject, teller: Teller, world: W
             teller.say(f"warning: left out: {error}")
             continue
         row = subject.row(flags.seed, {**settings, "batch_size": batch_size})
-        if not already_done(subject, attack, row, flags.overwrite, teller, world):
+        if stored := already_done(subject, attack, row, flags.overwrite, teller, world):
+            done[attack] = stored
+        else:
             rows[attack] = row
-    if rows:
-        search(subject, rows, logits, batch_size, teller, world)
+    search(subject, rows, done, logits, batch_size, teller, world)
     if flags.curve and world.is_first:
         teller.say(f"written: {write_curve(subject)}")
     teller.say(*overestimates(subject))
 
 
 def search(
-    subject: Subject, rows: dict[str, Row], logits: Tensor, batch_size: int, teller: Teller, world: World
+    subject: Subject,
+    rows: dict[str, Row],
+    done: dict[str, Row],
+    logits: Tensor,
+    batch_size: int,
+    teller: Teller,
+    world: World,
 ) -> None:
-    """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table; logits (N, C)."""
+    """Run each attack of `rows`, of which each says how, write the JSON of each, and print a table of them and of those
+    that are `done`; logits (N, C)."""
     right = logit_margin(logits, subject.test.labels) < 0
     batches = right.nonzero().squeeze(1).split(batch_size) if right.any() else ()
     with ExitStack() as kept:
@@ -130,12 +138,14 @@ def search(
             rows[attack]["passes"] = round(sum(part["passes"] for part in parts) / max(int(right.sum()), 1), 1)
         if world.is_first:
             best, names = minimum_norm.best_known(subject, rows)
-            for attack, row in rows.items():
+            for attack, row in (done | rows).items():
                 distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
                 row["local_optimality"] = {"value": minimum_norm.local_optimality(distances, best), "best_of": names}
-                subject.add_rows(attack, [row])
-            teller.say(*minimum_norm.table(subject, rows, best, names))
-    teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
+                if attack in rows:
+                    subject.add_rows(attack, [row])
+            teller.say(*minimum_norm.table(subject, done | rows, best, names))
+    if rows:
+        teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from evaluations.flags import PgdFlags, SharedFlags, checked_flags
 from evaluations.results import Row, effort, require_writable, same_eps, stored_row
 from evaluations.subject import Subject, load_subject
 from flags import Radii, build_parser
+from networks.names import is_built_in, is_own
 from processes.distributed import launched_size
+from records.checkpoint import load_model_file
 from records.commands import command
 from records.progress import Teller
 from utils import radius_text, use_device
@@ -35,6 +37,7 @@ from utils import radius_text, use_device
 class TransferFlags(SharedFlags):
     """Replay every network's adversarial images on every other."""
 
+    network: str | None = opt(None, "network (default: each file's); your own, of the files that name none of ours")
     eps: Radii | None = opt(None, "one or more radii, or grid (default: the test radius of the runs' training)")
     nb_iter: int | None = opt(None, "PGD steps, where images must be made (default: as in their JSON, else 100)")
     nb_restart: int | None = opt(None, "restarts, where images must be made (default: as in their JSON, else 10)")
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("evaluate_on_transfer.py: works on one process: start it with python instead of torchrun")
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
-    subjects = [load_subject(pgd_flags(flags, run), device) for run in runs]
+    subjects = [load_subject(pgd_flags(flags, run, network=network_of(flags, run)), device) for run in runs]
     teller.note(*dict.fromkeys(note for subject in subjects for note in subject.notes))
     radii = shared_radii(flags, subjects, teller)
     for subject in subjects:
@@ -73,6 +76,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run folders: transfer needs two or more: name them before the flags")
     return runs, checked_flags(TransferFlags, given)
+
+
+def network_of(flags: TransferFlags, run: str) -> str | None:
+    """`--network` for a run; code of the user's own is not for one whose file names a network of ours."""
+    named = (load_model_file(run).config or {}).get("network")
+    ours = isinstance(named, str) and is_built_in(named)
+    return None if ours and flags.network and is_own(flags.network) else flags.network
 
 
 def pgd_flags(flags: TransferFlags, run: str, **more: Any) -> PgdFlags:
@@ -137,13 +147,17 @@ def compare(flags: TransferFlags, subjects: Sequence[Subject], radii: Sequence[f
     images = {eps: [own[eps] for own in saved] for eps in radii}
     rows = {eps: transfer.rows_asked(subjects, images[eps], seeds, eps) for eps in radii}
     files = f"eval_transfer_{subjects[0].norm}.json beside each of them"
-    asked = [pair for eps in radii for pair in zip(subjects, rows[eps], strict=True)]
-    if not flags.overwrite and all(stored_row(subject.rows("transfer"), row) for subject, row in asked):
-        teller.say(f"{files}: already done")
-        return
+
+    def stored(eps: float) -> list[Row]:
+        pairs = zip(subjects, rows[eps], strict=True)
+        return [row for subject, like in pairs if (row := stored_row(subject.rows("transfer"), like))]
+
+    done = not flags.overwrite and all(len(stored(eps)) == len(subjects) for eps in radii)
     for eps in radii:
-        transfer.replay(subjects, images[eps], rows[eps], flags.batch_size or len(subjects[0].test), teller)
-    teller.say(f"written: {files}")
+        if not done:
+            transfer.replay(subjects, images[eps], rows[eps], flags.batch_size or len(subjects[0].test), teller)
+        teller.say(*transfer.matrix(subjects, stored(eps)))
+    teller.say(f"{files}: already done" if done else f"written: {files}")
 
 
 if __name__ == "__main__":

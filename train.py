@@ -67,14 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: Config, folder: RunFolder, argv: list[str], world: World, device: torch.device, teller: Teller) -> int:
     """Train in the folder; what the flags do not fit is refused before anything in it changes. Gives the exit status."""
     started = time.monotonic()
+    code = code_of(config.network) if is_own(config.network) else ""
+    config = dataclasses.replace(config, network_code=code or None)
     found = world.from_first(lambda: resume.open_run(folder, config))
     if found.finished:
         teller.say(f"{folder.path}: already finished, {config.max_steps} steps")
         return 0
     config, state = found.config, found.state
     data = load_data(config, world, device, teller)
-    code = code_of(config.network) if is_own(config.network) else ""
-    config = dataclasses.replace(config, **data.found, network_code=code or None)
+    config = dataclasses.replace(config, **data.found)
     if state is None:
         config = fitted(config, data, teller)
     trainer = new_trainer(config, data, world, None if state else config.pretrained, teller)

@@ -17,7 +17,7 @@ from evaluations import sanity
 from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import EvaluationFlags
 from evaluations.repeated_pgd import clean_logits
-from evaluations.results import accuracy_lines, finished, merged
+from evaluations.results import Row, accuracy_lines, finished, merged
 from evaluations.shards import Part, already_done, run_shards
 from evaluations.subject import Subject
 from losses import logit_margin
@@ -50,7 +50,8 @@ def evaluate(
     :raises UserError: if the folder cannot be written.
     """
     row = subject.row(flags.seed, settings, eps)
-    if already_done(subject, name, row, flags.overwrite, teller, world):
+    if done := already_done(subject, name, row, flags.overwrite, teller, world):
+        teller.say(*_lines(subject, name, done))
         return
     x, y, _ = subject.test.everything()
     right = logit_margin(clean_logits(subject.model, x, min(batch_size, len(x))), y) < 0
@@ -83,16 +84,21 @@ def evaluate(
             "sanity": checks,
         }
         (row,) = subject.add_rows(name, [new])
-        title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]
-        teller.say(
-            f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
-            f"on {subject.device}",
-            *accuracy_lines([row]),
-            *(f"WARNING: {warning}" for warning in merged(row["warnings"])),
-            *sanity.lines(row["sanity"]),
-            f"written: {subject.result_file(name)}",
-            *overestimates(subject),
-        )
+        written = f"written: {subject.result_file(name)}"
+        teller.say(*_lines(subject, name, row), written, *overestimates(subject))
+
+
+def _lines(subject: Subject, name: str, row: Row) -> list[str]:
+    """What to say of this row."""
+    settings = row["settings"]
+    title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]
+    return [
+        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
+        f"on {settings['device']}",
+        *accuracy_lines([row]),
+        *(f"WARNING: {warning}" for warning in merged(row["warnings"])),
+        *sanity.lines(row["sanity"]),
+    ]
 
 
 def verified(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, norm: str, eps: float) -> tuple[Tensor, Tensor]:

@@ -256,7 +256,8 @@ def table(subject: Subject, rows: Mapping[str, Row], best: Tensor, names: Sequen
     def cost(row: Row) -> str:
         optimality = row["local_optimality"]["value"]
         said = "–" if optimality is None else f"{optimality:.4f}"
-        return f"{said:>18}{row['passes']:>9.0f}   {row['seconds']:g} s"
+        passes = f"{row['passes']:.0f}" if "passes" in row else "–"  # of older rows
+        return f"{said:>18}{passes:>9}   {row['seconds']:g} s"
 
     heads, first = ("mean", "25 %", "50 %", "75 %", "not found"), next(iter(rows.values()))
     return [

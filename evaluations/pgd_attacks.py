@@ -12,7 +12,7 @@ from evaluations import sanity
 from evaluations.compare_attacks import NAMES, overestimates
 from evaluations.flags import PgdFlags
 from evaluations.repeated_pgd import RESTARTS, AttackState, clean_logits, repeated_pgd, settings_of, skip_below_of
-from evaluations.results import Row, accuracy_lines, average_accuracies, finished, settled, stored_row
+from evaluations.results import Row, accuracy_lines, average_accuracies, finished, joined_checks, settled, stored_row
 from evaluations.shards import Part, run_shards
 from evaluations.subject import Subject
 from evaluations.transfer import save_images, saved_images
@@ -48,7 +48,7 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
     saved = world.from_first(lambda: list(saved_images(subject, radii)) if flags.save_adv else radii)
     missing = [row for row in asked if row in new or row["eps"] not in saved]
     if not missing:
-        teller.say(f"{subject.result_file(name)}: already done")
+        teller.say(f"{subject.result_file(name)}: already done", *_lines(subject, name, asked, stored))
         return
     batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
     tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
@@ -103,9 +103,8 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
             settings, state = {**how(at, subject.norm), "loss_fn": cross_entropy}, states[at["eps"]]
             at["sanity"] = sanity.pgd_battery(subject, attack, settings, flags.seed, batch_size, state)
             subject.add_rows(name, rows, lambda rows: settled(rows, new[0]))
-            written = [*sanity.lines(at["sanity"]), f"written: {subject.result_file(name)}"]
-        done = [row for row in (stored_row(subject.rows(name), like) for like in asked) if row is not None]
-        teller.say(*_lines(subject, name, done, world.size), *written, *overestimates(subject))
+            written = [f"written: {subject.result_file(name)}"]
+        teller.say(*_lines(subject, name, asked, subject.rows(name)), *written, *overestimates(subject))
         if flags.save_adv:
             path = save_images(subject, {eps: state.x_adv for eps, state in states.items()}, batch_size)
             teller.say(f"written: {path}")
@@ -153,9 +152,11 @@ def rows_asked(flags: PgdFlags, subject: Subject, stored: Sequence[Row]) -> tupl
 # --- what is written and said --------------------------------------------------------------------------------------
 
 
-def _lines(subject: Subject, name: str, rows: Sequence[Row], processes: int) -> list[str]:
-    """What to say of these rows."""
+def _lines(subject: Subject, name: str, asked: Sequence[Row], stored: Sequence[Row]) -> list[str]:
+    """What to say of those of the stored rows that were asked for."""
+    rows = [row for row in (stored_row(stored, like) for like in asked) if row is not None]
     settings, seconds = rows[-1]["settings"], sum(row.get("seconds", 0) for row in rows)
+    processes = settings["processes"]
     said = [
         f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {NAMES[name]}, "
         f"{settings['nb_iter']} steps, {settings['nb_restart']} restarts, {seconds:.1f} s on {settings['device']}"
@@ -166,4 +167,6 @@ def _lines(subject: Subject, name: str, rows: Sequence[Row], processes: int) -> 
         averages = average_accuracies(rows[-1]["clean_acc"], [row["robust_acc"] for row in rows])
         mean, robust = averages["avg_acc"], averages["avg_rob_acc"]
         said.append(f"AvgAcc {mean:.2%} (clean and every eps), AvgRobAcc {robust:.2%} (every eps)")
+    if checks := joined_checks(rows):
+        said += sanity.lines(checks)
     return said

@@ -65,9 +65,9 @@ def run_evaluation(
     return 0
 
 
-def already_done(subject: Subject, attack: str, like: Row, overwrite: bool, teller: Teller, world: World) -> bool:
-    """Whether the row of this very evaluation is stored and stays; says so."""
-    done = world.from_first(lambda: not overwrite and stored_row(subject.rows(attack), like) is not None)
+def already_done(subject: Subject, attack: str, like: Row, overwrite: bool, teller: Teller, world: World) -> Row | None:
+    """The row of this very evaluation where it is stored and stays; says that it is."""
+    done = world.from_first(lambda: None if overwrite else stored_row(subject.rows(attack), like))
     if done:
         teller.say(f"{subject.result_file(attack)}: already done")
     return done

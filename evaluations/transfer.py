@@ -101,27 +101,20 @@ def rows_asked(subjects: Sequence[Subject], images: Sequence[Tensor], seeds: Seq
 def replay(
     subjects: Sequence[Subject], images: Sequence[Tensor], rows: Sequence[Row], batch_size: int, teller: Teller
 ) -> None:
-    """Replay (N, ...) images of each network on all, write the row of each, and print a matrix.
+    """Replay (N, ...) images of each network on all, and write the row of each.
 
     rows: `rows_asked` at one radius. An image is robust if it stands against its own white-box attack and against the images
     made against every other network.
 
     :raises OSError: if a folder cannot be written.
     """
-    started, count, names = time.monotonic(), len(subjects), [subject.run for subject in subjects]
+    started, count = time.monotonic(), len(subjects)
     right = torch.ones(count, count, len(subjects[0].test), dtype=torch.bool)  # by network and source
     with teller.bar(count**2, "replay") as bar:
         for source, own in itertools.product(range(count), repeat=2):
             right[own, source] = right_on(subjects[own], images[source], batch_size)
             bar.update(1)
     seconds = time.monotonic() - started
-    width, eps = max(map(len, names)) + 4, rows[0]["eps"]
-    teller.say(
-        f"\naccuracy [%] of the row's network on images made against the column's: {subjects[0].dataset}, "
-        f"{subjects[0].images_named}, {subjects[0].norm} PGD at {radius_text(eps)}"
-    )
-    heads = ["clean", *(f"[{number}]" for number in range(1, count + 1)), "white-box", "transferred", "strongest"]
-    teller.say(" " * width + "".join(f"{head:>13}" for head in heads))
     for own, (subject, row) in enumerate(zip(subjects, rows, strict=True)):
         clean = right_on(subject, subject.test.everything().x, batch_size)
         transferred = right[own, [source for source in range(count) if source != own]].all(0)
@@ -130,6 +123,18 @@ def replay(
         whole = finished(row, clean, robust, seconds, device=str(subject.device))
         # In the order of `sources`, itself among them.
         subject.add_rows("transfer", [{**whole, **accuracies, "source_accs": source_accs}])
-        shares = [whole["clean_acc"], *source_accs, *accuracies.values(), whole["robust_acc"]]
-        teller.say(f"[{own + 1}] {subject.run}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares))
-    teller.say("strongest: right on the image, under white-box PGD and on every network's images")
+
+
+def matrix(subjects: Sequence[Subject], rows: Sequence[Row]) -> list[str]:
+    """What to say of each network's row of transfer at one radius."""
+    first, count, width = subjects[0], len(subjects), max(len(subject.run) for subject in subjects) + 4
+    heads = ["clean", *(f"[{number}]" for number in range(1, count + 1)), "white-box", "transferred", "strongest"]
+    lines = [
+        f"\naccuracy [%] of the row's network on images made against the column's: {first.dataset}, "
+        f"{first.images_named}, {first.norm} PGD at {radius_text(rows[0]['eps'])}",
+        " " * width + "".join(f"{head:>13}" for head in heads),
+    ]
+    for number, (subject, row) in enumerate(zip(subjects, rows, strict=True), 1):
+        shares = [row["clean_acc"], *row["source_accs"], row["whitebox_acc"], row["transferred_acc"], row["robust_acc"]]
+        lines.append(f"[{number}] {subject.run}".ljust(width) + "".join(f"{100 * share:13.2f}" for share in shares))
+    return [*lines, "strongest: right on the image, under white-box PGD and on every network's images"]

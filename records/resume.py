@@ -78,6 +78,9 @@ def continued(config: Config, there: Config, folder: RunFolder) -> Config:
 
     :raises UserError: listing what else differs and matters to the result.
     """
+    name, before = (network.rpartition("/")[2] for network in (config.network, there.network))
+    if config.network_code and (name, config.network_code) == (before, there.network_code):
+        there = dataclasses.replace(there, network=config.network)  # the same file by another path
     derived = derived_lengths(config.max_steps)
     follow = [name for name, value in derived.items() if getattr(config, name) == value] + list(config.by_images)
     fixed = {name: getattr(there, name) for name in follow}

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -131,9 +132,11 @@ def test_both_by_default_on_100_images(network, capsys):
     before, (of_spsa,) = result(network, "square")["results"], result(network, "spsa")["results"]
     assert before[0]["n"] == of_spsa["n"] == 100 and of_spsa["settings"]["nb_sample"] == 4
     assert (before[0]["settings"]["batch_size"], of_spsa["settings"]["batch_size"]) == (50, 10)
-    capsys.readouterr()
+    (figure, _) = figures = re.findall("robust accuracy.*", capsys.readouterr().out)
     assert gradient_free.main(arguments(network, **{**FEW, "spsa_iter": 2})) == 0
-    assert capsys.readouterr().out.count("already done") == 1 and result(network, "square")["results"] == before
+    second = capsys.readouterr().out
+    assert second.count("already done") == 1 and len(figures) == 2 and figure in second
+    assert result(network, "square")["results"] == before
     assert [row["settings"]["nb_iter"] for row in result(network, "spsa")["results"]] == [1, 2]
 
 

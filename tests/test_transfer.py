@@ -1,5 +1,6 @@
 """Adversarial images replayed: a network on its own, on another's, and what cannot be compared."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -28,9 +29,16 @@ def here(place, elsewhere):
     return shutil.copytree(place, elsewhere, dirs_exist_ok=True)
 
 
+def figures_in(out):
+    return re.findall(r"^(?:accuracy|\[).*", out, re.MULTILINE)
+
+
 def test_the_strongest_is_each_image_over_every_source(here, capsys):
     assert transfer.main(["a", "b", *SMALL, "--eps", "0.05", "0.1"]) == 0
     out = capsys.readouterr().out
+    assert transfer.main(["a", "b", *SMALL, "--eps", "0.05", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "already done" in said and figures_in(said) == figures_in(out) != []
     for own, name in enumerate("ab"):
         model = Linear(1, 8, 8, 10)
         model.load_state_dict(checkpoint.load(here / name / "model_best.pt")["model"])
@@ -124,6 +132,17 @@ def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
     assert after["eval_pgd_Linf.json"] == before["eval_pgd_Linf.json"]
     assert set(after) - set(before) == {"adv_pgd_Linf.pt", "eval_transfer_Linf.json"}
     assert transfer.main(["other", name, "--device", "cpu"]) == 0 and files(committed) == after, "already done"
+
+
+def test_an_own_network_beside_one_of_ours(here):
+    """`--network` is for the files that name none of ours, in either order."""
+    theirs = "digits-Linf-MMA-0.3-sd0"
+    shutil.copytree(ROOT / "trained_models" / theirs, here / theirs, ignore=shutil.ignore_patterns("eval_*"))
+    for runs in (["a", theirs], [theirs, "a"]):
+        assert transfer.main([*runs, *SMALL, "--eps", "0.1"]) == 0
+    own, ours = (found_in(here / name, "transfer")[0] for name in ("a", theirs))
+    assert own["settings"]["overrides"]["network"].startswith("linear:Linear") and not ours["settings"]["overrides"]
+    assert own["clean_acc"] != ours["clean_acc"] > 0.9
 
 
 def test_what_cannot_be_compared(here, capsys):

@@ -199,7 +199,7 @@ def test_what_no_attack_breaks_is_counted_and_has_no_distance(here, capsys):
         assert "not found" in capsys.readouterr().out
 
 
-def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
+def test_the_best_known_distance_counts_what_lies_beside_the_model(here, capsys):
     assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 60) == 0
     assert evaluate(here / "L2", "--attacks", "fmn", "--steps", 15) == 0
     fmn, ddn = (found_in(here / "L2", attack, "L2")[-1] for attack in ("fmn", "ddn"))
@@ -208,6 +208,12 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here):
     nearest = [math.inf if a is None else min(a, b) for a, b in zip(fmn["distances"], ddn["distances"], strict=True)]
     best, _ = best_known(subject, {})
     assert best.tolist() == [min(a, b) for a, b in zip(nearest, ddn["distances"], strict=True)]
+    before = (here / "L2" / "eval_ddn_L2.json").read_bytes()
+    capsys.readouterr()
+    assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 60) == 0
+    out, optimality = capsys.readouterr().out, local_optimality(torch.tensor(ddn["distances"]).double(), best)
+    assert "already done" in out and f"{ddn['mean']:.4f}" in out and f"{optimality:.4f}" in out and optimality < 1
+    assert (here / "L2" / "eval_ddn_L2.json").read_bytes() == before
     farther = subject.row(0, {}) | {"distances": (best + 1).tolist()}
     assert torch.equal(best_known(subject, {"ddn": farther})[0], best)
 

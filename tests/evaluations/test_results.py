@@ -81,12 +81,15 @@ def test_only_what_is_missing_is_attacked(run, capsys, monkeypatch):
     monkeypatch.setattr(pgd_attacks, "repeated_pgd", counted)
     assert attack(run, "--eps", 0.1) == attack(run, "--eps", 0.05, 0.1, 0.15) == 0
     assert begun == [0.1, 0.05, 0.15]
+    figures = re.findall(r"robust accuracy at.*|sanity.*", capsys.readouterr().out)
     before = (run / "eval_pgd_Linf.json").read_bytes()
     assert attack(run, "--eps", 0.1, "--save_adv") == 0 and begun[3:] == [0.1], "for its images"
     for flags in ([0.1], [0.05, 0.1], [0.1, "--batch_size", 10], [0.1 * (1 + 1e-9)], [0.1, "--save_adv"]):
         capsys.readouterr()
         assert attack(run, "--eps", *flags) == 0 and "already done" in capsys.readouterr().out and len(begun) == 4
     assert (run / "eval_pgd_Linf.json").read_bytes() == before
+    assert attack(run, "--eps", 0.05, 0.1, 0.15) == 0 and len(figures) == 6
+    assert re.findall(r"robust accuracy at.*|sanity.*", capsys.readouterr().out) == figures[2:], "those that are stored"
     assert attack(run, "--eps", 0.1, "--overwrite") == 0 and begun[4:] == [0.1], "anew, and only what was asked for"
 
 

@@ -238,9 +238,12 @@ def test_resume_says_that_the_code_has_changed(theirs, capsys):
     write(theirs, {"mine.py": "from part import Tiny\n", "part.py": NET})
     run = [*SMALL, "--network", "mine.py:Tiny", "--savepath", "run", "--resume", "--max_steps"]
     assert train.main([*run, "1"]) == train.main([*run, "2"]) == 0 and "code has changed" not in capsys.readouterr().err
+    elsewhere = [str(theirs / word) if word == "mine.py:Tiny" else word for word in run]
+    assert train.main([*elsewhere, "2"]) == 0, "the same file by another path"
+    assert train.main([*elsewhere, "3"]) == 0
     write(theirs, {"part.py": NET.replace("self.linear(x", "-self.linear(x")})
-    assert train.main([*run, "3"]) == 0
-    assert "--network mine.py:Tiny: its code has changed since" in capsys.readouterr().err
+    assert train.main([*elsewhere, "4"]) == 0
+    assert "mine.py:Tiny: its code has changed since" in capsys.readouterr().err
 
 
 @pytest.mark.slow
