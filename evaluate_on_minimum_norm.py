@@ -142,7 +142,7 @@ def search(
                 distances = torch.tensor([math.inf if d is None else d for d in row["distances"]], dtype=torch.float64)
                 row["local_optimality"] = {"value": minimum_norm.local_optimality(distances, best), "best_of": names}
                 if attack in rows:
-                    subject.add_rows(attack, [row])
+                    (rows[attack],) = subject.add_rows(attack, [row])
             teller.say(*minimum_norm.table(subject, done | rows, best, names))
     if rows:
         teller.say("written: " + ", ".join(str(subject.result_file(attack)) for attack in rows))

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from config import opt
 from errors import UserError, exits_on_user_error
 from evaluations import pgd_attacks, transfer
@@ -37,7 +39,7 @@ from utils import radius_text, use_device
 class TransferFlags(SharedFlags):
     """Replay every network's adversarial images on every other."""
 
-    network: str | None = opt(None, "network (default: each file's); your own, of the files that name none of ours")
+    network: str | None = opt(None, "network (default: each file's); your own is for the files that name none of ours")
     eps: Radii | None = opt(None, "one or more radii, or grid (default: the test radius of the runs' training)")
     nb_iter: int | None = opt(None, "PGD steps, where images must be made (default: as in their JSON, else 100)")
     nb_restart: int | None = opt(None, "restarts, where images must be made (default: as in their JSON, else 10)")
@@ -51,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("evaluate_on_transfer.py: works on one process: start it with python instead of torchrun")
     device = use_device(flags.device, flags.deterministic)
     teller = Teller(quiet=flags.quiet)
-    subjects = [load_subject(pgd_flags(flags, run, network=network_of(flags, run)), device) for run in runs]
-    teller.note(*dict.fromkeys(note for subject in subjects for note in subject.notes))
+    subjects, notes = load_all(flags, runs, device)
+    teller.note(*dict.fromkeys(notes))
     radii = shared_radii(flags, subjects, teller)
     for subject in subjects:
         subject.rows("transfer")  # read at the end: better refused now
@@ -78,11 +80,19 @@ def parse(argv: Sequence[str] | None = None) -> tuple[list[str], TransferFlags]:
     return runs, checked_flags(TransferFlags, given)
 
 
-def network_of(flags: TransferFlags, run: str) -> str | None:
-    """`--network` for a run; code of the user's own is not for one whose file names a network of ours."""
-    named = (load_model_file(run).config or {}).get("network")
-    ours = isinstance(named, str) and is_built_in(named)
-    return None if ours and flags.network and is_own(flags.network) else flags.network
+def load_all(flags: TransferFlags, runs: Sequence[str], device: torch.device) -> tuple[list[Subject], list[str]]:
+    """The networks, and what the user should be told. Beside code of one's own in `--network` a file that names a network of
+    ours keeps it, with its own standardisation; where all do, the flags count."""
+    ours = [is_built_in(str((load_model_file(run).config or {}).get("network"))) for run in runs]
+    apart = is_own(flags.network or "") and not all(ours)
+    subjects, notes = [], []
+    for run, of_ours in zip(runs, ours, strict=True):
+        kept = {"network": None, "standardise": None} if apart and of_ours else {}
+        subject = load_subject(pgd_flags(flags, run, **kept), device)
+        notes += [f"{run}: has a network of ours: --network and --standardise are not for it"] if kept else []
+        notes += [*subject.notes, *(f"{run}: --{name}: {what}" for name, what in subject.overrides.items())]
+        subjects.append(subject)
+    return subjects, notes
 
 
 def pgd_flags(flags: TransferFlags, run: str, **more: Any) -> PgdFlags:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from config import ALPHA, BY_IMAGES, DATASETS, LARGEST, MOST_DIGITS, NORMS, PRESETS, Config, Schedule, method_of
 from errors import UserError, exits_on_user_error
-from presets import TRIED, USES, derived_lengths, recipe_values
+from presets import MARGIN, MMA_ONLY, TRIED, TURNED_OFF, USES, derived_lengths, recipe_values
 from records.reading import read_settings
 from validation import RADII, radius, validate
 
@@ -59,6 +59,8 @@ def whole(text: str) -> int:
 
 def words(text: str) -> str:
     """Text that can be the name of a file."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: give a value, or leave it out")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise argparse.ArgumentTypeError(f"{text!r} holds control characters or broken ones; leave them out")
     return text
@@ -265,9 +267,17 @@ def _what_counts(file: Flags, flags: Flags, of_run: bool) -> Flags:
     dropped = _usual(file, flags) if of_run else set()
     if "method" in flags:
         dropped |= {name for name, methods in USES.items() if flags["method"] not in methods}
+        dropped |= set() if flags["method"] in MARGIN else set(MMA_ONLY)
+    if _search(file) != _search(file | flags):
+        dropped.add("num_search_steps")  # passes of a secant search, halvings of a bisection
+    dropped |= {name for (switch, value), names in TURNED_OFF.items() if flags.get(switch) == value for name in names}
     if "method" in flags or "clean_loss_coeff" in flags:
         dropped |= {"clean_loss_coeff", "method"}
     return {name: value for name, value in file.items() if name not in dropped}
+
+
+def _search(given: Flags) -> str:
+    return str(given.get("search", "bisection" if given.get("recipe", "paper") == "paper" else "secant"))
 
 
 def _usual(file: Flags, flags: Flags) -> set[str]:

@@ -110,7 +110,8 @@ _CIFAR10: Values = {
     "check_nb_iter": 10,
     "best_by": "robust_acc",
 }
-FAST |= {(dataset, norm): _CIFAR10 for dataset in ("cifar10", "imagefolder") for norm in ("Linf", "L2")}
+FAST |= {("cifar10", norm): _CIFAR10 for norm in ("Linf", "L2")}
+FAST |= {("imagefolder", norm): {**_CIFAR10, "test_size": None} for norm in ("Linf", "L2")}  # a folder may have few
 SMALL = "small_resnet"  # for CPUs: smaller batches, of which it needs more
 _STEPS = {SMALL: {"mma": 11_400, "pgd": 15_900, "trades": 10_600}, "": {"mma": 5300, "pgd": 9000, "trades": 6000}}
 RECIPES: dict[str, dict[Key, Values]] = {"paper": {}, "fast": FAST}
@@ -139,15 +140,21 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
     return values | ({"best_by": "clean_acc"} if method == "std" else {})  # nothing of std is robust
 
 
-_MARGIN = ("mma", "omma")  # methods that enlarge margins
+MARGIN = ("mma", "omma")  # methods that enlarge margins
 USES: dict[str, tuple[str, ...]] = {  # fields that have a meaning with some methods only
     "train_eps": ("pgd", "pgdls", "trades", "ddn"),
     "ramp_steps": ("pgdls",),
     "trades_beta": ("trades",),
-    "clean_loss_coeff": (*_MARGIN, "std"),
-    **dict.fromkeys(("search", "search_mode", "rest_interval"), _MARGIN),
-    **dict.fromkeys(("attack_mineps", "margin_loss_fn", "search_loss_fn"), _MARGIN),
-    **dict.fromkeys(("eps_iter_scale", "step_decay", "odi_steps"), (*_MARGIN, "pgd", "pgdls", "trades")),
+    "clean_loss_coeff": (*MARGIN, "std"),
+    **dict.fromkeys(("search", "search_mode", "rest_interval"), MARGIN),
+    **dict.fromkeys(("attack_mineps", "margin_loss_fn", "search_loss_fn"), MARGIN),
+    **dict.fromkeys(("eps_iter_scale", "step_decay", "odi_steps"), (*MARGIN, "pgd", "pgdls", "trades")),
+}
+TURNED_OFF = {  # by what is said of a switch, the fields that then have no meaning
+    ("augment", False): ("crop_pad", "flip"),
+    ("one_cycle", False): ("cycle_steps",),
+    ("keep_directions", False): ("refresh_interval",),
+    ("optimizer", "adam"): ("momentum",),
 }
 
 

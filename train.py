@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or go on training. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     config, notes = parse_train(argv)
-    if config.savepath == "":
-        raise UserError("--savepath: is empty: name a folder, or leave it out")
     folder = RunFolder(Path(config.savepath or Path("trained_models") / config.run_name))
     with device_of(config.device, config.deterministic) as (world, device):
         teller = Teller(world.is_first, config.quiet)

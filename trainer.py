@@ -34,7 +34,19 @@ from processes.replica import Replica
 from training.exchange import merged
 from training.guard import Guard, NotFinite, all_finite
 from training.warm_start import Stored, WarmStarts
-from utils import GLOBAL, ODI, START, batchnorms, generator, has_batchnorm, mixed_seed, per_row, seed_global_draws, send
+from utils import (
+    CHECK,
+    GLOBAL,
+    ODI,
+    START,
+    batchnorms,
+    generator,
+    has_batchnorm,
+    mixed_seed,
+    per_row,
+    seed_global_draws,
+    send,
+)
 
 BEYOND = 0.99  # times eps_max: a search that ended there met no wrong point; well above d_max = eps_max / 1.05
 
@@ -260,7 +272,7 @@ class Trainer:
                 return True
             self.train_step()
             recorder.step()
-            if self.step % config.disp_interval == 0:
+            if self.step % config.disp_interval == 0 or self.step == config.max_steps:
                 now = time.monotonic()
                 recorder.rows([self._train_row((self.step - row_step) / (now - row_at))])
                 row_at, row_step = now, self.step
@@ -300,6 +312,7 @@ class Trainer:
         False if stopped on the way: then nothing was handed over.
         """
         config, now = self.config, (self.step, self.epoch, self.check_passes)
+        seed_global_draws(mixed_seed(config.seed, CHECK, GLOBAL, self.step, self.world.rank))  # of a network that draws
         how: dict[str, Any] = {"attack": self.check_attack, "world": self.world, "stop": stop}
         with tf32(config.precision != "fp32"), torch.no_grad():
             rows = check_rows(config, self.model, self.data, *now, **how)

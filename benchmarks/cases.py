@@ -124,7 +124,8 @@ def _step_floor(model: nn.Module, x: Tensor, y: Tensor, right: int, config: Conf
     """Seconds of 2 passes with the weights' gradient, N with the images' and the search's forward passes."""
     model = copy.deepcopy(model)
     searches = config.num_search_steps + has_batchnorm(model)  # without BatchNorm the last one is not needed
-    with tf32(config.precision != "fp32"):
+    bfloat16 = torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16_all")
+    with tf32(config.precision != "fp32"), bfloat16:
         weights = pass_seconds(model.train(), x, y, "weights")
         search = pass_seconds(model, x[:right], y[:right], "forward")
         attacked = BFloat16Twin(model) if config.precision.startswith("bf16") else model.eval()
@@ -170,7 +171,7 @@ def evaluation_case(precisions: list[str], device: torch.device, restarts: int =
 
     def floor(precision: str) -> float:
         network = theirs if precision == PLAIN else model
-        attacked = BFloat16Twin(network) if precision == "bf16" else network
+        attacked = BFloat16Twin(network) if precision.startswith("bf16") else network
         part = x[:batch_size], y[:batch_size]
         with tf32(precision not in ("fp32", PLAIN)):
             one = pass_seconds(attacked, *part, "input", 10)

@@ -74,8 +74,9 @@ def gaps(attack: str, dataset: str, pgd: Sequence[Row], other: Sequence[Row]) ->
                 far = (math.inf if distance is None else distance for distance in theirs["distances"])
                 second = "".join("0" if distance <= ours["eps"] else "1" for distance in far)
             count = min(len(first), len(second))
-            # A part of an image folder is drawn, not its first images.
-            if count and (dataset != "imagefolder" or len(first) == len(second)):
+            # A part of an image folder is drawn, not its first images, and their size may differ.
+            alike = len(first) == len(second) and ours.get("images") == theirs.get("images")
+            if count and (dataset != "imagefolder" or alike):
                 left, left_by_other = (flags[:count].count("1") / count for flags in (first, second))
                 yield Gap(attack, ours["eps"], left, left_by_other, count)
 

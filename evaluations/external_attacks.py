@@ -51,7 +51,7 @@ def evaluate(
     """
     row = subject.row(flags.seed, settings, eps)
     if done := already_done(subject, name, row, flags.overwrite, teller, world):
-        teller.say(*_lines(subject, name, done))
+        teller.say(*_lines(subject, name, done), *overestimates(subject))
         return
     x, y, _ = subject.test.everything()
     right = logit_margin(clean_logits(subject.model, x, min(batch_size, len(x))), y) < 0
@@ -93,11 +93,11 @@ def _lines(subject: Subject, name: str, row: Row) -> list[str]:
     settings = row["settings"]
     title = f"{settings['name']} ({', '.join(settings['attacks'])})" if "name" in settings else NAMES[name]
     return [
-        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, {row['seconds']:g} s "
-        f"on {settings['device']}",
+        f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {title}, "
+        f"{row.get('seconds', 0):g} s on {settings.get('device', '–')}",
         *accuracy_lines([row]),
-        *(f"WARNING: {warning}" for warning in merged(row["warnings"])),
-        *sanity.lines(row["sanity"]),
+        *(f"WARNING: {warning}" for warning in merged(row.get("warnings", []))),
+        *sanity.lines(row.get("sanity", {})),
     ]
 
 

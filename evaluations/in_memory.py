@@ -160,12 +160,14 @@ def _examined(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterat
         raise ValueError(
             f"the network: in {coarse}, too coarse for an attack to end at the boundary: give model.float()"
         )
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the network: made in torch.inference_mode(), which has no gradients: make it outside")
     if x.dtype not in types:
         raise ValueError(f"images: {x.dtype}, the network is in {', '.join(map(str, types))}: give images of its type")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels: {y.dtype} {tuple(y.shape)}: give {len(x)} whole numbers, one an image")
     with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False), untouched(model, x.device):
-        x, y = x.clone(), y.long()
+        x, y = x.detach().clone(), y.long()
         with torch.no_grad():
             answer = model(x[:1])
         if not isinstance(answer, Tensor):

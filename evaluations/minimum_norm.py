@@ -257,7 +257,7 @@ def table(subject: Subject, rows: Mapping[str, Row], best: Tensor, names: Sequen
         optimality = row["local_optimality"]["value"]
         said = "–" if optimality is None else f"{optimality:.4f}"
         passes = f"{row['passes']:.0f}" if "passes" in row else "–"  # of older rows
-        return f"{said:>18}{passes:>9}   {row['seconds']:g} s"
+        return f"{said:>18}{passes:>9}   {row.get('seconds', 0):g} s"
 
     heads, first = ("mean", "25 %", "50 %", "75 %", "not found"), next(iter(rows.values()))
     return [

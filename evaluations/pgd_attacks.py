@@ -48,7 +48,8 @@ def evaluate(flags: PgdFlags, subject: Subject, teller: Teller, world: World = A
     saved = world.from_first(lambda: list(saved_images(subject, radii)) if flags.save_adv else radii)
     missing = [row for row in asked if row in new or row["eps"] not in saved]
     if not missing:
-        teller.say(f"{subject.result_file(name)}: already done", *_lines(subject, name, asked, stored))
+        teller.say(f"{subject.result_file(name)}: already done")
+        teller.say(*_lines(subject, name, asked, stored), *overestimates(subject))
         return
     batch_size = min(flags.batch_size or len(subject.test), len(subject.test))
     tune = layout_for(subject.device, flags.precision, flags.deterministic).tune
@@ -156,10 +157,10 @@ def _lines(subject: Subject, name: str, asked: Sequence[Row], stored: Sequence[R
     """What to say of those of the stored rows that were asked for."""
     rows = [row for row in (stored_row(stored, like) for like in asked) if row is not None]
     settings, seconds = rows[-1]["settings"], sum(row.get("seconds", 0) for row in rows)
-    processes = settings["processes"]
+    processes = settings.get("processes", 1)
     said = [
         f"{subject.path}: {subject.dataset}, {subject.images_named}, {subject.norm} {NAMES[name]}, "
-        f"{settings['nb_iter']} steps, {settings['nb_restart']} restarts, {seconds:.1f} s on {settings['device']}"
+        f"{settings['nb_iter']} steps, {settings['nb_restart']} restarts, {seconds:.1f} s on {settings.get('device', '–')}"
         + (f", {processes} processes" if processes > 1 else ""),
         *accuracy_lines(rows),
     ]

@@ -231,7 +231,7 @@ def pgd_battery(
 
 def not_stronger(subject: Subject, attack: str, eps: float, robust: Tensor) -> Finding:
     """Whether the other attack's figure beside the model, if any, does not lie below the interval of this one."""
-    row = {"eps": eps, "n": len(robust), "split": "test", "settings": {}, "flags": as_flags(robust)}
+    row = subject.row(0, {}, eps, flags=as_flags(robust))
     other_rows = rows_by(subject, attack) if subject.split == "test" else []
     for gap in gaps(attack, subject.dataset, [row], other_rows):
         return finding(not gap.beyond_chance, f"{gap.other:.1%}, PGD {gap.pgd:.1%}, on {gap.n} images")

@@ -71,6 +71,8 @@ class Subject:
             six = [round(self.training.check_maxeps * k / 6, 12) for k in range(1, 7)]
             return list(GRIDS.get((self.dataset, self.norm), six)), []  # the paper's, for other data sets up to d_max
         settled = [radius(float(eps), self.dataset, self.norm, "eps") for eps in given]
+        if 1.0 in given and any(notes for _, notes in settled):
+            raise UserError("--eps 1: is the whole range of a pixel, and others here are read as 255ths: write 1/255")
         found: list[float] = []
         for eps in sorted(eps for eps, _ in settled):
             if not found or not same_eps(eps, found[-1]):
@@ -167,7 +169,11 @@ def load_subject(flags: EvaluationFlags, device: torch.device, precision: str = 
     model = build_model(network, *images.shape, images.num_classes)
     found = our_keys(file.weights, model.state_dict())
     load_weights(model, found.weights, file.path)
-    foreign = file.config is None and (found.renamed or network == "preact_resnet18")  # a family that ours standardises
+    preact = network.startswith("preact_resnet18")
+    foreign = file.config is None and (found.renamed or preact)  # a family that ours standardises
+    if foreign and preact:
+        other = "preact_resnet18" if network.endswith("_v2") else "preact_resnet18_v2"
+        notes.append(f"--network {network}: files of {other} have the same keys: compare the clean accuracy")
     try:
         model, how = behind_standardisation(model, flags.standardise, found, foreign, images.shape[0])
     except ValueError as error:

@@ -120,7 +120,12 @@ def _common_shape(paths: list[str], image_size: int | None) -> tuple[tuple[int, 
 def _header(path: str) -> tuple[int, int, str, bool]:
     """Width, height, Pillow's mode, and whether it has transparency."""
     with _opened(path) as image:
-        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4  # of a TIFF, PIL has done it
+        said = {
+            "exif",
+            "xmp",
+            "XML:com.adobe.xmp",
+        } & image.info.keys() and image.format != "TIFF"  # PIL has turned a TIFF
+        turned = said and image.getexif().get(ORIENTATION, 1) > 4
         size = image.size[::-1] if turned else image.size
         return (*size, image.mode, image.has_transparency_data)
 

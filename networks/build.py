@@ -37,6 +37,8 @@ def build_model(network: str, channels: int, height: int, width: int, num_classe
         model = make(*shape)
         if not isinstance(model, nn.Module):
             raise TypeError(f"it gave a {type(model).__name__} instead of a torch.nn.Module")
+        if odd := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+            raise TypeError(f"its state_dict() holds {odd[0]}, which is no tensor")
         with torch.no_grad():
             _logits(model.eval(), torch.zeros(2, channels, height, width), num_classes)
     except (Exception, SystemExit) as error:  # anyone's own code
@@ -87,8 +89,9 @@ def built_in(network: str, channels: int, height: int, width: int, num_classes: 
     """The built-in network of this name (`is_built_in`); all but LeNet5 stand behind per-image standardisation."""
     if network == "lenet5":
         return LeNet5Madry(channels, height, width, num_classes)
-    if network == "preact_resnet18":
-        return nn.Sequential(PerImageStandardize(), PreActResNet18(channels, num_classes))
+    if network.startswith("preact_resnet18"):
+        v2 = network.endswith("_v2")
+        return nn.Sequential(PerImageStandardize(), PreActResNet18(channels, num_classes, v2=v2))
     if network == "small_resnet":
         return nn.Sequential(PerImageStandardize(), SmallResNet(channels, num_classes))
     depth, widen = wide_resnet_sizes(network) or (28, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-BUILT_IN_NETWORKS = ("lenet5", "wrn28_4", "preact_resnet18", "small_resnet")
+BUILT_IN_NETWORKS = ("lenet5", "wrn28_4", "preact_resnet18", "preact_resnet18_v2", "small_resnet")
 FORMS = (
     ", ".join(BUILT_IN_NETWORKS) + ", wrn_D_W (depth, width), or your own as package.module:callable or "
     "path/to/file.py:callable"
@@ -31,7 +31,13 @@ def is_built_in(network: str) -> bool:
 
 def why_unknown(network: str) -> str | None:
     """What is wrong with a name that is neither built in nor of the form of one's own, and what to choose."""
-    if is_own(network) or network in BUILT_IN_NETWORKS:
+    if is_own(network):
+        return (
+            None
+            if network.rpartition(":")[0].strip("./")
+            else f"names no file or module before the colon: choose {FORMS}"
+        )
+    if network in BUILT_IN_NETWORKS:
         return None
     if sizes := wide_resnet_sizes(network):
         depth, width = sizes

@@ -61,34 +61,57 @@ def load_own(network: str) -> Callable[..., Any]:
 
 
 def code_of(network: str) -> str:
-    """A digest of the file that `network` names and of those beside it that it imports; none of an installed package's."""
+    """A digest of the file that `network` names and of those that it imports out of its folder, its package or the current
+    folder; none of an installed package's."""
     where = network.rpartition(":")[0]
-    file = Path(where) if where.endswith(".py") else Path(*where.split(".")).with_suffix(".py")
-    files = _with_imports(file.resolve(), []) if file.is_file() else []
+    named = [Path(where)] if where.endswith(".py") else _files_of(where, [Path()])
+    files: list[Path] = []
+    for file in (one.resolve() for one in named if one.is_file()):
+        above = _above(file)
+        inits = [parent / "__init__.py" for parent in file.parents if parent.is_relative_to(above) and parent != above]
+        for one in (file, *inits):
+            _with_imports(one, [file.parent, above, Path.cwd()], files)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12] if files else ""
 
 
-def _with_imports(file: Path, found: list[Path]) -> list[Path]:
-    """`found` with the file and, in turn, what it imports out of its folder or its package, as far as its text says."""
+def _with_imports(file: Path, folders: list[Path], found: list[Path]) -> None:
+    """`found` gets the file and, in turn, what it imports out of its package or of `folders`, as far as its text says."""
+    if file in found:
+        return
     found.append(file)
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
     except (SyntaxError, ValueError):  # the second for a NUL in it
-        return found
-    named: list[tuple[Path, str]] = []
+        return
     for node in nodes:
+        places, names = folders, list[str]()
         if isinstance(node, ast.Import):
-            named += [(file.parent, alias.name) for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            place = file.parents[min(max(node.level, 1), len(file.parents)) - 1]
             module = node.module or ""
-            named += [(place, module), *((place, f"{module}.{alias.name}".lstrip(".")) for alias in node.names)]
-    for place, name in ((place, name) for place, name in named if name):
-        path = place.joinpath(*name.split("."))
-        for other in (path.with_suffix(".py"), path / "__init__.py"):
-            if other.is_file() and other not in found:
-                _with_imports(other, found)
-    return found
+            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+            if node.level:
+                places = [file.parents[min(node.level, len(file.parents)) - 1]]
+        for other in (file for name in names if name for file in _files_of(name, places)):
+            _with_imports(other, folders, found)
+
+
+def _files_of(name: str, folders: list[Path]) -> list[Path]:
+    """The files that an import of the dotted name runs, out of the first of these folders that has them."""
+    parts = name.split(".")
+    for folder in folders:
+        packages = [folder.joinpath(*parts[: count + 1], "__init__.py") for count in range(len(parts))]
+        if found := [file for file in (*packages, folder.joinpath(*parts).with_suffix(".py")) if file.is_file()]:
+            return found
+    return []
+
+
+def _above(file: Path) -> Path:
+    """The folder in which the file's package lies, its own where it is in none: its files name each other from there."""
+    above = file.parent
+    while (above / "__init__.py").exists():
+        above = above.parent
+    return above
 
 
 def _load(where: str, file: Path | None) -> tuple[Modules, ModuleType]:
@@ -97,9 +120,7 @@ def _load(where: str, file: Path | None) -> tuple[Modules, ModuleType]:
         modules = Modules(Path.cwd())
         with modules.in_place(), chdir("."):
             return modules, importlib.import_module(where)
-    above = file.parent
-    while (above / "__init__.py").exists():  # in a package: its files name each other from the folder it lies in
-        above = above.parent
+    above = _above(file)
     package = ".".join(file.parent.relative_to(above).parts)
     name = (f"{package}." if package else FILE) + re.sub(r"\W", "_", file.stem)
     modules = Modules(file.parent, above, Path.cwd(), name=name.partition(".")[0])

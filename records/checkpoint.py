@@ -167,7 +167,7 @@ def load_model_file(name: str) -> ModelFile:
     except ValueError as error:
         raise UserError(f"checkpoint {path}: {error}") from None
     config = content.get("config")
-    ours = isinstance(config, dict) and {"dataset", "norm", "network"} <= config.keys()
+    ours = isinstance(config, dict) and {"dataset", "norm", "network", "attack_mineps"} <= config.keys()
     notes: tuple[str, ...] = ()
     if alike := alike_in(content, weights):
         taken = next(name for name in (*WEIGHTS, *alike) if name in alike)

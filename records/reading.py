@@ -52,7 +52,8 @@ def read_margins(path: Path) -> np.ndarray:
 
 NO_SETTING = {"environment", "max_minutes", *GONE}
 NO_SETTING |= {f.name for f in dataclasses.fields(Config) if f.metadata["of_run"]}
-NEWER_THAN_SOME_RUNS = {"step_decay": False, "odi_steps": 0}  # and part of a recipe that some of them name
+# And part of a recipe that some of them name.
+NEWER_THAN_SOME_RUNS = {"step_decay": False, "odi_steps": 0, "best_by": "mean_margin"}
 
 
 def read_settings(name: str) -> dict[str, typing.Any]:
@@ -69,7 +70,7 @@ def read_settings(name: str) -> dict[str, typing.Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds no settings but a {type(content).__name__}")
         refuse_gone(content)
-        if "environment" in content:  # of a run: a setting that is newer than it was off
+        if "environment" in content:  # of a run: a setting that is newer than it was as it is here
             content = NEWER_THAN_SOME_RUNS | content
     except OSError as error:
         raise UserError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class RunRecorder:
         self.alarm = Alarm(config, images)
         self.teller = Teller(quiet=config.quiet)
         self.began = step
-        self.forecast_from: tuple[float, int] | None = None  # since when, and how many passes had been made then
+        self.measured: list[dict[str, Any]] | None = []  # train rows of which `_forecast` says its time; None: said
         self.waiting: list[tuple[str, Callable[[], None]]] = []  # what is to be written, in this order
         self.failed: OSError | None = None  # why the last write failed
 
@@ -164,18 +164,22 @@ class RunRecorder:
         figures = row.get(f"{seen}_loss"), row.get(f"{seen}_acc"), row["mean_eps"] or 0.0
         if None not in figures:
             self.bar.set_postfix_str("loss {:.3f}, acc {:.1%}, mean eps {:.4f}".format(*figures), refresh=False)
-        self._forecast(row["step"], row["passes"])
+        self._forecast(row)
 
-    def _forecast(self, step: int, passes: int) -> None:
+    def _forecast(self, row: dict[str, Any]) -> None:
         """From the time of a pass and the passes of a step all of whose images are right: at first few are."""
-        now = time.monotonic()
-        if self.forecast_from is None:  # up to the first row it warms up
-            self.forecast_from = now, passes
-        since, before = self.forecast_from
-        if now - since > 5.0 and passes > before:
-            self.forecast_from = float("inf"), 0  # said once
-            left = (self.config.max_steps - step) * self.config.batch_size * self.config.passes_an_image
-            seconds = left * (now - since) / (passes - before)
+        if self.measured is None:
+            return
+        self.measured.append(row)  # up to the first one it warms up
+        pairs = [(one["step"] - before["step"], one["steps_per_second"]) for before, one in pairwise(self.measured)]
+        taken, passes = (
+            sum(steps / max(speed, 1e-4) for steps, speed in pairs),
+            row["passes"] - self.measured[0]["passes"],
+        )
+        if taken > 5.0 and passes > 0:
+            self.measured = None
+            left = (self.config.max_steps - row["step"]) * self.config.batch_size * self.config.passes_an_image
+            seconds = left * taken / passes
             if seconds > 30:
                 self.teller.note(f"at most about {duration(seconds)} for the steps left, checks not counted")
 

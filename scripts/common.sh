@@ -40,7 +40,7 @@ train_rows() {
   while [ $# -gt 0 ] && [[ $1 != -* ]]; do names+=("$1") && shift; done
   mapfile -t rows
   for name in "${names[@]}"; do
-    if ! printf '%s\n' "${rows[@]}" | grep -qF -- "$name "; then
+    if ! printf '%s\n' "${rows[@]%% *}" | grep -qxF -- "$name"; then
       echo "error: $name: no row of this script, which has: $(printf '%s\n' "${rows[@]}" | cut -d' ' -f1 | xargs)" >&2
       exit 2
     fi
@@ -108,6 +108,9 @@ attack_tables() {
   if [ ${#names[@]} = 0 ]; then
     mapfile -t names < <(sed -n "s/^\($dataset-[^ ]*\) .*/\1/p" "$root/scripts/run_$dataset"_{training,baselines}.sh)
   fi
+  for name in "${names[@]}"; do
+    [[ $name =~ -L(inf|2)- ]] || { echo "error: $name: is the name of no run, which has -Linf- or -L2- in it" >&2 && exit 2; }
+  done
   mapfile -t runs_linf < <(for name in "${names[@]}"; do [[ $name != *-Linf-* ]] || folders "$name"; done)
   mapfile -t runs_l2 < <(for name in "${names[@]}"; do [[ $name != *-L2-* ]] || folders "$name"; done)
   for run in "${runs_linf[@]}"; do attack pgd_attacks --norm Linf --eps "$linf" "${paper[@]}" --save_adv --model "$run"; done

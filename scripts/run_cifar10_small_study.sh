@@ -13,7 +13,7 @@ radii=(4/255 8/255 12/255 16/255 20/255 24/255 28/255 32/255)
 folder() { echo "trained_models/cifar10jpeg-Linf-$1-sd${2:-0}-fast"; }
 
 # `run FOLDER FLAGS…`: all images in memory, as warm starts want it.
-run() { train_once "$1" --dataset imagefolder --norm Linf --network small_resnet --recipe fast --no-streaming "${@:2}"; }
+run() { train_once "$1" --dataset imagefolder --norm Linf --network small_resnet --recipe fast --test_size 1000 --no-streaming "${@:2}"; }
 
 # `attack_run FOLDER`: 5 restarts of 50 steps at every radius on 1 000 test images; the paper's protocol and AutoAttack on 200.
 attack_run() {

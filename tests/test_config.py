@@ -191,6 +191,42 @@ def test_what_a_toml_file_says_counts_as_if_typed(tmp_path):
     assert config("--method pgd", f"--config={file}").method == "pgd"
 
 
+def test_flags_that_turn_something_off_drop_what_a_file_says_of_it(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'dataset = "cifar10"\nnorm = "Linf"\nhinge_maxeps = 0.1\naugment = true\ncrop_pad = 2\none_cycle = true\n'
+        "cycle_steps = 50\nmomentum = 0.8\nkeep_directions = true\nrefresh_interval = 4\nsearch = 'secant'\nnum_search_steps = 3\n"
+    )
+    for flags in ("--no-augment", "--no-one_cycle", "--optimizer adam", "--no-keep_directions", "--method pgd"):
+        assert config(flags, f"--config={file}") is not None
+    for flags in ("--search bisection", "--method std", "--method pgd"):  # passes of a secant search are no halvings
+        found = config(flags, f"--config={file}")
+        assert (found.search, found.num_search_steps) == ("bisection", 10)
+    assert config("--seed 1", f"--config={file}").num_search_steps == 3
+    file.write_text('dataset = "mnist"\nnorm = "Linf"\nhinge_maxeps = 0.45\nnum_search_steps = 12\n')
+    assert config("--search bisection", f"--config={file}").num_search_steps == 12
+
+
+def test_empty_text_is_no_value(tmp_path):
+    for name in ("pretrained", "savepath", "data_root", "network", "dataset"):
+        with pytest.raises(UserError, match=f"--{name}"):
+            config(MMA, f"--{name}=")
+    (tmp_path / "a.toml").write_text('pretrained = ""\n')
+    with pytest.raises(UserError, match="--pretrained: is empty"):
+        config(MMA, "--config", str(tmp_path / "a.toml"))
+
+
+def test_a_run_older_than_a_setting_is_made_again_as_it_was(tmp_path):
+    stored = {**config(f"{MNIST} --method std --recipe fast").to_dict(), "environment": {}}
+    del stored["best_by"], stored["step_decay"], stored["odi_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert config("", "--config", str(tmp_path)).best_by == stored_config(stored).best_by == "mean_margin"
+
+
+def test_the_recipe_takes_a_folder_of_few_test_images():
+    assert config("--dataset imagefolder --norm Linf --hinge_maxeps 0.1 --recipe fast").test_size is None
+
+
 @pytest.mark.parametrize(
     "flags",
     [

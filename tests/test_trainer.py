@@ -115,7 +115,12 @@ def test_loop_rows_checks_and_schedule():
     assert trainer.run(memory, lambda: False)
     assert trainer.steps_per_epoch == 4 and memory.steps == 10  # 23 images, the last batch has 5
     train_rows = [r for r in memory.lines if r["kind"] == "train"]
-    assert [(r["step"], r["epoch"], r["lr"]) for r in train_rows] == [(3, 1, 0.01), (6, 2, 0.002), (9, 3, 0.002)]
+    assert [(r["step"], r["epoch"], r["lr"]) for r in train_rows] == [
+        (3, 1, 0.01),
+        (6, 2, 0.002),
+        (9, 3, 0.002),
+        (10, 3, 0.002),  # the last one, so that a table counts all steps
+    ]
     checks = [(r["split"], r["step"], r["epoch"]) for r in memory.lines if r["kind"] == "eval"]
     assert checks == [(s, n, e) for n, e in ((4, 1), (8, 2), (10, 3)) for s in ("val", "test")]
     margins = [r["mean_margin"] for r in memory.lines if r.get("split") == "val"]
@@ -181,6 +186,33 @@ def test_stop_within_a_check_hands_nothing_over_and_the_check_is_made_again():
     second.restore(memory.states[-1])
     assert second.run(memory, lambda: False)
     assert [r for r in memory.lines if r["kind"] == "eval"] == [r for r in straight.lines if r["kind"] == "eval"]
+
+
+class Drawing(torch.nn.Module):
+    """Draws in eval mode too."""
+
+    def forward(self, x):
+        return x + 0.3 * torch.rand_like(x)
+
+
+def test_a_check_that_is_made_again_draws_the_same():
+    def trainer():
+        one = tiny_trainer(4)
+        one.model.insert(0, Drawing())
+        return one
+
+    def checked(one):
+        memory = Memory()
+        assert one.run(memory, lambda: False)
+        return [row for row in memory.lines if row["kind"] == "eval"]
+
+    stopped, memory = trainer(), Memory()
+    asked = iter([False] * 6 + [True] * 99)
+    assert not stopped.run(memory, lambda: next(asked))
+    torch.rand(5)  # draws of somebody else's
+    again = trainer()
+    again.restore(memory.states[-1])
+    assert checked(again) == checked(trainer())
 
 
 class Exact(Split):

@@ -134,7 +134,7 @@ def test_a_committed_figure_stays_byte_for_byte(here, monkeypatch):
     assert transfer.main(["other", name, "--device", "cpu"]) == 0 and files(committed) == after, "already done"
 
 
-def test_an_own_network_beside_one_of_ours(here):
+def test_an_own_network_beside_one_of_ours(here, capsys):
     """`--network` is for the files that name none of ours, in either order."""
     theirs = "digits-Linf-MMA-0.3-sd0"
     shutil.copytree(ROOT / "trained_models" / theirs, here / theirs, ignore=shutil.ignore_patterns("eval_*"))
@@ -143,6 +143,16 @@ def test_an_own_network_beside_one_of_ours(here):
     own, ours = (found_in(here / name, "transfer")[0] for name in ("a", theirs))
     assert own["settings"]["overrides"]["network"].startswith("linear:Linear") and not ours["settings"]["overrides"]
     assert own["clean_acc"] != ours["clean_acc"] > 0.9
+    alone = found_in(here / theirs)[0]["robust_acc"]
+    capsys.readouterr()
+    shutil.copytree("a", "c")
+    assert transfer.main(["c", theirs, *SMALL, "--eps", "0.1", "--standardise", "0.3,0.4", "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    assert f"{theirs}: has a network of ours" in said and "c: --standardise: 0.3,0.4" in said
+    assert found_in(here / theirs, "transfer")[0]["whitebox_acc"] == alone
+    shutil.copytree(theirs, "again")
+    both = [theirs, "again", *SMALL, "--eps", "0.1"]
+    fails(capsys, transfer.main, both, "of another network")
 
 
 def test_what_cannot_be_compared(here, capsys):

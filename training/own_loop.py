@@ -66,8 +66,11 @@ class MmaObjective:
         if not self.probed:
             self._examine(x, y, index)
             # BatchNorm on vectors refuses the search of one row in train mode.
-            self.loss = replace(self.loss, search_single_row=probe(model, x[:1]).one_row)
-            self.probed = True
+            try:
+                one_row = probe(model, x[:1]).one_row
+            except RuntimeError:  # it keeps a tensor with history, which cannot be copied
+                one_row = False
+            self.loss, self.probed = replace(self.loss, search_single_row=one_row), True
         self.eps, y, index = self.eps.to(x.device), y.long(), index.to(x.device).long()
         start = self.eps[index].clamp(min=self.eps_min).to(x)
         noise = torch.rand(x.shape, generator=generator(self.seed, START, self.step)).to(x)

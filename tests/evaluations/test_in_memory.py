@@ -129,6 +129,13 @@ def test_one_step_crosses_a_large_ball_and_autoattack_refuses_another_type():
 
 
 X, Y, TEN = torch.full((4, 1, 8, 8), 0.5), torch.tensor([0, 1, 2, 3]), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def made_for_inference():
+    with torch.inference_mode():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
 BAD_CALLS = [
     ("images: torch.float32, from -0.1 to 0.5", TEN, X - torch.eye(8) * 0.6, Y),
     ("images: torch.float32, from 0.5 to 127.5", TEN, torch.cat([X[:3], 255 * X[3:]]), Y),
@@ -144,6 +151,7 @@ BAD_CALLS = [
     ("images: of type ndarray: give a torch.Tensor", TEN, X.numpy(), Y),
     ("the network: of type function", lambda x: TEN(x), X, Y),
     ("the network: in torch.bfloat16, too coarse", copy.deepcopy(TEN).bfloat16(), X.bfloat16(), Y),
+    ("the network: made in torch.inference_mode()", made_for_inference(), X, Y),
     ("the network: gives a tuple, not logits", Function(lambda x: (TEN(x), x)), X, Y),
     ("the network: no gradient reaches the images", Function(lambda x: TEN(x).detach()), X, TEN(X).argmax(1)),
 ]

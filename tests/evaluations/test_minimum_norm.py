@@ -1,5 +1,6 @@
 """Minimum-norm attacks on networks whose distances are known: linear ones, and ones that no attack can break."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -214,6 +215,12 @@ def test_the_best_known_distance_counts_what_lies_beside_the_model(here, capsys)
     out, optimality = capsys.readouterr().out, local_optimality(torch.tensor(ddn["distances"]).double(), best)
     assert "already done" in out and f"{ddn['mean']:.4f}" in out and f"{optimality:.4f}" in out and optimality < 1
     assert (here / "L2" / "eval_ddn_L2.json").read_bytes() == before
+    nearer = json.loads(before)
+    nearer["results"][0]["mean_of_found"] = nearer["results"][0]["mean"] = 0.001
+    (here / "L2" / "eval_ddn_L2.json").write_text(json.dumps(nearer))
+    assert evaluate(here / "L2", "--attacks", "ddn", "--steps", 60, "--overwrite") == 0
+    assert "0.0010" in capsys.readouterr().out, "of the row that stays"
+    (here / "L2" / "eval_ddn_L2.json").write_bytes(before)
     farther = subject.row(0, {}) | {"distances": (best + 1).tolist()}
     assert torch.equal(best_known(subject, {"ddn": farther})[0], best)
 

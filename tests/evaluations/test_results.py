@@ -90,6 +90,13 @@ def test_only_what_is_missing_is_attacked(run, capsys, monkeypatch):
     assert (run / "eval_pgd_Linf.json").read_bytes() == before
     assert attack(run, "--eps", 0.05, 0.1, 0.15) == 0 and len(figures) == 6
     assert re.findall(r"robust accuracy at.*|sanity.*", capsys.readouterr().out) == figures[2:], "those that are stored"
+    older = content(run)
+    for row in older["results"]:  # of which fewer things were kept
+        for name in ("device", "processes"):
+            del row["settings"][name]
+        del row["seconds"]
+    (run / "eval_pgd_Linf.json").write_text(json.dumps(older))
+    assert attack(run, "--eps", 0.05, 0.1, 0.15) == 0 and figures[2] in capsys.readouterr().out
     assert attack(run, "--eps", 0.1, "--overwrite") == 0 and begun[4:] == [0.1], "anew, and only what was asked for"
 
 

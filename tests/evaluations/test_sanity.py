@@ -231,6 +231,8 @@ def test_a_selection_of_an_image_folder_is_not_compared(tmp_path):
     s = replace(subject(tmp_path, count=40), dataset="imagefolder")
     write(s, "square", "0" * 20)
     assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool))["ok"] is None
+    write(s, "square", "0" * 40, images="of another size")
+    assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool))["ok"] is None
     write(s, "square", "0" * 40)
     assert not_stronger(s, "square", EPS, torch.ones(40, dtype=torch.bool))["ok"] is False
 

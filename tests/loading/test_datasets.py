@@ -151,15 +151,19 @@ def test_damaged_image_folders_are_named(folder, damage, named):
         load("imagefolder", folder)
 
 
-def test_pictures_stand_upright_as_the_camera_says(folder):
-    """Turned by a right angle in EXIF, the size with it; read in memory and from disk."""
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+def test_pictures_stand_upright_as_the_camera_says(folder, where):
+    """Turned by a right angle in EXIF or XMP, the size with it; read in memory and from disk."""
     for path in sorted(folder.rglob("*.png")):
         Image.new("RGB", (8, 12)).save(path.with_suffix(".jpg"))
         path.unlink()
     upright = Image.fromarray(np.arange(0, 192, 2, dtype=np.uint8).reshape(12, 8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(folder / "test/ant/000.jpg", exif=exif, quality=95)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    said = {"exif": exif} if where == "exif" else {"xmp": xmp}
+    turned = upright.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "test/ant/000.jpg", quality=95, **said)
     for streaming in (False, True):
         found = load("imagefolder", folder, streaming=streaming).test.batch(torch.tensor([0])).x
         assert found.shape == (1, 3, 12, 8)

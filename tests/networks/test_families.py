@@ -25,7 +25,7 @@ from networks.resnets import PerImageStandardize
 from their_networks import TheirPreAct18, TheirStandardised, TheirWideResNet
 
 CIFAR = (3, 32, 32, 10)
-BUILT_IN = ("lenet5", "wrn_10_2", "preact_resnet18", "small_resnet")
+BUILT_IN = ("lenet5", "wrn_10_2", "preact_resnet18", "preact_resnet18_v2", "small_resnet")
 
 
 def parameters(model):
@@ -184,6 +184,7 @@ def plain(channels, height, width, classes):
         ("wrn_10_1", lambda: Behind(TheirWideResNet(10, 1), "mu", "sigma"), None, NUMBERS),
         ("wrn_10_1", lambda: nn.DataParallel(Behind(TheirWideResNet(10, 1), "mean", "std")), None, NUMBERS),
         ("preact_resnet18", TheirPreAct18, "none", "none"),
+        ("preact_resnet18_v2", lambda: TheirPreAct18(v2=True), "none", "none"),
         ("preact_resnet18", lambda: Behind(TheirPreAct18(), "new_mean", "new_std"), None, NUMBERS),
         (f"{__name__}:plain", lambda: Behind(plain(*CIFAR), "mu", "std"), None, NUMBERS),
         (f"{__name__}:plain", lambda: Behind(plain(*CIFAR)), NUMBERS, NUMBERS),
@@ -260,7 +261,7 @@ def test_a_foreign_checkpoint_on_the_command_line(tmp_path, capsys):
     attack = [*ATTACK, "--model", str(file), *digits]
     fails(capsys, evaluate_on_pgd_attacks.main, [*attack, *named], "--standardise none")
     for how, wrong in (
-        ("", "--standardise '': give image, none"),
+        ("", "--standardise: is empty"),
         ("0.3;0.4", "as 0.13,0.31"),
         ("0.5,0.5,0.5", "3 numbers for images of 1 channel"),
         ("127,64", "255"),

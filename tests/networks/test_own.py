@@ -16,6 +16,7 @@ from command_lines import ATTACK, SMALL, fails
 from errors import UserError
 from hardware.precision import BFloat16Twin
 from networks.build import build_model
+from networks.own import code_of
 from support import ROOT
 
 SHAPE = (1, 8, 8, 3)
@@ -210,6 +211,12 @@ def test_installed_packages_and_our_own_folder(theirs, monkeypatch):
         ({"a.py": "import sys\nsys.exit(3)"}, "a:x", ["a.py, line 2: SystemExit: 3"]),
         ({"a.py": "def net(*_):\n    raise KeyError('no\\nlines')"}, "a.py:net", ["a.py, line 2: KeyError"]),
         ({"a.py": "def net(*_): return 3"}, "a.py:net", ["gave a int"]),
+        *(({}, name, ["names no file or module before the colon"]) for name in (":net", "..:net", "/:net")),
+        (
+            {"a.py": NET + "    def get_extra_state(self): return 3\n"},
+            "a.py:Tiny",
+            ["_extra_state, which is no tensor"],
+        ),
         ({"a.py": b"\xff\xfe\x00".decode("latin1")}, "a.py:net", ["source code string cannot contain null bytes"]),
     ],
 )
@@ -221,6 +228,31 @@ def test_errors_of_theirs_are_one_line(theirs, files, network, parts):
         for part in [f"--network {network}: ", *parts]:
             assert part in str(error.value), str(error.value)
         assert "_own_network_" not in str(error.value)
+
+
+PACKAGE = {
+    "here.py": "A = 1\n",
+    "pkg/__init__.py": "from pkg.net import Tiny\n",
+    "pkg/net.py": f"{NET}\nfrom pkg.deep.layers import SIGN\nfrom . import near\nimport here\n",
+    "pkg/near.py": "",
+    "pkg/deep/__init__.py": "",
+    "pkg/deep/layers.py": "SIGN = 1\nfrom ..far import B\n",
+    "pkg/far.py": "B = 1\n",
+    "alone/net.py": f"{NET}\nimport here, beside\nfrom pkg.far import B\n",
+    "alone/beside.py": "",
+}
+
+
+@pytest.mark.parametrize("network", ["pkg:Tiny", "pkg.net:Tiny", "pkg/net.py:Tiny", "alone/net.py:Tiny"])
+def test_the_digest_of_a_networks_code_is_of_all_that_it_imports(theirs, network):
+    write(theirs, PACKAGE)
+    works(network)
+    before = code_of(network)
+    for name, text in PACKAGE.items():
+        write(theirs, {name: f"{text}CHANGED = True\n"})
+        assert (code_of(network) != before) == (network.startswith("alone") or not name.startswith("alone")), name
+        write(theirs, {name: text})
+    assert code_of(network) == before != ""
 
 
 def test_parameters_named_as_a_wrappers(theirs):

@@ -33,8 +33,6 @@ def test_its_settings_are_read_and_are_the_same_again(folder):
     stored = stored_config(values)
     assert stored.method == (values.get("method") or "mma")
     again, _ = parse_train(["--config", str(folder)])
-    if "best_by" not in values and stored.method == "std":  # by mean margin, as was not said then
-        stored = replace(stored, best_by="clean_acc")
     ramp_steps = stored.ramp_steps or again.ramp_steps  # half of all steps, where it is not said
     stored = replace(stored, ramp_steps=ramp_steps)
     assert again == replace(stored, **OF_RUN), "but for where it lies and how it is shown"

@@ -75,8 +75,11 @@ def test_rows_by_name_and_further_arguments(tmp_path):
     assert value(argv, "--savepath") == f"trained_models/{row}" and argv[-2:] == ["--max_steps", "5"]
     calls, _ = dry_run("run_mnist_training.sh", tmp_path / "all", "--max_steps", "5")
     assert len(calls) == 8 and all(call[-2:] == ["--max_steps", "5"] for call in calls)
-    calls, said = dry_run("run_mnist_training.sh", tmp_path / "none", "mnist-L2-MMA-2", status=2)
-    assert not calls and said.startswith("error: mnist-L2-MMA-2: no row") and row in said
+    for number, name in enumerate(("mnist-L2-MMA-2", "mnist", "MMA-2.0-sd0", "0.45")):
+        calls, said = dry_run("run_mnist_training.sh", tmp_path / f"none{number}", name, status=2)
+        assert not calls and said.startswith(f"error: {name}: no row") and row in said
+    calls, said = dry_run("attack_mnist_models.sh", tmp_path / "attack", "foo", status=2)
+    assert not calls and said == "error: foo: is the name of no run, which has -Linf- or -L2- in it\n"
 
 
 def test_published_tables_are_filled_cheap_things_first(tmp_path, monkeypatch):

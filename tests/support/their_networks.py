@@ -9,10 +9,11 @@ from networks.resnets import PerImageStandardize
 
 
 class TheirBlock(nn.Module):
-    """Of both families: BN-ReLU-conv twice; the wide one's shortcut comes from behind the first ReLU."""
+    """Of both families: BN-ReLU-conv twice; the shortcut of wide ones, and of v2, comes from behind the first ReLU."""
 
-    def __init__(self, inside, outside, stride, wide):
+    def __init__(self, inside, outside, stride, wide, v2=False):
         super().__init__()
+        self.v2 = v2
         self.bn1, self.bn2 = nn.BatchNorm2d(inside), nn.BatchNorm2d(outside)
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
@@ -27,7 +28,7 @@ class TheirBlock(nn.Module):
         hidden = self.conv2(self.bn2(self.conv1(before)).relu())
         if hasattr(self, "convShortcut"):
             return hidden + self.convShortcut(before)
-        return hidden + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+        return hidden + (self.shortcut(before if self.v2 else x) if hasattr(self, "shortcut") else x)
 
 
 def their_group(blocks, inside, outside, stride):
@@ -56,11 +57,12 @@ class TheirWideResNet(nn.Module):
 class TheirPreAct18(nn.Module):
     """He et al. 2016, with the fast-AT code's names."""
 
-    def __init__(self):
+    def __init__(self, v2=False):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         for i, (inside, outside) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
-            blocks = TheirBlock(inside, outside, min(i, 2), wide=False), TheirBlock(outside, outside, 1, wide=False)
+            first = TheirBlock(inside, outside, min(i, 2), wide=False, v2=v2)
+            blocks = first, TheirBlock(outside, outside, 1, wide=False, v2=v2)
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
         self.bn, self.linear = nn.BatchNorm2d(512), nn.Linear(512, 10)
 

@@ -52,6 +52,24 @@ def test_one_right_example_and_batchnorm_of_vectors(norm):
     assert (result.eps > 0).tolist() == [True, False, False, False]
 
 
+class Keeps(nn.Linear):
+    """Keeps what it saw, with its history, which cannot be copied."""
+
+    def forward(self, x):
+        self.seen = super().forward(x.flatten(1))
+        return self.seen
+
+
+def test_a_network_that_cannot_be_copied_is_trained():
+    torch.manual_seed(0)
+    model, x, y = Keeps(16, 2), torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
+    model(x)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    MmaObjective(4, "Linf", 0.3, 0.05)(model, x, y, torch.arange(4))
+    assert model.weight.grad.any()
+
+
 def test_the_documented_loop_is_short_and_trains(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), flags=re.DOTALL)
