@@ -210,3 +210,9 @@ def test_two_classes_have_margins():
     with torch.no_grad():  # the caller's
         found = hubconf.margins("Linf", 0.4)(model, x, y)
     torch.testing.assert_close(found.eps, torch.where(margin < 0.4, margin, math.inf), rtol=0, atol=0.4e-4)
+
+
+def test_images_that_ask_for_a_gradient_give_margins_without_one(digits):
+    (x, y), model = digits, nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = hubconf.margins("Linf", 0.3)(model, x[:4].clone().requires_grad_(), y[:4])
+    assert not found.eps.requires_grad and not found.x_adv.requires_grad

@@ -13,9 +13,10 @@ import torch
 
 import evaluate_on_pgd_attacks
 from command_lines import fails, found_in
+from errors import UserError
 from evaluations import pgd_attacks
 from evaluations.flags import PgdFlags, parse_flags
-from evaluations.results import add_rows, effort, joined_checks, merged, quoted, read_file, way
+from evaluations.results import accuracy_of, add_rows, effort, joined_checks, merged, quoted, read_file, way
 from evaluations.subject import load_subject
 from folders import pictures
 from linear import ATTACK, CPU, SMALL, attack, save_run, subject_of
@@ -241,6 +242,24 @@ def test_the_papers_radii_and_steps(run, dataset, norm, radii, step):
     assert sum(rows[0]["settings"]["losses"].values()) == rows[0]["settings"]["nb_restart"] == 10
     few, _ = pgd_attacks.rows_asked(parse_flags(PgdFlags, ["--model", "run", "--nb_iter", "5"]), there, [])
     assert few[0]["settings"]["eps_iter"] == pytest.approx(few[0]["eps"] / 2), "five steps that cross the ball"
+
+
+def test_one_is_not_the_whole_range_beside_255ths(run):
+    there = replace(subject_of(run), dataset="cifar10", norm="Linf")
+    with pytest.raises(UserError, match=r"--eps 1: .* write 1/255"):
+        there.radii([1.0, 2.0, 8.0])
+    assert there.radii([2.0, 8.0])[0] == [2 / 255, 8 / 255] and there.radii([1.0])[0] == [1.0]
+
+
+def test_pgd_that_is_done_still_says_what_another_attack_found(run, capsys):
+    assert attack(run, "--eps", 0.1) == 0
+    (row,) = found_in(run)
+    subject_of(run).add_rows(
+        "autoattack", [{**row, **accuracy_of("0" * row["n"]), "settings": {"overrides": row["settings"]["overrides"]}}]
+    )
+    capsys.readouterr()
+    assert attack(run, "--eps", 0.1) == 0
+    assert re.search(r"already done[\s\S]*PGD overestimates by .* AutoAttack leaves 0.0%", capsys.readouterr().out)
 
 
 def test_checks_of_several_rows():

@@ -179,6 +179,12 @@ def test_the_references_files(tmp_path, legacy):
         assert torch.equal(other.linear2.bias, model.linear2.bias)
 
 
+def test_settings_of_another_program_are_not_taken_for_a_runs(tmp_path):
+    theirs = {"dataset": "digits", "norm": "Linf", "network": "mlp", "lr": 0.1}
+    torch.save({"state_dict": nn.Linear(3, 2).state_dict(), "config": theirs}, tmp_path / "theirs.pt")
+    assert checkpoint.load_model_file(str(tmp_path / "theirs.pt")).config is None
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     with pytest.raises(UserError, match=r"linear2\.weight is 7x1024 there, 10x1024"):
         checkpoint.load_weights(LeNet5Madry(), LeNet5Madry(num_classes=7).state_dict(), tmp_path)
