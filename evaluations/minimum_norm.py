@@ -254,7 +254,7 @@ def table(subject: Subject, rows: Mapping[str, Row], best: Tensor, names: Sequen
         return f"{name:22}" + "".join(f"{value:>11}" for value in (*values, figures["not_found"]))
 
     def cost(row: Row) -> str:
-        optimality = row["local_optimality"]["value"]
+        optimality = row.get("local_optimality", {}).get("value")
         said = "–" if optimality is None else f"{optimality:.4f}"
         passes = f"{row['passes']:.0f}" if "passes" in row else "–"  # of older rows
         return f"{said:>18}{passes:>9}   {row.get('seconds', 0):g} s"
