@@ -262,8 +262,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[Config, list[str]]:
 
 
 def _what_counts(file: Flags, flags: Flags, of_run: bool) -> Flags:
-    """Of a file's settings those that say something beside the flags: not what belonged to another method; of a run's also
-    not what preset and recipe say anyway, or what follows from other settings."""
+    """Of a file's settings those that say something beside the flags: not what belonged to another method, or to what the flags
+    turn off; of a run's also not what preset and recipe say anyway, or what follows from other settings."""
     dropped = _usual(file, flags) if of_run else set()
     if "method" in flags:
         dropped |= {name for name, methods in USES.items() if flags["method"] not in methods}

@@ -133,7 +133,7 @@ def recipe_values(recipe: object, key: Key, method: str | None, network: str | N
         like = {"omma": "mma", "std": "mma", "pgdls": "pgd", "ddn": "pgd"}.get(method, method)
         values |= {"max_steps": steps[like]} | ({"batch_size": 128} if network == SMALL else {})
         values |= {"nb_iter": 3} if like in ("pgd", "trades") else {}
-    if values and key == ("mnist", "Linf") and method in ("pgd", "pgdls", "trades"):  # at one eps these gain more
+    if values and key == ("mnist", "Linf") and method in ("pgd", "pgdls", "trades"):  # by PGD-0.3, docs/experiments.md
         values |= {"nb_iter": 10, "step_decay": False, "odi_steps": 0}
     if values and method == "ddn":  # its radius moves by a twentieth a step: more steps, of as many passes as PGD
         values |= {"nb_iter": 20, "max_steps": values["max_steps"] * (values["nb_iter"] + 1) // 21}

@@ -72,9 +72,7 @@ def test_how_long_training_takes_is_said_once_as_if_all_images_were_right(tmp_pa
     run = RunRecorder(RunFolder(tmp_path), config, 0, 200)
     with run:
         for step in (100, 200, 300, 400):  # of each 100 steps' images none is right: two passes an image, 10 s
-            run.rows(
-                [{**row, "step": step, "passes": 100 * step, "steps_per_second": 10.0}]
-            )  # checks take what they take
+            run.rows([{**row, "step": step, "passes": 100 * step, "steps_per_second": 10.0}])
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "at most about 15 min for the steps left, checks not counted"  # 800 * 50 * 23 / 1000 a second
 
